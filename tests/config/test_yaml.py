@@ -1,0 +1,73 @@
+import pytest
+
+from vlm_distill.config import apply_overrides, parse_yaml, read_yaml
+from vlm_distill.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-5", 1e-5),
+        ("1.5E3", 1500.0),
+        ("-.5", -0.5),
+        ("12", 12),
+        ("0x1f", 31),
+        ("true", True),
+        (".inf", float("inf")),
+    ],
+)
+def test_numbers_and_booleans_are_read_as_in_yaml_1_2(text: str, value: object) -> None:
+    assert parse_yaml(text, where="here") == value
+    assert type(parse_yaml(text, where="here")) is type(value)
+
+
+@pytest.mark.parametrize("text", ["yes", "no", "on", "off", "2024-01-01", "1:30", "1_000", "e5"])
+def test_words_that_yaml_1_1_would_convert_stay_text(text: str) -> None:
+    assert parse_yaml(text, where="here") == text
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: &x 1\nb: *x", "aliases"),
+        ("a: 1\na: 2", "stands twice"),
+        ("a: [1", "not valid YAML"),
+        ("a: !!python/object/apply:os.system [ls]", "not valid YAML"),
+    ],
+)
+def test_what_is_not_plain_data_is_refused_in_one_line(text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        parse_yaml(text, where="file.yaml")
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith("file.yaml")
+
+
+def test_a_file_that_is_no_mapping_or_missing_is_named(tmp_path) -> None:
+    (tmp_path / "list.yaml").write_text("- 1")
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    for name, message in [
+        ("list.yaml", "expected a mapping"),
+        ("none.yaml", "cannot be read"),
+        ("binary.yaml", "UTF-8"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            read_yaml(tmp_path / name)
+
+
+def test_overrides_reach_nested_keys_and_list_items_and_leave_the_original_alone() -> None:
+    original = {"train": {"lr": 1.0}, "tasks": [{"limit": 1}, {"limit": 2}]}
+    changed = apply_overrides(original, ["train.lr=1e-5", "tasks.1.limit=7", "new.deep.key=[a, no]"])
+    assert changed == {
+        "train": {"lr": 1e-5},
+        "tasks": [{"limit": 1}, {"limit": 7}],
+        "new": {"deep": {"key": ["a", "no"]}},
+    }
+    assert original["tasks"][1]["limit"] == 2
+
+
+@pytest.mark.parametrize(
+    "override", ["train.lr", "=3", "train..lr=1", "name.x=1", "tasks.5.limit=1", "tasks.x=1"]
+)
+def test_an_override_that_points_nowhere_is_an_error(override: str) -> None:
+    with pytest.raises(ConfigError, match="override"):
+        apply_overrides({"name": "a", "tasks": [1]}, [override])

@@ -1,0 +1,94 @@
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from vlm_distill.data.tables import read_table
+from vlm_distill.errors import DataError
+
+ROWS = [{"q": "what, then?", "n": "1"}, {"q": 'say "so"\nagain', "n": "2"}, {"q": "größer", "n": "3"}]
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    elif path.suffix in (".csv", ".tsv"):
+        with path.open("w", newline="", encoding="utf-8") as handle:
+            writer = csv.DictWriter(handle, list(rows[0]), delimiter="\t" if path.suffix == ".tsv" else ",")
+            writer.writeheader()
+            writer.writerows(rows)
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(rows), encoding="utf-8")
+    else:
+        path.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["json", "jsonl", "ndjson", "csv", "tsv", "parquet"])
+def test_every_kind_of_table_gives_the_same_rows(tmp_path: Path, suffix: str) -> None:
+    path = write(tmp_path / f"t.{suffix}", ROWS)
+    assert [row for _, row in read_table(path)] == ROWS
+    assert [where for where, _ in read_table(path)][2] == f"{path} row 2"
+
+
+def test_json_rows_may_be_lists(tmp_path: Path) -> None:
+    path = tmp_path / "t.json"
+    path.write_text('[["what?", "red", 0]]')
+    assert [row for _, row in read_table(path)] == [["what?", "red", 0]]
+
+
+def test_the_list_of_a_json_object_is_named_by_its_key(tmp_path: Path) -> None:
+    path = tmp_path / "t.json"
+    path.write_text('{"info": 1, "questions": [{"q": 1}]}')
+    assert [row for _, row in read_table(path, list_key="questions")] == [{"q": 1}]
+    with pytest.raises(DataError, match=r"expected a list of rows.*list_key: info, questions"):
+        list(read_table(path))
+    with pytest.raises(DataError, match="did you mean 'questions'"):
+        list(read_table(path, list_key="question"))
+
+
+def test_csv_cells_may_be_larger_than_the_default_limit(tmp_path: Path) -> None:
+    before = csv.field_size_limit()
+    path = write(tmp_path / "t.csv", [{"image": "a" * 300_000}])
+    assert len(next(iter(read_table(path)))[1]["image"]) == 300_000
+    assert csv.field_size_limit() == before
+
+
+def test_a_byte_order_mark_is_not_part_of_the_first_column(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_bytes(b"\xef\xbb\xbfq\nwhat?\n")
+    assert [row for _, row in read_table(path)] == [{"q": "what?"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("t.json", b"[{", "not valid JSON"),
+        ("t.json", b"3", "expected a list of rows, got int"),
+        ("t.json", b"[3]", "row 0: expected an object or a list of cells, got int"),
+        ("t.jsonl", b'{"a": 1}\n{"a": ', "line 2: not valid JSON"),
+        ("t.jsonl", b'{"a": "\xff"}', "expected UTF-8"),
+        ("t.csv", b"a,b\n1\n", "line 2: expected 2 cells, got 1"),
+        ("t.csv", b"a,b\n1,2,3\n", "line 2: expected 2 cells, got 3"),
+        ("t.csv", b"a,a\n1,2\n", "column names stand twice"),
+        ("t.parquet", b"PAR1 and then nothing", "damaged"),
+        ("t.xlsx", b"", "unknown kind of file; expected one of .json"),
+    ],
+)
+def test_a_damaged_table_is_an_error_that_names_file_and_place(
+    tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=message) as caught:
+        list(read_table(path))
+    assert str(path) in str(caught.value)
+
+
+def test_a_missing_file_is_named_with_its_absolute_path(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no such file \(looked at /"):
+        list(read_table(tmp_path / "t.json"))

@@ -1,0 +1,47 @@
+import pytest
+
+from vlm_distill.errors import DataError
+from vlm_distill.generation.references import encode_references
+from vlm_distill.records import Example, Message, Text
+
+
+class LetterTokenizer:
+    """Every letter is a token, and special tokens are added unless they are refused."""
+
+    def __call__(self, texts: list[str], add_special_tokens: bool = True) -> dict[str, list[list[int]]]:
+        start = [1] if add_special_tokens else []
+        return {"input_ids": [[*start, *map(ord, text)] for text in texts]}
+
+
+def example(name: str, *references: str) -> Example:
+    return Example(
+        id=name, messages=(Message(role="user", content=(Text(text="?"),)),), references=references
+    )
+
+
+def test_the_most_frequent_reference_becomes_a_stopped_response() -> None:
+    first, second = encode_references(
+        [example("a", "red", "blue", "blue"), example("b", "no", "yes")],
+        LetterTokenizer(),
+        stop_id=2,
+        fingerprint="f",
+    )
+    assert first.text == "blue"
+    assert first.token_ids == (*map(ord, "blue"), 2)
+    assert second.text == "no"
+    assert (second.author, second.finish, second.reencoded, second.example_id) == (
+        "reference",
+        "stop",
+        True,
+        "b",
+    )
+    assert first.id != second.id
+
+
+def test_an_example_without_references_is_named() -> None:
+    with pytest.raises(DataError, match=r"'b'.*1 of 2"):
+        encode_references([example("a", "x"), example("b")], LetterTokenizer(), stop_id=2, fingerprint="f")
+
+
+def test_no_examples_give_no_responses() -> None:
+    assert encode_references([], LetterTokenizer(), stop_id=2, fingerprint="f") == []

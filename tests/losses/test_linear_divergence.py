@@ -1,0 +1,389 @@
+"""linear_divergence against full logits in float64: values, gradients, chunks, memory and use in training."""
+
+import math
+
+import pytest
+import torch
+from loss_oracle import full_logits, plain_linear_divergence
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from vlm_distill.batches import Head
+from vlm_distill.losses import (
+    ForwardKL,
+    NegativeLogLikelihood,
+    RowGroup,
+    Rows,
+    SkewKL,
+    SkewReverseKL,
+    linear_divergence,
+)
+from vlm_distill.losses.rows import BYTES_PER_LOGIT
+
+ROWS, VOCAB, SHARED, STUDENT_WIDTH, TEACHER_WIDTH = 13, 11, 8, 6, 10
+IDS = torch.tensor([1, 2, 3, 5, 6, 7, 9, 10])
+HEADS = {"plain": {}, "scaled": {"scale": 0.7}, "capped": {"scale": 1.3, "soft_cap": 2.0}}
+VOCABULARIES = {"all": slice(None), "slice": slice(1, 1 + SHARED), "ids": IDS}
+LARGE = 1 << 30
+
+
+def budget(rows: int, columns: int = VOCAB) -> int:
+    return rows * columns * BYTES_PER_LOGIT
+
+
+def make_rows(
+    width: int, *, seed: int, dtype=torch.float64, bias: bool = True, vocabulary=None, **head
+) -> Rows:
+    generator = torch.Generator().manual_seed(seed)
+
+    def leaf(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+
+    weight = leaf(VOCAB, width)
+    head = Head(weight=weight, bias=leaf(VOCAB) if bias else None, **head)
+    return Rows(
+        hidden=leaf(ROWS, width), head=head, vocabulary=slice(None) if vocabulary is None else vocabulary
+    )
+
+
+def make_pair(**options) -> tuple[Rows, Rows]:
+    return make_rows(STUDENT_WIDTH, seed=1, **options), make_rows(TEACHER_WIDTH, seed=2, **options)
+
+
+def alpha_of_gap(student_log_probs: Tensor, teacher_log_probs: Tensor) -> Tensor:
+    return (0.05 + 0.3 * (teacher_log_probs.exp() - student_log_probs.exp()).abs()).clamp(0.01, 0.9)
+
+
+def make_groups(dtype: torch.dtype = torch.float64) -> list[RowGroup]:
+    def weights(count: int) -> Tensor:
+        return torch.linspace(0.1, 1.0, count, dtype=dtype)
+
+    return [
+        RowGroup(
+            divergence=SkewKL(), rows=torch.tensor([0, 1, 2, 7, 8]), weight=weights(5), parameter=alpha_of_gap
+        ),
+        RowGroup(
+            divergence=SkewReverseKL(),
+            rows=torch.tensor([3, 4, 12]),
+            weight=weights(3),
+            parameter=weights(3) / 2,
+        ),
+        RowGroup(divergence=NegativeLogLikelihood(), rows=torch.tensor([0, 4, 9]), weight=weights(3)),
+        RowGroup(divergence=ForwardKL(), rows=torch.arange(ROWS), weight=weights(ROWS)),
+        RowGroup(divergence=ForwardKL(), rows=torch.tensor([], dtype=torch.long), weight=weights(0)),
+    ]
+
+
+def labels_and_columns(vocabulary) -> tuple[Tensor, Tensor]:
+    columns = (3 * torch.arange(ROWS) + 1) % SHARED
+    if isinstance(vocabulary, slice):
+        return columns + (vocabulary.start or 0), columns
+    return vocabulary[columns], columns
+
+
+def gradients_of(rows: Rows) -> list[Tensor | None]:
+    tensors = [rows.hidden, rows.head.weight, rows.head.bias]
+    return [None if tensor is None else tensor.grad for tensor in tensors]
+
+
+def in_float64(rows: Rows) -> Rows:
+    """Return a detached copy with its own gradients."""
+
+    def copy(tensor: Tensor) -> Tensor:
+        return tensor.detach().double().requires_grad_()
+
+    head = rows.head
+    bias = None if head.bias is None else copy(head.bias)
+    head = Head(weight=copy(head.weight), bias=bias, scale=head.scale, soft_cap=head.soft_cap)
+    return Rows(hidden=copy(rows.hidden), head=head, vocabulary=rows.vocabulary)
+
+
+@pytest.mark.parametrize("size", [1, 5, 100])
+@pytest.mark.parametrize("vocabulary", VOCABULARIES.values(), ids=VOCABULARIES.keys())
+@pytest.mark.parametrize("head", HEADS.values(), ids=HEADS.keys())
+def test_loss_and_gradients_equal_full_logits(head: dict, vocabulary, size: int) -> None:
+    student, teacher = make_pair(vocabulary=vocabulary, **head)
+    labels, columns = labels_and_columns(vocabulary)
+    result = linear_divergence(
+        student, teacher, groups=make_groups(), labels=labels, byte_budget=budget(size, student.num_columns)
+    )
+    result.loss.backward()
+    plain = in_float64(student)
+    expected = plain_linear_divergence(plain, teacher, make_groups(), columns)
+    expected.backward()
+    torch.testing.assert_close(result.loss, expected, rtol=1e-10, atol=0)
+    for ours, theirs in zip(gradients_of(student), gradients_of(plain), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+    assert gradients_of(teacher) == [None, None, None]
+
+
+@pytest.mark.parametrize("size", [1, 5, 100])
+def test_float32_agrees_with_float64_to_a_millionth(size: int) -> None:
+    student, teacher = make_pair(dtype=torch.float32)
+    labels, columns = labels_and_columns(slice(None))
+    result = linear_divergence(
+        student, teacher, groups=make_groups(torch.float32), labels=labels, byte_budget=budget(size)
+    )
+    result.loss.backward()
+    plain = in_float64(student)
+    expected = plain_linear_divergence(plain, in_float64(teacher), make_groups(), columns)
+    expected.backward()
+    assert result.loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    for ours, theirs in zip(gradients_of(student), gradients_of(plain), strict=True):
+        assert ours.dtype == torch.float32
+        assert (ours - theirs).norm() <= 1e-6 * theirs.norm()
+
+
+def test_row_values_and_label_log_probs_are_detached_and_exact() -> None:
+    student, teacher = make_pair()
+    labels, columns = labels_and_columns(slice(None))
+    result = linear_divergence(student, teacher, groups=make_groups(), labels=labels, byte_budget=budget(4))
+    every = torch.arange(ROWS)
+    for rows, log_probs in (
+        (student, result.student_label_log_probs),
+        (teacher, result.teacher_label_log_probs),
+    ):
+        assert not log_probs.requires_grad
+        torch.testing.assert_close(log_probs, full_logits(rows).softmax(-1)[every, columns].log().detach())
+    for group, values in zip(make_groups(), result.row_values, strict=True):
+        assert not values.requires_grad
+        assert values.shape == group.rows.shape
+    weighted = [(group.weight * v).sum() for group, v in zip(make_groups(), result.row_values, strict=True)]
+    torch.testing.assert_close(torch.stack(weighted).sum(), result.loss.detach())
+
+
+def test_without_a_teacher_the_likelihood_needs_no_teacher_rows() -> None:
+    student, _ = make_pair()
+    labels, columns = labels_and_columns(slice(None))
+    groups = make_groups()[2:3]
+    result = linear_divergence(student, None, groups=groups, labels=labels, byte_budget=budget(4))
+    torch.testing.assert_close(result.loss, plain_linear_divergence(student, None, groups, columns))
+    assert result.teacher_label_log_probs is None
+
+
+def test_a_frozen_head_gets_no_gradient_and_costs_none() -> None:
+    student, teacher = make_pair()
+    student.head.weight.requires_grad_(False)
+    student.head.bias.requires_grad_(False)
+    labels, columns = labels_and_columns(slice(None))
+    with LargestTensor() as largest:
+        result = linear_divergence(
+            student, teacher, groups=make_groups(), labels=labels, byte_budget=budget(1)
+        )
+    assert (VOCAB, STUDENT_WIDTH) not in largest.shapes
+    result.loss.backward()
+    assert student.head.weight.grad is None
+    assert student.head.bias.grad is None
+    (expected,) = torch.autograd.grad(
+        plain_linear_divergence(student, teacher, make_groups(), columns), student.hidden
+    )
+    torch.testing.assert_close(student.hidden.grad, expected)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Records the shapes of all new tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: set[tuple[int, ...]] = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        is_view = str(function).startswith(
+            ("aten.t.", "aten.transpose", "aten.slice", "aten.view", "aten.detach")
+        )
+        if isinstance(out, Tensor) and not is_view:
+            self.shapes.add(tuple(out.shape))
+        return out
+
+
+def test_logits_never_exist_for_more_than_one_chunk() -> None:
+    student, teacher = make_pair()
+    labels, _ = labels_and_columns(slice(None))
+    with LargestTensor() as largest:
+        result = linear_divergence(
+            student, teacher, groups=make_groups(), labels=labels, byte_budget=budget(2)
+        )
+        result.loss.backward()
+    logits_rows = [shape[0] for shape in largest.shapes if len(shape) == 2 and shape[1] == VOCAB]
+    assert max(logits_rows) == 2
+
+
+def test_a_budget_below_one_row_still_takes_one() -> None:
+    student, teacher = make_pair()
+    labels, _ = labels_and_columns(slice(None))
+    tight = linear_divergence(student, teacher, groups=make_groups(), labels=labels, byte_budget=1)
+    wide = linear_divergence(student, teacher, groups=make_groups(), labels=labels, byte_budget=LARGE)
+    torch.testing.assert_close(tight.loss, wide.loss)
+
+
+def test_no_rows_give_zero_with_a_gradient_path() -> None:
+    student, teacher = make_pair()
+    empty = [
+        Rows(hidden=rows.hidden.detach()[:0].requires_grad_(), head=rows.head) for rows in (student, teacher)
+    ]
+    nothing = torch.zeros(0, dtype=torch.long)
+    for groups in (
+        [],
+        [RowGroup(divergence=SkewKL(), rows=nothing, weight=torch.zeros(0), parameter=alpha_of_gap)],
+    ):
+        result = linear_divergence(*empty, groups=groups, labels=nothing, byte_budget=LARGE)
+        assert result.loss.item() == 0
+        result.loss.backward()
+        assert empty[0].hidden.grad.shape == (0, STUDENT_WIDTH)
+        assert (student.head.weight.grad == 0).all()
+
+
+def test_without_gradients_the_value_is_the_same() -> None:
+    student, teacher = make_pair()
+    labels, _ = labels_and_columns(slice(None))
+    with torch.no_grad():
+        quiet = linear_divergence(student, teacher, groups=make_groups(), labels=labels, byte_budget=LARGE)
+    assert not quiet.loss.requires_grad
+    loud = linear_divergence(student, teacher, groups=make_groups(), labels=labels, byte_budget=LARGE)
+    assert torch.equal(quiet.loss, loud.loss)
+
+
+def test_upstream_factors_accumulate_over_micro_batches_and_repeated_backwards() -> None:
+    student, teacher = make_pair()
+    labels, columns = labels_and_columns(slice(None))
+    loss = linear_divergence(
+        student, teacher, groups=make_groups(), labels=labels, byte_budget=budget(4)
+    ).loss
+    (2 * loss).backward(retain_graph=True)
+    (loss * loss).backward()
+    plain = in_float64(student)
+    expected = plain_linear_divergence(plain, teacher, make_groups(), columns)
+    (2 * expected + expected * expected).backward()
+    for ours, theirs in zip(gradients_of(student), gradients_of(plain), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+class TiedModel(nn.Module):
+    """An embedding that is its own output layer, with a layer in between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding = nn.Embedding(VOCAB, STUDENT_WIDTH, dtype=torch.float64)
+        self.layer = nn.Linear(STUDENT_WIDTH, STUDENT_WIDTH, dtype=torch.float64)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.layer(self.embedding(ids)).tanh()
+
+    def rows(self, ids: Tensor, forward=None) -> Rows:
+        return Rows(hidden=(forward or self)(ids), head=Head(weight=self.embedding.weight))
+
+
+def tied_gradients(loss_of_rows, forward=None) -> list[Tensor]:
+    model = TiedModel()
+    forward = forward(model) if forward else model
+    ids = torch.arange(ROWS) % VOCAB
+    for _ in range(2):  # two micro-batches
+        loss_of_rows(model.rows(ids, forward)).backward()
+    return [parameter.grad for parameter in model.parameters()]
+
+
+def test_tied_embeddings_add_up_both_uses_also_under_ddp(monkeypatch) -> None:
+    teacher = make_rows(TEACHER_WIDTH, seed=2)
+    labels, columns = labels_and_columns(slice(None))
+
+    def ours(student: Rows) -> Tensor:
+        return linear_divergence(
+            student, teacher, groups=make_groups(), labels=labels, byte_budget=budget(4)
+        ).loss
+
+    expected = tied_gradients(
+        lambda student: plain_linear_divergence(student, teacher, make_groups(), columns)
+    )
+    torch.testing.assert_close(tied_gradients(ours), expected)
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        torch.testing.assert_close(tied_gradients(ours, nn.parallel.DistributedDataParallel), expected)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_many_chunks_of_half_precision_add_up_in_float32() -> None:
+    # A bfloat16 sum of equal summands stops growing at 256 of them.
+    count = 400
+    one, _ = make_pair(dtype=torch.bfloat16)
+    hidden = one.hidden.detach()[:1].expand(count, -1).clone().requires_grad_()
+    student = Rows(hidden=hidden, head=one.head)
+    group = RowGroup(divergence=NegativeLogLikelihood(), rows=torch.arange(count), weight=torch.ones(count))
+    labels = torch.zeros(count, dtype=torch.long)
+    linear_divergence(student, None, groups=[group], labels=labels, byte_budget=budget(1)).loss.backward()
+    plain = in_float64(student)
+    plain_linear_divergence(plain, None, [group], labels).backward()
+    for ours, theirs in zip(gradients_of(student), gradients_of(plain), strict=True):
+        assert (ours - theirs).norm() <= 1e-2 * theirs.norm()
+
+
+def test_half_precision_gives_a_float32_loss_and_gradients_of_its_own_precision() -> None:
+    student, teacher = make_pair(dtype=torch.bfloat16)
+    labels, columns = labels_and_columns(slice(None))
+    result = linear_divergence(
+        student, teacher, groups=make_groups(torch.float32), labels=labels, byte_budget=budget(1)
+    )
+    result.loss.backward()
+    assert result.loss.dtype == torch.float32
+    assert student.head.weight.grad.dtype == torch.bfloat16
+    plain = in_float64(student)
+    expected = plain_linear_divergence(plain, in_float64(teacher), make_groups(), columns)
+    expected.backward()
+    assert result.loss.item() == pytest.approx(expected.item(), rel=1e-2)
+    for ours, theirs in zip(gradients_of(student), gradients_of(plain), strict=True):
+        assert (ours - theirs).norm() <= 1e-2 * theirs.norm()
+
+
+def test_autocast_multiplies_in_bfloat16_and_returns_float32_gradients() -> None:
+    student, teacher = make_pair(dtype=torch.float32)
+    labels, columns = labels_and_columns(slice(None))
+    with torch.autocast("cpu", torch.bfloat16):
+        result = linear_divergence(
+            student, teacher, groups=make_groups(torch.float32), labels=labels, byte_budget=budget(4)
+        )
+    result.loss.backward()
+    plain = in_float64(student)
+    plain_linear_divergence(plain, in_float64(teacher), make_groups(), columns).backward()
+    for ours, theirs in zip(gradients_of(student), gradients_of(plain), strict=True):
+        assert ours.dtype == torch.float32
+        assert 0 < (ours - theirs).norm() <= 3e-2 * theirs.norm()
+
+
+def test_a_support_mismatch_has_its_exact_value_and_finite_gradients() -> None:
+    infinity = -math.inf
+    student = Rows(
+        hidden=torch.zeros(1, 2, requires_grad=True),
+        head=Head(weight=torch.ones(3, 2, requires_grad=True), bias=torch.tensor([0.0, infinity, 0.0])),
+    )
+    teacher = Rows(
+        hidden=torch.zeros(1, 4), head=Head(weight=torch.ones(3, 4), bias=torch.tensor([0.0, 0.0, infinity]))
+    )
+    group = RowGroup(divergence=SkewKL(), rows=torch.tensor([0]), weight=torch.ones(1))
+    result = linear_divergence(student, teacher, groups=[group], labels=torch.tensor([1]), byte_budget=LARGE)
+    assert result.loss.item() == pytest.approx(1.15129, abs=5e-6)
+    assert result.student_label_log_probs.item() == infinity
+    result.loss.backward()
+    assert student.hidden.grad.isfinite().all()
+    assert student.head.weight.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(("vocabulary", "outside"), [(slice(2, 10), 1), (slice(2, 10), 10), (IDS, 4)])
+def test_a_label_outside_the_vocabulary_is_impossible(vocabulary, outside: int) -> None:
+    student, teacher = make_pair(vocabulary=vocabulary)
+    labels = torch.full((ROWS,), 5)
+    labels[3] = outside
+    result = linear_divergence(student, teacher, groups=[], labels=labels, byte_budget=LARGE)
+    for log_probs in (result.student_label_log_probs, result.teacher_label_log_probs):
+        assert log_probs.isneginf().nonzero().tolist() == [[3]]
+
+
+@pytest.mark.parametrize("rows", [[3, 1], [1, 1], [0, ROWS]])
+def test_rows_that_do_not_ascend_within_range_are_refused(rows: list[int]) -> None:
+    student, teacher = make_pair()
+    group = RowGroup(divergence=SkewKL(), rows=torch.tensor(rows), weight=torch.ones(2, dtype=torch.float64))
+    with pytest.raises(AssertionError):
+        linear_divergence(
+            student, teacher, groups=[group], labels=torch.zeros(ROWS).long(), byte_budget=LARGE
+        )

@@ -1,0 +1,74 @@
+"""The import rules of the package: a file imports its own package and lower layers, siblings never import each other."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1] / "vlm_distill"
+LAYERS = [
+    {"errors", "files", "records", "progress", "config"},
+    {"batches"},
+    {"losses", "data", "adapters"},
+    {"forward"},
+    {"generation"},
+    {"training", "evaluation"},
+    {"conformance", "reporting"},
+    {"run_config", "run_folder", "measure", "summary", "pipeline", "cli"},
+]
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+# Packages whose files may import each other's neighbours in the bottom and top layers, which are one unit each.
+UNITS = [LAYERS[0], LAYERS[-1]]
+OWNERS = {
+    "accelerate": {"training/trainer.py"},
+    "vllm": {"generation/vllm_engine.py"},
+    "open_clip": {"adapters/clip_weights.py", "adapters/vision_tower.py"},
+}
+FILES = sorted(path for path in ROOT.rglob("*.py") if "_bundled" not in path.parts)
+
+
+def unit_of(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imports_of(path: Path) -> list[str]:
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found.append(node.module or "")
+            found += [f"{node.module}.{alias.name}" for alias in node.names if node.module == "vlm_distill"]
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_file_imports_only_lower_layers(path: Path) -> None:
+    unit = unit_of(path)
+    if unit == "__init__":
+        assert not imports_of(path)
+        return
+    for name in imports_of(path):
+        parts = name.split(".")
+        if parts[0] != "vlm_distill" or len(parts) == 1 or parts[1] in (unit, "__version__"):
+            continue
+        target = parts[1]
+        assert target in LEVEL, f"{path.name} imports {name}, which has no layer"
+        together = any(unit in names and target in names for names in UNITS)
+        assert LEVEL[target] < LEVEL[unit] or together, (
+            f"{unit} (layer {LEVEL[unit] + 1}) imports {target} (layer {LEVEL[target] + 1})"
+        )
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_heavy_libraries_have_one_owner(path: Path) -> None:
+    relative = path.relative_to(ROOT).as_posix()
+    for name in imports_of(path):
+        owners = OWNERS.get(name.split(".")[0])
+        assert owners is None or relative in owners, f"{relative} imports {name}; only {owners} may"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "data").glob("*.py")), ids=lambda path: path.name)
+def test_data_imports_no_torch(path: Path) -> None:
+    assert not [name for name in imports_of(path) if name.split(".")[0] in ("torch", "transformers")]

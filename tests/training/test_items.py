@@ -1,0 +1,69 @@
+from itertools import islice
+
+import pytest
+import torch
+
+from tests.tiny import example
+from vlm_distill.batches import pad_responses
+from vlm_distill.errors import DataError
+from vlm_distill.records import AUTHORS, Author, Response, response_id
+from vlm_distill.training.items import Plan, build_items
+
+
+def response(example_id: str, author: Author, ids: tuple[int, ...], sample_index: int = 0) -> Response:
+    return Response(
+        id=response_id(example_id, author, round=1, sample_index=sample_index),
+        example_id=example_id,
+        author=author,
+        round=1,
+        sample_index=sample_index,
+        text="",
+        token_ids=ids,
+        finish="stop",
+        model_fingerprint="m",
+    )
+
+
+@pytest.mark.parametrize(("num_items", "batch_size"), [(10, 3), (4, 9), (5, 5), (1, 4)])
+def test_a_step_is_the_same_whether_it_is_reached_or_looked_up(num_items: int, batch_size: int) -> None:
+    plan = Plan(num_items=num_items, batch_size=batch_size, seed=3)
+    for number, step in enumerate(islice(plan.steps(), 12)):
+        assert plan.step(number) == step
+        assert len(step) == batch_size
+
+
+def test_every_epoch_is_a_new_permutation_of_all_items() -> None:
+    plan = Plan(num_items=7, batch_size=7, seed=0)
+    first, second = plan.step(0), plan.step(1)
+    assert sorted(first) == sorted(second) == list(range(7))
+    assert first != second
+    assert first != Plan(num_items=7, batch_size=7, seed=1).step(0)
+
+
+def test_items_join_by_id_and_leave_out_prompts_without_every_author() -> None:
+    examples = [example(name, "?") for name in "abc"]
+    responses = [
+        response("c", "student", (1,)),
+        response("a", "student", (2,)),
+        response("a", "teacher", (3, 4)),
+        response("b", "teacher", (5,)),
+        response("a", "reference", (9,)),
+    ]
+    items, missing = build_items(examples, responses, authors=frozenset({"teacher", "student"}))
+    assert [[one.author for one in item.responses] for item in items] == [["teacher", "student"]]
+    assert (items[0].example.id, items[0].num_tokens, missing) == ("a", 3, 2)
+    with pytest.raises(DataError, match="expected examples with responses by reference"):
+        build_items(examples[1:], responses, authors=frozenset({"reference"}))
+
+
+def test_padding_keeps_ids_order_prompt_and_author() -> None:
+    batch = pad_responses(
+        [
+            [response("a", "teacher", (5, 6, 7)), response("a", "student", (8,))],
+            [response("b", "teacher", (9, 4))],
+        ]
+    )
+    assert batch.prompt_index.tolist() == [0, 0, 1]
+    assert batch.labels.tolist() == [5, 6, 7, 8, 9, 4]
+    assert [AUTHORS[index] for index in batch.author] == ["teacher", "student", "teacher"]
+    assert torch.equal(batch.num_tokens, torch.tensor([3, 1, 2]))

@@ -1,0 +1,247 @@
+import copy
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.tiny import example, picture, tiny_llava, tiny_text_model
+from tests.training.test_items import response
+from vlm_distill.adapters.adapter import LoadedModel
+from vlm_distill.errors import AdapterError, DataError
+from vlm_distill.losses import SFT, DistiLLM2, SeqKD
+from vlm_distill.training.config import Trainable, TrainConfig
+from vlm_distill.training.items import TrainItem
+from vlm_distill.training.run import finished, train
+from vlm_distill.training.trainer import Stage, Trainer, freeze, learning_rate, num_steps
+
+COLORS = ("red", "green", "blue", "teal", "black", "gray")
+
+
+def fresh(loaded: LoadedModel) -> LoadedModel:
+    return replace(loaded, model=copy.deepcopy(loaded.model))
+
+
+def make_items(count: int = 6, *, num_images: int = 1) -> list[TrainItem]:
+    items = []
+    for index in range(count):
+        name = f"e{index}"
+        # Unequal lengths, so that a wrong denominator shows.
+        teacher = response(name, "teacher", tuple(range(10, 11 + index % 4)))
+        student = response(name, "student", tuple(range(30, 31 + (2 * index) % 5)))
+        question = example(name, "What color is the shape?" + " blue" * (index % 3), num_images=num_images)
+        items.append(TrainItem(example=question, responses=(teacher, student)))
+    return items
+
+
+def make_stage(
+    folder: Path,
+    *,
+    student: LoadedModel | None = None,
+    teacher: LoadedModel | None = None,
+    **settings: object,
+) -> Stage:
+    fields = {
+        "student": student or fresh(tiny_llava(0)),
+        "teacher": teacher or tiny_llava(1, hidden_size=32),
+        "vocabulary": slice(None),
+        "objective": DistiLLM2().build(),
+        "items": make_items(),
+        "load_images": lambda one: [picture(COLORS[int(one.id[1:]) % 6]) for _ in one.images],
+        "folder": folder,
+        "key": "key",
+        "label": "test",
+        "seed": 1,
+        **settings,
+    }
+    return Stage(**fields)
+
+
+def config(**settings: object) -> TrainConfig:
+    fields = {
+        "steps": 6,
+        "batch_size": 4,
+        "micro_batch_size": 4,
+        "learning_rate": 1e-2,
+        "checkpoint_every": 2,
+        "log_every": 1,
+    }
+    return TrainConfig(**(fields | settings))
+
+
+def weights(loaded: LoadedModel) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in loaded.model.state_dict().items()}
+
+
+def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+
+
+@pytest.mark.parametrize(
+    "objective", [DistiLLM2(), DistiLLM2(preset="released"), SeqKD()], ids=["paper", "released", "seqkd"]
+)
+def test_gradients_do_not_depend_on_how_a_step_is_cut_into_micro_batches(tmp_path: Path, objective) -> None:
+    gradients = []
+    for size in (6, 4, 1):
+        # In float64, so that a wrong denominator cannot hide behind the rounding of other padding.
+        student, teacher = fresh(tiny_llava(0)), fresh(tiny_llava(1, hidden_size=32))
+        student.model.double()
+        teacher.model.double()
+        stage = make_stage(
+            tmp_path / str(size), student=student, teacher=teacher, objective=objective.build()
+        )
+        # Learning rate 0 is not allowed; a clip far above the norm leaves gradients alone, and they are read before the step.
+        trainer = Trainer(config(batch_size=6, micro_batch_size=size, max_grad_norm=1e9), stage, print)
+        trainer.optimizer.zero_grad = lambda: None
+        loss = trainer.optimizer_step(0)["loss_sum"]
+        gradients.append((loss, [parameter.grad for parameter in stage.student.model.parameters()]))
+    for loss, found in gradients[1:]:
+        assert loss == pytest.approx(gradients[0][0], rel=1e-7)
+        for value, expected in zip(found, gradients[0][1], strict=True):
+            torch.testing.assert_close(value, expected, rtol=1e-6, atol=1e-12)
+
+
+def test_training_lowers_the_loss(tmp_path: Path) -> None:
+    train(config(steps=30), make_stage(tmp_path), log=print)
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
+
+
+class Killed(RuntimeError):
+    pass
+
+
+def stop_after(trainer: Trainer, steps: int) -> None:
+    real = trainer.optimizer_step
+
+    def step(number: int) -> dict[str, float]:
+        if number == steps:
+            raise Killed
+        return real(number)
+
+    trainer.optimizer_step = step
+    with pytest.raises(Killed):
+        trainer.run()
+
+
+def test_a_run_killed_between_checkpoints_ends_with_the_weights_of_an_undisturbed_one(tmp_path: Path) -> None:
+    whole = make_stage(tmp_path / "whole")
+    train(config(), whole, log=print)
+    stop_after(Trainer(config(), make_stage(tmp_path / "cut"), print), 5)
+    lines: list[str] = []
+    again = make_stage(tmp_path / "cut")
+    train(config(), again, log=lines.append)
+    assert "test: continuing after step 4 of 6" in lines
+    assert_same(weights(whole.student), weights(again.student))
+    assert whole.objective.state_dict() == again.objective.state_dict()
+    steps = [
+        json.loads(line)["step"] for line in (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert steps == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_damaged_last_checkpoint_is_reported_and_the_one_before_it_used(tmp_path: Path) -> None:
+    stop_after(Trainer(config(), make_stage(tmp_path), print), 5)
+    newest = tmp_path / "checkpoints" / "step_00000004" / "model.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-1] + b"x")
+    lines: list[str] = []
+    assert Trainer(config(), make_stage(tmp_path), lines.append).step == 2
+    assert any("model.safetensors is damaged" in line for line in lines)
+
+
+def test_only_the_newest_checkpoints_are_kept_and_none_is_left_at_the_end(tmp_path: Path) -> None:
+    stop_after(Trainer(config(steps=9, keep_last=2), make_stage(tmp_path), print), 8)
+    assert [path.name for path in sorted((tmp_path / "checkpoints").iterdir())] == [
+        "step_00000006",
+        "step_00000008",
+    ]
+    train(config(steps=9), make_stage(tmp_path), log=print)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_checkpoint_of_another_model_or_config_is_refused(tmp_path: Path) -> None:
+    stop_after(Trainer(config(), make_stage(tmp_path), print), 3)
+    with pytest.raises(DataError, match="another student, teacher, data set or config"):
+        Trainer(config(), make_stage(tmp_path, key="other"), print)
+
+
+def test_a_finished_stage_is_found_again_under_its_key_only(tmp_path: Path) -> None:
+    assert finished(tmp_path, key="key") is None
+    trained = train(config(steps=2), make_stage(tmp_path), log=print)
+    assert finished(tmp_path, key="key") == trained
+    assert trained.tokens == sum(
+        json.loads(line)["tokens"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()[-1:]
+    )
+    with pytest.raises(DataError, match="another start"):
+        finished(tmp_path, key="other")
+
+
+def test_frozen_components_do_not_move_and_the_others_do(tmp_path: Path) -> None:
+    stage = make_stage(tmp_path)
+    before = weights(stage.student)
+    train(config(steps=2, trainable=Trainable(vision="frozen", projector="frozen")), stage, log=print)
+    after = weights(stage.student)
+    moved = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    assert moved
+    assert all(name.startswith(("model.language_model.", "lm_head.")) for name in moved)
+    with pytest.raises(AdapterError, match="at least one"):
+        freeze(
+            stage.student, config(trainable=Trainable(vision="frozen", projector="frozen", language="frozen"))
+        )
+
+
+def test_text_pairs_train_with_the_same_code(tmp_path: Path) -> None:
+    student = fresh(tiny_text_model(0))
+    stage = make_stage(
+        tmp_path, student=student, teacher=tiny_text_model(1, hidden_size=32), items=make_items(num_images=0)
+    )
+    before = weights(student)
+    train(config(steps=2), stage, log=print)
+    assert any(not torch.equal(value, before[name]) for name, value in weights(student).items())
+
+
+def test_an_infinite_loss_stops_before_the_step_and_names_the_place(tmp_path: Path) -> None:
+    stage = make_stage(tmp_path)
+    with torch.no_grad():
+        stage.student.model.lm_head.weight[11] = float("nan")
+    before = weights(stage.student)
+    with pytest.raises(DataError, match=r"test, step 1: .*not finite"):
+        train(config(), stage, log=print)
+    for name, value in weights(stage.student).items():
+        torch.testing.assert_close(value, before[name], equal_nan=True, rtol=0, atol=0)
+
+
+def test_a_token_budget_ends_with_the_first_step_that_reaches_it() -> None:
+    items = make_items(6)
+    total = sum(item.num_tokens for item in items)
+    assert num_steps(TrainConfig(tokens=2 * total, batch_size=3), items, seed=0) == 4
+    assert num_steps(TrainConfig(tokens=2 * total + 1, batch_size=3), items, seed=0) == 5
+    assert num_steps(TrainConfig(epochs=1.5, batch_size=4), items, seed=0) == 3
+    empty = [replace(items[0], responses=(response("e0", "teacher", ()),))]
+    with pytest.raises(DataError, match="every response is empty"):
+        num_steps(TrainConfig(tokens=5), empty, seed=0)
+
+
+def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
+    settings = TrainConfig(steps=100, learning_rate=1.0, warmup_ratio=0.1)
+    rates = [learning_rate(settings, step, 100) for step in range(100)]
+    assert rates[:3] == pytest.approx([0.1, 0.2, 0.3])
+    assert max(rates) == rates[9] == rates[10] == 1.0
+    assert rates[55] == pytest.approx(0.5)
+    assert 0 < rates[99] < 1e-3
+    constant = TrainConfig(steps=100, learning_rate=1.0, warmup_ratio=0.0, schedule="constant")
+    assert {learning_rate(constant, step, 100) for step in range(100)} == {1.0}
+
+
+def test_sft_reads_references_and_no_teacher(tmp_path: Path) -> None:
+    items = [
+        TrainItem(
+            example=example("e0", "?", num_images=1), responses=(response("e0", "reference", (10, 11)),)
+        )
+    ]
+    stage = make_stage(tmp_path, objective=SFT().build(), items=items)
+    trained = train(config(steps=2, batch_size=1), replace(stage, teacher=None), log=print)
+    assert trained.tokens == 4

@@ -1,0 +1,85 @@
+"""The adapter record: what the rest of the package needs to know about a model family, as functions.
+
+`chat.py` has the generic functions that serve most families, `catalog.py` the known adapters and
+`load_model`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from PIL import Image
+from torch import Tensor, nn
+
+from vlm_distill.batches import Head, PromptBatch
+from vlm_distill.records import Example
+
+Part = str  # "vision", "projector" or "language"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoadOptions:
+    """How a model is loaded: dtype by name ("auto" is that of the files), device, may its own code run."""
+
+    dtype: str = "float32"
+    device: str = "cpu"
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Adapter:
+    """A model family.
+
+    `load(path, options)` returns the model (in eval mode) and its processor (a tokenizer for text models).
+    `encode(processor, examples, images)` applies the chat template and returns a left-padded batch;
+    `images[i]` are the pictures of `examples[i]`. Every prompt is processed alone, so that `extra_counts`
+    follow from the rows it adds. It never truncates. `backbone(model, input_ids, attention_mask,
+    position_ids, extras, cache)` returns hidden states after the final norm; a key-value cache of transformers
+    is appended to, and the mask then covers what it holds as well; None keeps nothing. `position_ids(model, input_ids,
+    attention_mask, extras)` returns positions that ignore padding. `head(model)` returns the output layer.
+    `parts` maps vision, projector and language to module-name prefixes. `branches_cache` says that several
+    continuations of one prefix can share its cache, which recurrent states do not allow.
+    """
+
+    name: str
+    model_types: tuple[str, ...]
+    load: Callable[[str, LoadOptions], tuple[nn.Module, Any]]
+    encode: Callable[[Any, Sequence[Example], Sequence[Sequence[Image.Image]]], PromptBatch]
+    backbone: Callable[
+        [nn.Module, Int[Tensor, "b t"], Int[Tensor, "b seen"], Int[Tensor, "b t"], Mapping[str, Tensor], Any],
+        Float[Tensor, "b t width"],
+    ]
+    position_ids: Callable[
+        [nn.Module, Int[Tensor, "b t"], Int[Tensor, "b t"], Mapping[str, Tensor]], Int[Tensor, "b t"]
+    ]
+    head: Callable[[nn.Module], Head]
+    parts: Mapping[Part, tuple[str, ...]]
+    branches_cache: bool = True
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoadedModel:
+    """A model in memory with everything that is needed to prompt it.
+
+    `fingerprint` is the hash of weights and processor files; `stop_ids` end a generated response.
+    `placeholder_ids` stand for image features: generation must never emit one, because a response that holds
+    one cannot be forwarded again.
+    """
+
+    adapter: Adapter
+    model: nn.Module
+    processor: Any
+    tokenizer: Any
+    path: str
+    fingerprint: str
+    stop_ids: tuple[int, ...]
+    placeholder_ids: tuple[int, ...] = ()
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def encode(self, examples: Sequence[Example], images: Sequence[Sequence[Image.Image]]) -> PromptBatch:
+        return self.adapter.encode(self.processor, examples, images)

@@ -1,0 +1,285 @@
+"""The generic path for Hugging Face text and image-text models: most families need nothing else.
+
+Prompts go through the model's own chat template and processor. Which family a folder belongs to is decided in
+catalog.py.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from jinja2 import TemplateError
+from PIL import Image as Picture
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    Cache,
+)
+
+from vlm_distill.adapters.adapter import Adapter, LoadOptions
+from vlm_distill.batches import Head, PromptBatch
+from vlm_distill.errors import AdapterError, did_you_mean
+from vlm_distill.records import Example, Text
+
+DTYPES = ("auto", "bfloat16", "float16", "float32")
+# One value per prompt token, so not rows of an image. A family that needs the type ids rebuilds them from the
+# input ids.
+PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
+Encoding = Mapping[str, Tensor]
+
+
+def load_text_model(path: str, options: LoadOptions) -> tuple[nn.Module, Any]:
+    """Return a causal language model in eval mode and its tokenizer."""
+    return _load(AutoModelForCausalLM, AutoTokenizer, path, options)
+
+
+def load_image_text_model(path: str, options: LoadOptions) -> tuple[nn.Module, Any]:
+    """Return an image-text model in eval mode and its processor."""
+    return _load(AutoModelForImageTextToText, AutoProcessor, path, options)
+
+
+def _load(model_class: Any, processor_class: Any, path: str, options: LoadOptions) -> tuple[nn.Module, Any]:
+    if options.dtype not in DTYPES:
+        raise AdapterError(f"{path}: unknown dtype {options.dtype!r}; {did_you_mean(options.dtype, DTYPES)}")
+    shared = {"trust_remote_code": options.trust_remote_code, "local_files_only": True}
+    try:
+        processor = processor_class.from_pretrained(path, **shared)
+        # Pickled weights could run code, so safetensors is the only format that is read.
+        model, report = model_class.from_pretrained(
+            path, dtype=options.dtype, use_safetensors=True, output_loading_info=True, **shared
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise AdapterError(f"{path}: transformers cannot load it: {one_line(error)}") from None
+    if missing := sorted(report["missing_keys"]):
+        # transformers would go on with random values.
+        raise AdapterError(f"{path}: {len(missing)} weights are missing in its files (first: {missing[:3]})")
+    return model.to(options.device).eval(), processor
+
+
+def one_line(error: Exception) -> str:
+    """Return the message of another library's error on one line of bounded length."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= 300 else text[:297] + "..."
+
+
+def encode_text(
+    tokenizer: Any, examples: Sequence[Example], images: Sequence[Sequence[Picture.Image]]
+) -> PromptBatch:
+    """Return the prompts of a text model; an example with images is an AdapterError."""
+    require_chat_template(tokenizer)
+    encodings = []
+    for example, pictures in zip(examples, images, strict=True):
+        if pictures or _num_image_parts(example):
+            raise AdapterError(
+                f"example {example.id}: {len(pictures)} images for a model that reads text only; "
+                "choose an image-text model or prompts without images"
+            )
+        # Templates of text models join `content` as a string, not as a list of parts.
+        chat = [{"role": m.role, "content": "".join(_texts(m.content))} for m in example.messages]
+        encodings.append(_render(tokenizer, chat, example.id))
+    return pad_prompts(encodings, pad_id=pad_id(tokenizer))
+
+
+def encode_image_text(
+    processor: Any, examples: Sequence[Example], images: Sequence[Sequence[Picture.Image]]
+) -> PromptBatch:
+    """Return the prompts of an image-text model; prompts without images may be among them."""
+    require_chat_template(processor)
+    encodings = [
+        _render(processor, _chat_with_pictures(processor, example, pictures), example.id)
+        for example, pictures in zip(examples, images, strict=True)
+    ]
+    return pad_prompts(encodings, pad_id=pad_id(processor.tokenizer))
+
+
+def require_chat_template(processor: Any) -> None:
+    if getattr(processor, "chat_template", None) is None:
+        name = getattr(processor, "name_or_path", "") or type(processor).__name__
+        raise AdapterError(
+            f"{name}: the model has no chat template; add a chat_template.jinja to its folder, "
+            "or use the instruction-tuned version of the model"
+        )
+
+
+def _texts(content: Sequence[Any]) -> list[str]:
+    return [part.text for part in content if isinstance(part, Text)]
+
+
+def _num_image_parts(example: Example) -> int:
+    return sum(not isinstance(part, Text) for message in example.messages for part in message.content)
+
+
+def _chat_with_pictures(
+    processor: Any, example: Example, pictures: Sequence[Picture.Image]
+) -> list[dict[str, Any]]:
+    if len(pictures) != _num_image_parts(example):
+        raise AdapterError(
+            f"example {example.id}: {_num_image_parts(example)} image parts in its messages, "
+            f"but {len(pictures)} images; they must agree"
+        )
+    marker = getattr(processor, "image_token", None)
+    left = iter(pictures)
+    chat = []
+    for message in example.messages:
+        if marker and any(marker in text for text in _texts(message.content)):
+            raise AdapterError(
+                f"example {example.id}: its text contains the image placeholder {marker!r}; "
+                "write an image part instead"
+            )
+        parts = [
+            {"type": "text", "text": part.text}
+            if isinstance(part, Text)
+            else {"type": "image", "image": next(left)}
+            for part in message.content
+        ]
+        chat.append({"role": message.role, "content": parts})
+    return chat
+
+
+def _render(processor: Any, chat: list[dict[str, Any]], example_id: str) -> Encoding:
+    try:
+        encoding = processor.apply_chat_template(
+            chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+        )
+    except (TemplateError, TypeError, ValueError) as error:
+        roles = ", ".join(turn["role"] for turn in chat)
+        raise AdapterError(
+            f"example {example_id}: its turns ({roles}) cannot be encoded: {one_line(error)}"
+        ) from None
+    return dict(encoding)
+
+
+def pad_id(tokenizer: Any) -> int:
+    """Return the id for padding: masked everywhere, so any id that is not an image placeholder serves."""
+    known = [tokenizer.pad_token_id, tokenizer.eos_token_id, 0]
+    return int(next(token_id for token_id in known if token_id is not None))
+
+
+def pad_prompts(encodings: Sequence[Encoding], *, pad_id: int) -> PromptBatch:
+    """Return prompts that were encoded one by one (batch axis 1) as one left-padded batch."""
+    width = max(encoding["input_ids"].shape[1] for encoding in encodings)
+    input_ids = torch.full((len(encodings), width), pad_id, dtype=torch.long)
+    attention_mask = torch.zeros((len(encodings), width), dtype=torch.long)
+    for row, encoding in enumerate(encodings):
+        ids = encoding["input_ids"][0]
+        input_ids[row, width - len(ids) :] = ids
+        attention_mask[row, width - len(ids) :] = 1
+    names = sorted({name for encoding in encodings for name in encoding if name not in PER_TOKEN})
+    return PromptBatch(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        extras={name: torch.cat([e[name] for e in encodings if name in e]) for name in names},
+        extra_counts={name: tuple(e[name].shape[0] if name in e else 0 for e in encodings) for name in names},
+    )
+
+
+def hidden_states(
+    model: nn.Module,
+    input_ids: Int[Tensor, "b t"],
+    attention_mask: Int[Tensor, "b seen"],
+    position_ids: Int[Tensor, "b t"],
+    extras: Mapping[str, Tensor],
+    cache: Cache | None,
+) -> Float[Tensor, "b t width"]:
+    """Return the hidden states after the final norm, without computing logits; `cache` grows by the tokens."""
+    # A selection of prompts without images still carries their empty tensors. Processors make float32 pixels.
+    dtype = next(model.parameters()).dtype
+    present = {
+        name: value.to(dtype) if value.is_floating_point() else value
+        for name, value in extras.items()
+        if value.shape[0] > 0
+    }
+    base: Any = model.base_model
+    output = base(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        position_ids=position_ids,
+        past_key_values=cache,
+        use_cache=cache is not None,
+        **present,
+    )
+    hidden: Tensor = output.last_hidden_state
+    return hidden
+
+
+def sequential_positions(
+    model: nn.Module,
+    input_ids: Int[Tensor, "b t"],
+    attention_mask: Int[Tensor, "b t"],
+    extras: Mapping[str, Tensor],
+) -> Int[Tensor, "b t"]:
+    """Return positions that count the attended tokens of each row, whatever stands left of them."""
+    return (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
+
+
+def output_head(model: nn.Module) -> Head:
+    """Return the live output layer with the scale and soft cap that its family applies to logits."""
+    loaded: Any = model
+    layer = loaded.get_output_embeddings()
+    config = loaded.config.get_text_config()
+    scale = 1.0
+    # Cohere multiplies by logit_scale, Falcon-H1 by lm_head_multiplier, Granite divides by logits_scaling.
+    scale *= getattr(config, "logit_scale", None) or 1.0
+    scale *= getattr(config, "lm_head_multiplier", None) or 1.0
+    scale /= getattr(config, "logits_scaling", None) or 1.0
+    soft_cap = getattr(config, "final_logit_softcapping", None)  # Gemma 2 and later
+    return Head(
+        weight=layer.weight,
+        bias=getattr(layer, "bias", None),
+        scale=float(scale),
+        soft_cap=None if soft_cap is None else float(soft_cap),
+    )
+
+
+def find_stop_ids(generation_config: Any, tokenizer: Any) -> tuple[int, ...]:
+    """Return the ids that end a response: of the generation config (or None), then of the tokenizer."""
+    configured = getattr(generation_config, "eos_token_id", None)
+    ids = list(configured) if isinstance(configured, (list, tuple)) else [configured]
+    found = dict.fromkeys(
+        int(token_id) for token_id in [*ids, tokenizer.eos_token_id] if token_id is not None
+    )
+    if not found:
+        raise AdapterError(
+            f"{tokenizer.name_or_path}: neither generation_config.json nor the tokenizer has an eos token; "
+            "set eos_token_id, or responses never end"
+        )
+    return tuple(found)
+
+
+def find_placeholder_ids(config: Any) -> tuple[int, ...]:
+    """Return the ids whose embeddings are replaced by image features; a response must never contain one."""
+    found = getattr(config, "image_token_id", None)
+    return () if found is None else (int(found),)
+
+
+def image_text_adapter(
+    name: str, model_types: tuple[str, ...], *, parts: Mapping[str, tuple[str, ...]]
+) -> Adapter:
+    """Return the adapter of an image-text family that numbers positions sequentially."""
+    return Adapter(
+        name=name,
+        model_types=model_types,
+        load=load_image_text_model,
+        encode=encode_image_text,
+        backbone=hidden_states,
+        position_ids=sequential_positions,
+        head=output_head,
+        parts=parts,
+    )
+
+
+CAUSAL_LM = Adapter(
+    name="causal_lm",
+    model_types=(),
+    load=load_text_model,
+    encode=encode_text,
+    backbone=hidden_states,
+    position_ids=sequential_positions,
+    head=output_head,
+    parts={"language": ("",)},
+)

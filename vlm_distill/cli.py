@@ -1,0 +1,150 @@
+"""The command line. Verbs import what they need when they run, so that --help and ls stay instant."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from vlm_distill import __version__
+from vlm_distill.errors import UserError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; return the exit code: 0, 2 for what a user can mend, 130 when interrupted."""
+    options = parser().parse_args(arguments)
+    verb: Callable[[argparse.Namespace], None] = options.verb
+    try:
+        verb(options)
+    except UserError as error:
+        print(f"vlm-distill: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("vlm-distill: interrupted; the same command continues where it stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="vlm-distill", description="Distil large text and vision-language models into small ones."
+    )
+    top.add_argument("--version", action="version", version=f"vlm-distill {__version__}")
+    verbs = top.add_subparsers(title="verbs", metavar="VERB", required=True)
+
+    run = verbs.add_parser(
+        "run", help="distil a student: responses, training rounds, evaluation; resumes where it stopped"
+    )
+    _config_arguments(run)
+    run.set_defaults(verb=_run)
+
+    check = verbs.add_parser(
+        "check", help="print the resolved run and whether teacher and student fit together; trains nothing"
+    )
+    _config_arguments(check)
+    check.set_defaults(verb=_check)
+
+    evaluate = verbs.add_parser("eval", help="score a model on a suite or task")
+    evaluate.add_argument("model", help="a folder, a hub id or bundled:NAME")
+    evaluate.add_argument(
+        "--suite", required=True, help="a suite: a YAML path or a shipped name (see `ls suites`)"
+    )
+    evaluate.add_argument(
+        "--output", type=Path, help="where predictions and results go (default: eval_results/MODEL)"
+    )
+    evaluate.add_argument(
+        "--limit", type=_positive, help="at most this many questions of each task, whole images"
+    )
+    evaluate.add_argument("--batch-size", type=_positive, default=64)
+    evaluate.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16", "auto"])
+    evaluate.add_argument("--device", default="auto")
+    evaluate.add_argument(
+        "--shuffle-images", action="store_true", help="also score with images permuted between questions"
+    )
+    evaluate.add_argument("--trust-remote-code", action="store_true", help="let the model's own code run")
+    evaluate.set_defaults(verb=_eval)
+
+    listing = verbs.add_parser("ls", help="list shipped configs, recipes, tasks and suites")
+    listing.add_argument(
+        "what", nargs="?", default="all", choices=["all", "configs", "recipes", "tasks", "suites"]
+    )
+    listing.set_defaults(verb=_ls)
+    return top
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError(text)
+    return value
+
+
+def _config_arguments(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("config", help="a YAML path or the name of a shipped config (see `ls configs`)")
+    verb.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="dotted overrides, for example train.learning_rate=1e-5",
+    )
+
+
+def _run(options: argparse.Namespace) -> None:
+    import logging
+
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("vlm_distill").setLevel(logging.INFO)
+    from vlm_distill.pipeline import run
+    from vlm_distill.run_config import load_run
+
+    run(load_run(options.config, options.overrides))
+
+
+def _check(options: argparse.Namespace) -> None:
+    from vlm_distill.pipeline import check
+    from vlm_distill.run_config import load_run
+
+    print(check(load_run(options.config, options.overrides)))
+
+
+def _eval(options: argparse.Namespace) -> None:
+    from vlm_distill.pipeline import evaluate_model
+    from vlm_distill.run_config import EvaluateConfig, ModelConfig
+
+    name = options.model.removeprefix("bundled:").strip("./").replace("/", "_")
+    settings = {"suite": options.suite, "limit": options.limit, "batch_size": options.batch_size}
+    print(
+        evaluate_model(
+            ModelConfig(
+                model=options.model, dtype=options.dtype, trust_remote_code=options.trust_remote_code
+            ),
+            EvaluateConfig(**settings, shuffle_images=options.shuffle_images),
+            folder=options.output or Path("eval_results") / name,
+            device=options.device,
+        )
+    )
+
+
+def _ls(options: argparse.Namespace) -> None:
+    from vlm_distill.config import shipped
+
+    folders = {
+        "configs": "configs",
+        "recipes": "data_recipes",
+        "tasks": "eval/tasks",
+        "suites": "eval/suites",
+    }
+    for what, folder in folders.items():
+        if options.what not in ("all", what):
+            continue
+        print(f"{what}:")
+        for name, path in shipped(folder).items():  # type: ignore[arg-type]
+            print(f"  {name:<24} {_first_comment(path)}")
+
+
+def _first_comment(path: Path) -> str:
+    first = path.read_text(encoding="utf-8").partition("\n")[0]
+    return first.removeprefix("#").strip()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

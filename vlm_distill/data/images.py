@@ -1,0 +1,130 @@
+"""Images on disk, stored once under the hash of their file bytes.
+
+Pixels are checked when an image comes in, so that a damaged picture is named at preparation and not hours
+later. Where image bytes come from is in image_values.py.
+"""
+
+import re
+import struct
+import warnings
+import zlib
+from io import BytesIO
+from pathlib import Path
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from vlm_distill.errors import DataError
+from vlm_distill.files import atomic_path, sha256_bytes
+
+MAX_PIXELS = 50_000_000
+# Only raster formats that Pillow decodes by itself: an EPS, for example, would run Ghostscript.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+# What Pillow's decoders raise on damaged data; OSError covers truncated and unidentified files.
+_DAMAGED = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    TypeError,
+    KeyError,
+    struct.error,
+    zlib.error,
+)
+
+
+class ImageStore:
+    """Images under `root/ab/<sha256 of the file bytes>`, unchanged as they came.
+
+    `max_pixels` bounds width times height; it is checked on the header, before pixels are decoded.
+    """
+
+    def __init__(self, root: Path, *, max_pixels: int = MAX_PIXELS):
+        self.root = root
+        self.max_pixels = max_pixels
+        self._stored: set[str] = set()
+
+    def path(self, image: str) -> Path:
+        return self.root / image[:2] / image
+
+    def __contains__(self, image: str) -> bool:
+        return self.path(image).is_file()
+
+    def add(self, data: bytes, where: str) -> str:
+        """Store a picture and return its hash; a picture that is already stored is not written again.
+
+        Raises:
+            DataError: no complete, readable image of an accepted format, or one with too many pixels.
+        """
+        image = sha256_bytes(data)
+        if image in self._stored:
+            return image
+        path = self.path(image)
+        # A file of another size was damaged from outside and is replaced.
+        if not path.is_file() or path.stat().st_size != len(data):
+            decode_image(data, where=where, max_pixels=self.max_pixels)
+            with atomic_path(path) as temporary:
+                temporary.write_bytes(data)
+        self._stored.add(image)
+        return image
+
+    def load(self, image: str) -> Image.Image:
+        """Return the picture as RGB, upright as its EXIF orientation says, transparent parts on white.
+
+        Raises:
+            DataError: the file is missing or its content no longer has this hash.
+        """
+        if not re.fullmatch(r"[0-9a-f]{64}", image):
+            raise DataError(f"{self.root}: expected the sha256 of an image, got {image!r}")
+        path = self.path(image)
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise DataError(
+                f"{path}: the image cannot be read ({error.strerror}); prepare the data again"
+            ) from None
+        if sha256_bytes(data) != image:
+            raise DataError(
+                f"{path}: the image was changed after it was stored; delete it and prepare the data again"
+            )
+        return decode_image(data, where=str(path), max_pixels=self.max_pixels)
+
+
+def decode_image(data: bytes, *, where: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Return the first frame of an image file as upright RGB on white.
+
+    Raises:
+        DataError: truncated, unreadable, of an unknown format, or larger than `max_pixels`.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            picture = Image.open(BytesIO(data), formats=FORMATS)
+        width, height = picture.size
+        if width * height <= max_pixels:
+            picture.load()
+            return _upright_rgb(picture)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise DataError(f"{where}: the image is too large: expected at most {max_pixels} pixels") from None
+    except UnidentifiedImageError:
+        raise DataError(f"{where}: not an image ({len(data)} bytes); expected {', '.join(FORMATS)}") from None
+    except _DAMAGED as error:
+        detail = " ".join(str(error).split())
+        raise DataError(f"{where}: the image is damaged or truncated: {detail}") from None
+    raise DataError(
+        f"{where}: the image is too large: {width} x {height}, expected at most {max_pixels} pixels"
+    )
+
+
+def _upright_rgb(picture: Image.Image) -> Image.Image:
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode == "I" or picture.mode.startswith("I;16"):
+        # 16 bits of grey: Pillow's own conversion would clip at 255 instead of scaling.
+        picture = picture.convert("I").point(lambda value: value * (1 / 256)).convert("L")
+    if picture.mode == "F":
+        raise ValueError("floating-point pixels have no known range; store 8 or 16 bits")
+    if "A" in picture.getbands() or "transparency" in picture.info:
+        opaque = picture.convert("RGBA")
+        white = Image.new("RGBA", opaque.size, "white")
+        return Image.alpha_composite(white, opaque).convert("RGB")
+    return picture.convert("RGB")

@@ -1,0 +1,42 @@
+"""Prompt templates: Jinja in a sandbox that knows the mapped columns and nothing else."""
+
+from typing import Any
+
+import jinja2
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from vlm_distill.errors import ConfigError, did_you_mean
+
+DEFAULT_PROMPT = "{{ question }}"
+_ENVIRONMENT = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, autoescape=False)
+# What a template can raise on values that it did not expect, next to Jinja's own errors.
+_RENDER_ERRORS = (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError)
+
+
+def compile_prompt(prompt: str) -> jinja2.Template:
+    """Return the template.
+
+    Raises:
+        ConfigError: it is not valid Jinja.
+    """
+    try:
+        return _ENVIRONMENT.from_string(prompt)
+    except jinja2.TemplateError as error:
+        raise ConfigError(f"not a valid prompt template {prompt!r}: {error}") from None
+
+
+def render_prompt(template: jinja2.Template, variables: dict[str, Any], *, where: str) -> str:
+    """Return the prompt of one row; `where` names the row in errors.
+
+    Raises:
+        ConfigError: the template uses an unknown variable or fails on the values of this row.
+    """
+    try:
+        return template.render(variables)
+    except jinja2.UndefinedError as error:
+        name = (error.message or "").split("'")[1] if "'" in (error.message or "") else ""
+        raise ConfigError(
+            f"{where}: prompt template: {error.message}; {did_you_mean(name, variables)}"
+        ) from None
+    except _RENDER_ERRORS as error:
+        raise ConfigError(f"{where}: the prompt template fails: {type(error).__name__}: {error}") from None

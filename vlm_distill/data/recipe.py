@@ -1,0 +1,176 @@
+"""Data recipes: sources, prompts, filters, mixture and split; and preparing one.
+
+A prepared recipe is a folder (dataset.py). Responses to its examples are in store.py.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, field_validator, model_validator
+
+from vlm_distill.config import Record, apply_overrides, decode, find_yaml, read_yaml
+from vlm_distill.data.dataset import (
+    FORMAT_VERSION,
+    Dataset,
+    open_dataset,
+    read_manifest,
+    used_images,
+    write_dataset,
+)
+from vlm_distill.data.examples import OnBadImage, read_examples
+from vlm_distill.data.filters import Filters
+from vlm_distill.data.images import ImageStore
+from vlm_distill.data.mixture import mix
+from vlm_distill.data.prompts import DEFAULT_PROMPT, compile_prompt
+from vlm_distill.data.sources import Source, source_name, source_state
+from vlm_distill.data.split import Split, split_examples
+from vlm_distill.errors import DataError
+from vlm_distill.files import hash_json
+from vlm_distill.records import Example
+
+__all__ = ["Dataset", "Recipe", "RecipeSource", "load_recipe", "open_dataset", "prepare"]
+
+
+class RecipeSource(Record):
+    """One source of a recipe: its prompt, which rows are kept, and its share of the mixture."""
+
+    source: Source
+    prompt: str = DEFAULT_PROMPT
+    system: str | None = None
+    weight: Annotated[float, Field(gt=0)] | None = Field(
+        default=None, description="relative share; for all sources or none"
+    )
+    filters: Filters = Filters()
+    limit: Annotated[int, Field(gt=0)] | None = Field(
+        default=None, description="the first so many rows that filters keep"
+    )
+
+    @field_validator("prompt")
+    @classmethod
+    def _is_template(cls, prompt: str) -> str:
+        compile_prompt(prompt)
+        return prompt
+
+
+class Recipe(Record):
+    """What training data is made of. Order of work: filters, limit, duplicates, mixture, split."""
+
+    name: str
+    version: int = 1
+    sources: Annotated[list[RecipeSource], Field(min_length=1)]
+    deduplicate: bool = Field(
+        default=True, description="keep the first of several examples with the same messages and images"
+    )
+    seed: int = Field(default=0, description="of the draw in a weighted mixture")
+    split: Split = Split()
+    on_bad_image: OnBadImage = "stop"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Recipe":
+        names = [source_name(entry.source) for entry in self.sources]
+        twice = [name for name in names if names.count(name) > 1]
+        if twice:
+            raise ValueError(f"two sources are called {twice[0]!r}; give each a source.name")
+        if len({entry.weight is None for entry in self.sources}) > 1:
+            raise ValueError("expected a weight for every source or for none")
+        return self
+
+
+def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Return the recipe in a file, or the shipped one of that name, with `dotted.key=value` overrides.
+
+    Raises:
+        ConfigError: no such recipe, or it does not decode.
+    """
+    path = find_yaml(name, folder="data_recipes")
+    return decode(Recipe, apply_overrides(read_yaml(path), overrides), where=str(path))
+
+
+def prepare(recipe: Recipe, folder: Path, log: Callable[[str], None] = print) -> Dataset:
+    """Write the examples and images of a recipe below `folder` and return them, or what is there already.
+
+    It is there when recipe and sources are unchanged (see `source_state`) and no file was changed.
+
+    Raises:
+        DataError: a source is missing or wrong, or no example is left to train on.
+    """
+    settings = recipe.model_dump(mode="json")
+    key = hash_json([FORMAT_VERSION, settings, [source_state(entry.source) for entry in recipe.sources]])
+    manifest = read_manifest(folder)
+    if manifest is not None and manifest["key"] == key:
+        try:
+            dataset = open_dataset(folder)
+        except DataError as error:
+            log(f"{error} (prepared anew)")
+        else:
+            log(f"{recipe.name}: already prepared in {folder}")
+            return dataset
+    train, held_out, counts = _collect(recipe, ImageStore(folder / "images"))
+    write_dataset(folder, train=train, held_out=held_out, counts=dict(counts), key=key, recipe=settings)
+    log(f"{recipe.name}: {counts_text(counts)}")
+    return open_dataset(folder)
+
+
+def counts_text(counts: Counter[str] | dict[str, int]) -> str:
+    """Return counts in one line."""
+    return ", ".join(f"{name} {count}" for name, count in counts.items())
+
+
+def _collect(recipe: Recipe, images: ImageStore) -> tuple[list[Example], list[Example], Counter[str]]:
+    groups, counts = _read_sources(recipe, images)
+    if recipe.deduplicate:
+        _drop_duplicates(groups, counts)
+    weights = {
+        source_name(entry.source): entry.weight for entry in recipe.sources if entry.weight is not None
+    }
+    mixed = mix(groups, weights or None, seed=recipe.seed)
+    counts["left_out_by_mixture"] = sum(map(len, groups.values())) - len(mixed)
+    train, held_out = split_examples(mixed, recipe.split)
+    counts.update(train=len(train), held_out=len(held_out))
+    counts.update(train_images=len(used_images(train)), held_out_images=len(used_images(held_out)))
+    if not train:
+        raise DataError(f"recipe {recipe.name}: no example is left to train on: {counts_text(counts)}")
+    return train, held_out, counts
+
+
+def _read_sources(recipe: Recipe, images: ImageStore) -> tuple[dict[str, list[Example]], Counter[str]]:
+    groups: dict[str, list[Example]] = {}
+    counts: Counter[str] = Counter()
+    owners: dict[str, str] = {}
+    for entry in recipe.sources:
+        name = source_name(entry.source)
+        groups[name], found = read_examples(
+            entry.source,
+            images=images,
+            prompt=entry.prompt,
+            system=entry.system,
+            on_bad_image=recipe.on_bad_image,
+            filters=entry.filters,
+            limit=entry.limit,
+        )
+        for example in groups[name]:
+            if owners.setdefault(example.id, name) != name:
+                hint = f'write columns.id as a template, such as "{name}-{{column}}"'
+                raise DataError(
+                    f"sources {owners[example.id]!r} and {name!r} share the id {example.id!r}; {hint}"
+                )
+        counts.update(found)
+        if len(recipe.sources) > 1:
+            counts.update({f"{name}/{reason}": count for reason, count in found.items()})
+    return groups, counts
+
+
+def _drop_duplicates(groups: dict[str, list[Example]], counts: Counter[str]) -> None:
+    seen: set[str] = set()
+    counts["duplicates"] = 0
+    for name, examples in groups.items():
+        kept = []
+        for example in examples:
+            prompt = example.prompt_hash()
+            if prompt not in seen:
+                seen.add(prompt)
+                kept.append(example)
+        counts["duplicates"] += len(examples) - len(kept)
+        groups[name] = kept

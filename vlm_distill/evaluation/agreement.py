@@ -1,0 +1,164 @@
+"""How close a student's distribution is to its teacher's, token by token on the teacher's own responses.
+
+Agreement of generated texts needs no model and is in compare.py.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from PIL import Image
+from torch import Tensor
+
+from vlm_distill.adapters.adapter import LoadedModel
+from vlm_distill.adapters.chat import pad_id
+from vlm_distill.batches import ResponseBatch, pad_responses
+from vlm_distill.errors import AdapterError, DataError
+from vlm_distill.forward import response_hidden
+from vlm_distill.generation.decoding import evaluating
+from vlm_distill.losses.divergences import ForwardKL
+from vlm_distill.losses.rows import Rows
+from vlm_distill.records import Example, Response
+
+# Logits of one chunk of rows in float32; the divergence needs a few times as much.
+CHUNK_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExampleAgreement:
+    """Sums over the tokens of one response: KL in nats, and how often both models rank the same one first."""
+
+    example_id: str
+    num_tokens: int
+    kl_sum: float
+    num_equal: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Agreement:
+    """Means over all response tokens: KL(teacher || student) in nats, and the share with the same argmax.
+
+    `num_without_response` counts the examples that were left out because the teacher has no response to them.
+    """
+
+    token_kl: float
+    top1: float
+    num_tokens: int
+    num_without_response: int
+    examples: tuple[ExampleAgreement, ...]
+
+
+def agreement(
+    student: LoadedModel,
+    teacher: LoadedModel,
+    examples: Sequence[Example],
+    responses: Mapping[str, Response],
+    load_images: Callable[[Example], list[Image.Image]],
+    *,
+    batch_size: int,
+    vocabulary: Int[Tensor, " shared"] | None = None,
+) -> Agreement:
+    """Return how well the models agree on `responses`, which the teacher gave, by example id.
+
+    `vocabulary` are the ids that mean the same token in both models; distributions are restricted to them
+    before the softmax. Without it the output layers must have the same number of rows. Both models are put in
+    eval mode for the call.
+
+    Raises:
+        AdapterError: the output layers differ and no `vocabulary` is given. DataError: no example has a
+        response, or a response has an id outside the vocabulary.
+    """
+    answered = [
+        example for example in examples if example.id in responses and responses[example.id].token_ids
+    ]
+    if not answered:
+        raise DataError(
+            f"agreement: expected teacher responses to {len(examples)} examples, got none; generate first"
+        )
+    columns = _shared_columns(student, teacher, vocabulary)
+    found: list[ExampleAgreement] = []
+    with torch.inference_mode(), evaluating(student.model), evaluating(teacher.model):
+        for start in range(0, len(answered), batch_size):
+            batch = answered[start : start + batch_size]
+            pictures = [load_images(example) for example in batch]
+            padded = pad_responses(
+                [[responses[example.id]] for example in batch], pad_id=pad_id(student.tokenizer)
+            )
+            rows = [_rows(model, batch, pictures, padded, columns) for model in (student, teacher)]
+            _check_labels(rows, padded)
+            kl, equal = _compare_rows(*rows)
+            found += _per_example(batch, padded, kl, equal)
+    num_tokens = sum(one.num_tokens for one in found)
+    return Agreement(
+        token_kl=sum(one.kl_sum for one in found) / num_tokens,
+        top1=sum(one.num_equal for one in found) / num_tokens,
+        num_tokens=num_tokens,
+        num_without_response=len(examples) - len(answered),
+        examples=tuple(found),
+    )
+
+
+def _shared_columns(
+    student: LoadedModel, teacher: LoadedModel, vocabulary: Int[Tensor, " shared"] | None
+) -> Int[Tensor, " shared"] | slice:
+    if vocabulary is not None:
+        return vocabulary
+    widths = [len(model.adapter.head(model.model).weight) for model in (student, teacher)]
+    if widths[0] != widths[1]:
+        raise AdapterError(
+            f"agreement: the student's output layer has {widths[0]} rows, the teacher's {widths[1]}; "
+            "give the ids that both models share as `vocabulary`"
+        )
+    return slice(None)
+
+
+def _rows(
+    loaded: LoadedModel,
+    examples: Sequence[Example],
+    pictures: Sequence[Sequence[Image.Image]],
+    responses: ResponseBatch,
+    columns: Int[Tensor, " shared"] | slice,
+) -> Rows:
+    device = loaded.device
+    hidden = response_hidden(loaded, loaded.encode(examples, pictures).to(device), responses.to(device))
+    ids = columns if isinstance(columns, slice) else columns.to(device)
+    return Rows(hidden=hidden, head=loaded.adapter.head(loaded.model), vocabulary=ids)
+
+
+def _check_labels(rows: Sequence[Rows], responses: ResponseBatch) -> None:
+    for one in rows:
+        outside = one.columns(responses.labels.to(one.hidden.device)) < 0
+        if bool(outside.any()):
+            token_id = int(responses.labels[outside.cpu()][0])
+            raise DataError(
+                f"agreement: a response holds token id {token_id}, which the two models do not share"
+            )
+
+
+def _compare_rows(student: Rows, teacher: Rows) -> tuple[Float[Tensor, " row"], Int[Tensor, " row"]]:
+    """Return, for each response token, KL(teacher || student) in nats and whether the argmax is equal."""
+    divergence = ForwardKL()
+    size = max(1, CHUNK_BYTES // (4 * student.num_columns))
+    kl, equal = [], []
+    for start in range(0, len(student.hidden), size):
+        chunk = slice(start, start + size)
+        student_logits = student.logits(student.project(chunk))
+        teacher_logits = teacher.logits(teacher.project(chunk)).to(student_logits.device)
+        kl.append(divergence(student_logits, teacher_logits).double())
+        equal.append((student_logits.argmax(dim=1) == teacher_logits.argmax(dim=1)).long())
+    return torch.cat(kl).cpu(), torch.cat(equal).cpu()
+
+
+def _per_example(
+    examples: Sequence[Example],
+    responses: ResponseBatch,
+    kl: Float[Tensor, " row"],
+    equal: Int[Tensor, " row"],
+) -> list[ExampleAgreement]:
+    num_tokens = responses.num_tokens.tolist()
+    pieces = zip(examples, num_tokens, kl.split(num_tokens), equal.split(num_tokens), strict=True)
+    return [
+        ExampleAgreement(example_id=e.id, num_tokens=n, kl_sum=float(k.sum()), num_equal=int(q.sum()))
+        for e, n, k, q in pieces
+    ]

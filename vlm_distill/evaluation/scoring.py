@@ -1,0 +1,82 @@
+"""From predictions to numbers: scores of samples, means with intervals, counts. No model and no engine."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from vlm_distill.errors import DataError
+from vlm_distill.evaluation.results import (
+    NO_RESPONSE,
+    Provenance,
+    Sample,
+    TaskResult,
+    read_result,
+    write_result,
+)
+from vlm_distill.evaluation.statistics import Estimate, clustered_mean
+from vlm_distill.evaluation.task import ALL, Task
+
+
+def score_samples(folder: Path, task: Task) -> TaskResult:
+    """Score the predictions in `folder` again with the metrics and subsets of `task`, and write both files.
+
+    Raises:
+        DataError: `folder` holds no result, or the task now asks other questions than the predictions answer.
+    """
+    result = read_result(folder)
+    if result.task != task.name or result.provenance.asking_hash != task.asking_hash():
+        raise DataError(
+            f"{folder}: expected predictions for task {task.name!r} as it is now, got {result.task!r} version"
+            f" {result.version} with other data, prompt or output; evaluate the model again"
+        )
+    scored = score(task, result.samples, result.provenance)
+    write_result(folder, scored)
+    return scored
+
+
+def score(task: Task, samples: Sequence[Sample], provenance: Provenance) -> TaskResult:
+    """Return the result of `task` on `samples`; their old scores and subsets are replaced."""
+    scored = tuple(
+        replace(
+            sample,
+            scores={metric.name: metric(sample.prediction, sample.references) for metric in task.metrics},
+            subsets=task.subsets_of(sample.references),
+        )
+        for sample in samples
+    )
+    return TaskResult(
+        task=task.name,
+        version=task.version,
+        task_hash=task.hash(),
+        verified=task.verified,
+        scorers={metric.name: metric.model_dump(mode="json") for metric in task.metrics},
+        metrics={metric.name: _estimates(task, scored, metric.name) for metric in task.metrics},
+        counts=_counts(task, scored),
+        provenance=provenance,
+        samples=scored,
+    )
+
+
+def _estimates(task: Task, samples: Sequence[Sample], metric: str) -> dict[str, Estimate]:
+    estimates = {}
+    for subset in (ALL, *task.subsets):
+        members = [sample for sample in samples if subset == ALL or subset in sample.subsets]
+        # An answer that could not be parsed (None) is wrong; how many there are stands in the counts.
+        values = [sample.scores[metric] or 0.0 for sample in members]
+        estimates[subset] = clustered_mean(values, [sample.cluster for sample in members])
+    return estimates
+
+
+def _counts(task: Task, samples: Sequence[Sample]) -> dict[str, int]:
+    unparsed = {
+        f"unparsed_{metric.name}": sum(sample.scores[metric.name] is None for sample in samples)
+        for metric in task.metrics
+    }
+    return {
+        "examples": len(samples),
+        "clusters": len({sample.cluster for sample in samples}),
+        "empty": sum(not sample.prediction.strip() for sample in samples),
+        "truncated": sum(sample.finish == "length" for sample in samples),
+        "no_response": sum(sample.finish == NO_RESPONSE for sample in samples),
+        **unparsed,
+    }

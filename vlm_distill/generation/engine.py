@@ -1,0 +1,149 @@
+"""What generation asks of a back end, and a scripted back end for tests. No torch.
+
+Stage logic (what is stored, what is resumed) is in run.py; the numerics of sampling are in sampling.py.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, runtime_checkable
+
+from pydantic import Field, model_validator
+
+from vlm_distill.config import Record
+from vlm_distill.errors import EngineError, did_you_mean
+from vlm_distill.files import hash_json
+from vlm_distill.records import Example, Finish
+
+
+class Sampling(Record):
+    """How responses are drawn.
+
+    `temperature` 0 is greedy, `top_k` 0 and `top_p` 1 are off. `stop` strings end a response beside the
+    model's stop tokens; they are cut from the text, the token ids stay as generated.
+    """
+
+    temperature: float = Field(default=1.0, ge=0.0)
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    top_k: int = Field(default=0, ge=0)
+    max_new_tokens: int = Field(default=64, ge=1)
+    num_samples: int = Field(default=1, ge=1)
+    stop: tuple[str, ...] = ()
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Sampling":
+        if self.temperature == 0 and self.num_samples > 1:
+            raise ValueError(
+                "temperature 0 gives the same response every time: set num_samples to 1 or raise temperature"
+            )
+        if "" in self.stop:
+            raise ValueError("an empty stop string ends every response at once: remove it from stop")
+        return self
+
+    def hash(self) -> str:
+        """Return the hash that responses carry in `Response.sampling`."""
+        return hash_json(self.model_dump(mode="json"))
+
+
+class TransformersEngineConfig(Record):
+    """Generation inside this process. `batch_size` is the number of responses that are decoded together."""
+
+    kind: Literal["transformers"] = "transformers"
+    batch_size: int = Field(default=128, ge=1)
+
+
+# A union tagged by `kind` as soon as there is a second back end.
+EngineConfig = TransformersEngineConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Completion:
+    """One sampled answer as an engine returns it.
+
+    `token_ids` end with the stop token when a stop token ended the response. `token_log_probs` are in nats,
+    under the model at temperature 1 and without top-k or top-p, one per token id. An aborted completion holds
+    the tokens before the failure.
+    """
+
+    example_id: str
+    sample_index: int
+    token_ids: tuple[int, ...]
+    text: str
+    finish: Finish
+    prompt_ids_hash: str
+    token_log_probs: tuple[float, ...] | None = None
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """A generation back end."""
+
+    @property
+    def fingerprint(self) -> str:
+        """The fingerprint of the model, stored with every response."""
+
+    @property
+    def settings(self) -> Mapping[str, str]:
+        """What decides the answers beside model, prompts and sampling: the kind of back end, the dtype.
+
+        The batch size does not belong here: a row's answer does not depend on it.
+        """
+
+    def plan(self, examples: Sequence[Example], sampling: Sampling) -> list[list[int]]:
+        """Return batches of indices into `examples`: a pure function of prompts, config and seed.
+
+        A prompt that does not fit the model's context together with `max_new_tokens` is in no batch.
+        """
+
+    def generate(self, examples: Sequence[Example], sampling: Sampling) -> list[Completion]:
+        """Return the completions of one batch, grouped by example in the given order, samples in order."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScriptedEngine:
+    """Answers from a script, for tests: sample i of an example is `script[example.id][i % length]`.
+
+    A text longer than `max_new_tokens` is truncated and finishes by "length".
+    """
+
+    script: Mapping[str, Sequence[str]]
+    tokenizer: Any
+    stop_id: int
+    batch_size: int = 8
+    fingerprint: str = "scripted"
+
+    @property
+    def settings(self) -> Mapping[str, str]:
+        return {"kind": "scripted"}
+
+    def plan(self, examples: Sequence[Example], sampling: Sampling) -> list[list[int]]:
+        starts = range(0, len(examples), self.batch_size)
+        return [list(range(start, min(start + self.batch_size, len(examples)))) for start in starts]
+
+    def generate(self, examples: Sequence[Example], sampling: Sampling) -> list[Completion]:
+        return [
+            self._answer(example, index, sampling)
+            for example in examples
+            for index in range(sampling.num_samples)
+        ]
+
+    def _answer(self, example: Example, sample_index: int, sampling: Sampling) -> Completion:
+        if example.id not in self.script:
+            raise EngineError(
+                f"script: no text for example {example.id!r}; {did_you_mean(example.id, self.script)}"
+            )
+        texts = self.script[example.id]
+        text = texts[sample_index % len(texts)]
+        token_ids = [*self.tokenizer(text, add_special_tokens=False)["input_ids"], self.stop_id]
+        fits = len(token_ids) <= sampling.max_new_tokens
+        if not fits:
+            token_ids = token_ids[: sampling.max_new_tokens]
+            text = self.tokenizer.decode(token_ids, skip_special_tokens=True)
+        return Completion(
+            example_id=example.id,
+            sample_index=sample_index,
+            token_ids=tuple(token_ids),
+            text=text,
+            finish="stop" if fits else "length",
+            prompt_ids_hash=example.prompt_hash(),
+        )

@@ -1,0 +1,175 @@
+"""What a run measures of a model: the suite, the suite with permuted images, and agreement with the teacher on held-out prompts."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from vlm_distill.adapters.adapter import LoadedModel
+from vlm_distill.data.images import ImageStore
+from vlm_distill.evaluation.agreement import agreement
+from vlm_distill.evaluation.compare import same_answer
+from vlm_distill.evaluation.results import TaskResult
+from vlm_distill.evaluation.run import evaluate_task
+from vlm_distill.evaluation.selection import take_clusters
+from vlm_distill.evaluation.task import load_suite, load_task
+from vlm_distill.files import hash_json, read_json, write_json
+from vlm_distill.generation.engine import Sampling
+from vlm_distill.generation.run import generate_responses
+from vlm_distill.generation.transformers_engine import TransformersEngine
+from vlm_distill.records import Author, Example, Response
+from vlm_distill.run_config import EvaluateConfig
+from vlm_distill.training.items import ImageLoader
+
+Log = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measured:
+    """One row of the summary. `token_kl` is in nats per teacher token; agreement is None for the teacher and without held-out data."""
+
+    label: str
+    fingerprint: str
+    results: Mapping[str, TaskResult]
+    shuffled: Mapping[str, TaskResult]
+    token_kl: float | None = None
+    top1: float | None = None
+    answers: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HeldOut:
+    """The prompts on which students are compared with the teacher, and the teacher's greedy responses to them."""
+
+    examples: list[Example]
+    responses: dict[str, Response]
+
+
+def score_suite(
+    config: EvaluateConfig,
+    loaded: LoadedModel,
+    *,
+    label: str,
+    folder: Path,
+    images: ImageStore,
+    shuffle: bool,
+    log: Log,
+) -> dict[str, TaskResult]:
+    """Return the results of `loaded` on every task of the suite, by task name."""
+    engine = TransformersEngine(
+        loaded=loaded,
+        load_images=lambda example: [images.load(image) for image in example.images],
+        batch_size=config.batch_size,
+    )
+    results = {}
+    for entry in load_suite(config.suite).tasks:
+        limits = [limit for limit in (entry.limit, config.limit) if limit is not None]
+        result = evaluate_task(
+            load_task(entry.task),
+            engine,
+            folder=folder,
+            images=images,
+            limit=min(limits, default=None),
+            shuffle_images=shuffle,
+            log=lambda line: log(f"{label}: {line}"),
+        )
+        results[result.task] = result
+    return results
+
+
+def score_both_ways(
+    config: EvaluateConfig, loaded: LoadedModel, *, label: str, folder: Path, images: ImageStore, log: Log
+) -> tuple[dict[str, TaskResult], dict[str, TaskResult]]:
+    """Return the results of the suite, and those with permuted images where the config wants them."""
+    normal = score_suite(config, loaded, label=label, folder=folder, images=images, shuffle=False, log=log)
+    if not config.shuffle_images:
+        return normal, {}
+    return normal, score_suite(
+        config, loaded, label=label, folder=folder, images=images, shuffle=True, log=log
+    )
+
+
+def hold_out(
+    config: EvaluateConfig,
+    teacher: LoadedModel,
+    held_out: Sequence[Example],
+    load_images: ImageLoader,
+    *,
+    folder: Path,
+    log: Log,
+) -> HeldOut | None:
+    """Draw the held-out prompts and let the teacher answer them greedily; None where there is nothing to compare on."""
+    if not held_out or not config.agreement_examples:
+        log("agreement with the teacher: not measured, because there are no held-out prompts")
+        return None
+    clusters = [example.images[0] if example.images else example.id for example in held_out]
+    examples = take_clusters(held_out, clusters, limit=config.agreement_examples)
+    responses = _greedy(
+        config, teacher, examples, load_images, folder=folder / "teacher", author="teacher", log=log
+    )
+    return HeldOut(examples=examples, responses=responses)
+
+
+def _greedy(
+    config: EvaluateConfig,
+    loaded: LoadedModel,
+    examples: Sequence[Example],
+    load_images: ImageLoader,
+    *,
+    folder: Path,
+    author: Author,
+    log: Log,
+) -> dict[str, Response]:
+    responses = generate_responses(
+        TransformersEngine(loaded=loaded, load_images=load_images, batch_size=config.batch_size),
+        examples,
+        Sampling(temperature=0.0, max_new_tokens=config.agreement_tokens),
+        folder=folder,
+        author=author,
+        round=0,
+        log=log,
+        label=f"held-out {folder.name} answers",
+    )
+    return {response.example_id: response for response in responses}
+
+
+def compare_with_teacher(
+    config: EvaluateConfig,
+    student: LoadedModel,
+    teacher: LoadedModel,
+    held_out: HeldOut,
+    load_images: ImageLoader,
+    *,
+    vocabulary: slice,
+    folder: Path,
+    log: Log,
+) -> dict[str, float]:
+    """Return token KL, top-1 agreement and answer agreement on the held-out prompts; stored and not computed twice."""
+    path = folder / "agreement.json"
+    teacher_ids = [[response.example_id, response.token_ids] for response in held_out.responses.values()]
+    key = hash_json([student.fingerprint, teacher.fingerprint, hash_json(teacher_ids)])
+    if path.is_file() and read_json(path)["key"] == key:
+        return dict(read_json(path)["values"])
+    width = len(student.adapter.head(student.model).weight)
+    found = agreement(
+        student,
+        teacher,
+        held_out.examples,
+        held_out.responses,
+        load_images,
+        batch_size=config.batch_size,
+        vocabulary=torch.arange(*vocabulary.indices(width)),
+    )
+    answers = _greedy(
+        config, student, held_out.examples, load_images, folder=folder / "held_out", author="student", log=log
+    )
+    equal = [
+        id in answers and same_answer(answers[id].text, response.text)
+        for id, response in held_out.responses.items()
+    ]
+    values = {"token_kl": found.token_kl, "top1": found.top1, "answers": sum(equal) / len(equal)}
+    write_json(
+        path, {"key": key, "values": values, "num_tokens": found.num_tokens, "num_examples": len(equal)}
+    )
+    return values

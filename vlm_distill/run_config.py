@@ -1,0 +1,134 @@
+"""The run: one record for every YAML in configs/, assembled from records that lie beside their owners."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from vlm_distill.adapters.llava import BuildConfig
+from vlm_distill.config import Record, apply_overrides, decode, find_yaml, read_yaml
+from vlm_distill.data.augment import Augment
+from vlm_distill.generation.engine import EngineConfig, Sampling, TransformersEngineConfig
+from vlm_distill.losses import ObjectiveConfig
+from vlm_distill.training.config import TrainConfig
+
+Objective = Annotated[ObjectiveConfig, Field(discriminator="kind")]
+Engine = Annotated[EngineConfig, Field(discriminator="kind")]
+Dtype = Literal["float32", "bfloat16", "float16", "auto"]
+
+
+class DataConfig(Record):
+    """Which recipe is prepared; `overrides` change it (`split.held_out=0.2`), `limit` keeps that many training examples."""
+
+    recipe: str
+    overrides: tuple[str, ...] = ()
+    limit: int | None = Field(default=None, ge=1)
+
+
+class ModelConfig(Record):
+    """A model that exists: a folder, a hub id, or `bundled:NAME`."""
+
+    model: str
+    dtype: Dtype = "float32"
+    trust_remote_code: bool = False
+
+
+class StudentConfig(Record):
+    """A model that exists, or one that is built from parts; exactly one of the two."""
+
+    model: str | None = None
+    build: BuildConfig | None = None
+    dtype: Dtype = "float32"
+    trust_remote_code: bool = False
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "StudentConfig":
+        if (self.model is None) == (self.build is None):
+            raise ValueError("expected either `model` or `build`")
+        return self
+
+
+class WarmupConfig(Record):
+    """Training of the student before the first round: `seqkd` on teacher responses (no labels), `sft` on references."""
+
+    train: TrainConfig
+    objective: Objective
+    augment: Augment = Augment()
+
+
+class GenerateConfig(Record):
+    """How teacher and student responses are sampled."""
+
+    engine: Engine = TransformersEngineConfig()
+    sampling: Sampling = Sampling(temperature=0.8, top_p=0.95)
+
+
+class ControlConfig(Record):
+    """A student for comparison: from the same warm-up, with this objective and as many trained tokens as all rounds together."""
+
+    name: str
+    objective: Objective
+
+
+class EvaluateConfig(Record):
+    """What is measured after each stage.
+
+    `limit` caps the questions of each task (whole images are drawn), `agreement_examples` the held-out prompts on which student and
+    teacher are compared, on greedy responses of up to `agreement_tokens`; `shuffle_images` repeats the suite with permuted images for the table's drop.
+    """
+
+    suite: str
+    limit: int | None = Field(default=None, ge=1)
+    every_round: bool = True
+    agreement_examples: int = Field(default=500, ge=0)
+    agreement_tokens: int = Field(default=64, ge=1)
+    shuffle_images: bool = True
+    batch_size: int = Field(default=64, ge=1)
+
+
+class RunConfig(Record):
+    """A whole run. Without a teacher there are no rounds: the student is warmed up on references and evaluated."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
+    seed: int = 0
+    output: str | None = None
+    device: str = "auto"
+    data: DataConfig
+    teacher: ModelConfig | None = None
+    student: StudentConfig
+    warmup: WarmupConfig | None = None
+    rounds: int = Field(default=1, ge=0)
+    generate: GenerateConfig = GenerateConfig()
+    objective: Objective | None = None
+    train: TrainConfig | None = None
+    control: ControlConfig | None = None
+    evaluate: EvaluateConfig | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> "RunConfig":
+        if self.rounds and (self.objective is None or self.train is None):
+            raise ValueError("rounds need `objective` and `train`; set `rounds: 0` to run the warm-up only")
+        if not self.rounds and self.warmup is None:
+            raise ValueError("without rounds and without `warmup` there is nothing to train")
+        if not self.rounds and self.control is not None:
+            raise ValueError("`control` compares with rounds, and there are none")
+        if self.teacher is None and (self.rounds or (self.warmup and self.warmup.objective.kind != "sft")):
+            raise ValueError(
+                "this objective needs `teacher`; without one only `warmup` with `objective: {kind: sft}` can run"
+            )
+        return self
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.output).expanduser() if self.output else Path("runs") / self.name
+
+
+def load_run(name: str, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
+    """Return the run that a path or the name of a shipped config means, with dotted overrides applied.
+
+    Raises:
+        ConfigError: one line with the file, the dotted path of each wrong key and the nearest known one.
+    """
+    path = find_yaml(name, folder="configs")
+    values: dict[str, Any] = apply_overrides(read_yaml(path), overrides)
+    return decode(RunConfig, values, where=str(path))

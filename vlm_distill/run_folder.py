@@ -1,0 +1,105 @@
+"""The folder of a run: one process at a time, one config for its life, and where everything came from."""
+
+import fcntl
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vlm_distill.config import read_yaml
+from vlm_distill.errors import ConfigError, DataError
+from vlm_distill.files import atomic_path, write_json
+from vlm_distill.run_config import RunConfig
+
+FORMAT_VERSION = 1
+PACKAGES = (
+    "vlm-distill",
+    "torch",
+    "transformers",
+    "accelerate",
+    "open_clip_torch",
+    "datasets",
+    "tokenizers",
+    "pillow",
+    "numpy",
+)
+# What may change between two starts in one folder, because no trained result depends on it.
+FREE_KEYS = ("evaluate", "output", "device", "control")
+
+
+def print_log(line: str) -> None:
+    """Print one line of progress with the time of day."""
+    print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def open_folder(config: RunConfig) -> Iterator[Path]:
+    """Yield the run folder, locked against a second process and bound to this config.
+
+    Raises:
+        ConfigError: the folder was started with another config.
+        DataError: another process is running in it.
+    """
+    folder = config.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise DataError(
+                f"{folder}: another process is running here; wait for it or give another `output`"
+            ) from None
+        _bind(config, folder)
+        yield folder
+
+
+def _bind(config: RunConfig, folder: Path) -> None:
+    path = folder / "config.yaml"
+    resolved = config.model_dump(mode="json")
+    if path.is_file():
+        changed = sorted(_differences(read_yaml(path), resolved))
+        if changed:
+            shown = ", ".join(changed[:5]) + (", ..." if len(changed) > 5 else "")
+            raise ConfigError(
+                f"{folder}: was started with another config ({shown} changed); "
+                "give the run another `output`, or delete the folder to start anew"
+            )
+    with atomic_path(path) as temporary:
+        header = "# The resolved config of this run, with every default.\n"
+        temporary.write_text(header + yaml.safe_dump(resolved, sort_keys=False), encoding="utf-8")
+
+
+def _differences(old: Any, new: Any, prefix: str = "") -> Iterator[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in dict.fromkeys([*old, *new]):
+            if prefix or key not in FREE_KEYS:
+                yield from _differences(old.get(key), new.get(key), f"{prefix}{key}.")
+    elif old != new:
+        yield prefix.removesuffix(".")
+
+
+def write_provenance(folder: Path, facts: dict[str, Any]) -> None:
+    """Write versions, machine and the given facts (fingerprints, seeds) beside the results."""
+    write_json(
+        folder / "provenance.json",
+        {
+            "format_version": FORMAT_VERSION,
+            "packages": {name: _version(name) for name in PACKAGES},
+            "python": platform.python_version(),
+            "machine": platform.machine(),
+            **facts,
+        },
+    )
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,107 @@
+"""What a training step reads: items, the deterministic order in which they come, and their collation into tensors."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+
+from vlm_distill.adapters.adapter import LoadedModel
+from vlm_distill.batches import PromptBatch, ResponseBatch, pad_responses
+from vlm_distill.errors import DataError
+from vlm_distill.records import AUTHORS, Author, Example, Response
+
+ImageLoader = Callable[[Example], list[Image.Image]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainItem:
+    """A prompt with the responses that are trained on it, in the order of records.AUTHORS."""
+
+    example: Example
+    responses: tuple[Response, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(len(response.token_ids) for response in self.responses)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainBatch:
+    """A micro-batch: one prompt encoding per model, one response batch for both."""
+
+    student_prompts: PromptBatch
+    teacher_prompts: PromptBatch | None
+    responses: ResponseBatch
+
+
+def build_items(
+    examples: Sequence[Example], responses: Sequence[Response], *, authors: frozenset[Author]
+) -> tuple[list[TrainItem], int]:
+    """Join responses to examples by id; return the items and the number of examples that lack a response of an author.
+
+    Raises:
+        DataError: no example has responses of all authors.
+    """
+    by_example: dict[str, list[Response]] = {}
+    for response in responses:
+        if response.author in authors:
+            by_example.setdefault(response.example_id, []).append(response)
+    items = []
+    for example in examples:
+        found = by_example.get(example.id, [])
+        if authors <= {response.author for response in found}:
+            found.sort(key=lambda response: (AUTHORS.index(response.author), response.sample_index))
+            items.append(TrainItem(example=example, responses=tuple(found)))
+    if not items:
+        wanted = " and ".join(sorted(authors))
+        raise DataError(
+            f"training items: expected examples with responses by {wanted}, found none; generate them first"
+        )
+    return items, len(examples) - len(items)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """The order of training: one seeded permutation an epoch, cut into steps of `batch_size` items that run across epochs."""
+
+    num_items: int
+    batch_size: int
+    seed: int
+
+    def step(self, step: int) -> list[int]:
+        """Return the item numbers of optimiser step `step`, counted from 0: a pure function, so a resume needs no state."""
+        first = step * self.batch_size
+        positions = range(first, first + self.batch_size)
+        orders = {
+            epoch: self._order(epoch) for epoch in {position // self.num_items for position in positions}
+        }
+        return [orders[position // self.num_items][position % self.num_items] for position in positions]
+
+    def steps(self) -> Iterator[list[int]]:
+        """Yield the steps one after the other without end."""
+        pending: list[int] = []
+        epoch = 0
+        while True:
+            while len(pending) < self.batch_size:
+                pending += self._order(epoch)
+                epoch += 1
+            yield pending[: self.batch_size]
+            pending = pending[self.batch_size :]
+
+    def _order(self, epoch: int) -> list[int]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        return torch.randperm(self.num_items, generator=generator).tolist()
+
+
+def collate(
+    items: Sequence[TrainItem], *, student: LoadedModel, teacher: LoadedModel | None, load_images: ImageLoader
+) -> TrainBatch:
+    """Encode the prompts once per model, each with its own processor, and pad the responses."""
+    examples = [item.example for item in items]
+    images = [load_images(example) for example in examples]
+    return TrainBatch(
+        student_prompts=student.encode(examples, images),
+        teacher_prompts=teacher.encode(examples, images) if teacher else None,
+        responses=pad_responses([item.responses for item in items]),
+    )

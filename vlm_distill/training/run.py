@@ -1,0 +1,74 @@
+"""A training stage: from a loaded student and items to a model folder, skipped when it is done and resumed when it was killed."""
+
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vlm_distill.adapters.catalog import save_model
+from vlm_distill.errors import DataError
+from vlm_distill.files import read_json, write_json
+from vlm_distill.training.config import TrainConfig
+from vlm_distill.training.trainer import Stage, Trainer
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trained:
+    """A finished stage: its model folder, the optimiser steps, the trained student response tokens, the objective's state."""
+
+    model: Path
+    steps: int
+    tokens: int
+    objective: dict[str, Any]
+
+
+def finished(folder: Path, *, key: str) -> Trained | None:
+    """Return the result of a stage that is complete under `key`, None where it still has to run.
+
+    Raises:
+        DataError: the folder holds the result of another student, teacher, data set or config.
+    """
+    path = folder / "stage.json"
+    if not path.is_file():
+        return None
+    found = read_json(path)
+    if found["key"] != key:
+        raise DataError(
+            f"{folder}: holds a student that was trained from another start, with other data or with another config; "
+            "give the run another `output`, or delete this folder to train it again"
+        )
+    return Trained(
+        model=folder / "model", steps=found["steps"], tokens=found["tokens"], objective=found["objective"]
+    )
+
+
+def train(config: TrainConfig, stage: Stage, *, log: Callable[[str], None]) -> Trained:
+    """Train, save the model under `stage.folder / "model"` and record that the stage is complete."""
+    trainer = Trainer(config, stage, log)
+    log(
+        f"{stage.label}: {trainer.total:,} steps of {config.batch_size} prompts out of {len(stage.items):,}, "
+        f"{sum(item.num_tokens for item in stage.items):,} response tokens an epoch"
+    )
+    started = time.monotonic()
+    trainer.run()
+    trained = Trained(
+        model=stage.folder / "model",
+        steps=trainer.total,
+        tokens=trainer.trained_tokens,
+        objective=stage.objective.state_dict(),
+    )
+    if trainer.accelerator.is_main_process:
+        save_model(stage.student, trained.model)
+        result = {
+            "key": stage.key,
+            "steps": trained.steps,
+            "tokens": trained.tokens,
+            "objective": trained.objective,
+        }
+        write_json(stage.folder / "stage.json", result)
+        shutil.rmtree(stage.folder / "checkpoints", ignore_errors=True)
+    trainer.accelerator.wait_for_everyone()
+    log(f"{stage.label}: {trained.tokens:,} response tokens trained in {time.monotonic() - started:.0f} s")
+    return trained
