@@ -1,4 +1,4 @@
-"""Every test runs with shapes and types checked: jaxtyping's import hook with beartype over the whole package."""
+"""Every test runs with shapes and types checked: jaxtyping's hook with beartype over the whole package."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""The import rules of the package: a file imports its own package and lower layers, siblings never import each other."""
+"""The import rules: a file imports its own package and lower layers, siblings never import each other."""
 
 import ast
 from pathlib import Path
@@ -17,7 +17,8 @@ LAYERS = [
     {"run_config", "run_folder", "measure", "summary", "pipeline", "cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-# Packages whose files may import each other's neighbours in the bottom and top layers, which are one unit each.
+# Packages whose files may import each other's neighbours in the bottom and top layers,
+# which are one unit each.
 UNITS = [LAYERS[0], LAYERS[-1]]
 OWNERS = {
     "accelerate": {"training/trainer.py"},

@@ -1,7 +1,8 @@
 """Tensors on the device: what adapters build, models read and losses are computed on.
 
-Two encodings, one alignment: each model has its own `PromptBatch` (its processor, its image tokens, its length); both share one
-`ResponseBatch`. Response token j is predicted by the hidden state of token j-1, for j = 0 by the last prompt position.
+Two encodings, one alignment: each model has its own `PromptBatch` (its processor, its image tokens, its
+length); both share one `ResponseBatch`. Response token j is predicted by the hidden state of token j-1, for j
+= 0 by the last prompt position.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,9 +19,9 @@ from vlm_distill.records import AUTHORS, Author, Response
 class PromptBatch:
     """Left-padded prompts of one model.
 
-    `extras` are the other tensors of its forward (pixel_values, image_grid_thw, ...), concatenated over the prompts along their
-    first axis; `extra_counts[name][i]` is how many rows of `extras[name]` belong to prompt i, so that prompts can be selected
-    and repeated without knowing the family.
+    `extras` are the other tensors of its forward (pixel_values, image_grid_thw, ...), concatenated over the
+    prompts along their first axis; `extra_counts[name][i]` is how many rows of `extras[name]` belong to
+    prompt i, so that prompts can be selected and repeated without knowing the family.
     """
 
     input_ids: Int[Tensor, "prompt prompt_token"]
@@ -53,7 +54,10 @@ class PromptBatch:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ResponseBatch:
-    """Right-padded responses. `prompt_index` names the prompt of each one, `author` is an index into records.AUTHORS."""
+    """Right-padded responses.
+
+    `prompt_index` names the prompt of each one, `author` is an index into records.AUTHORS.
+    """
 
     prompt_index: Int[Tensor, " response"]
     input_ids: Int[Tensor, "response token"]
@@ -105,9 +109,10 @@ def pad_responses(groups: Sequence[Sequence[Response]], *, pad_id: int = 0) -> R
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Head:
-    """The output layer of a model as plain tensors: logits = soft_cap * tanh((hidden @ weight.T + bias) * scale / soft_cap).
+    """The output layer of a model as plain tensors.
 
-    Without `soft_cap` (None) the logits are the scaled product. The tensors are the live parameters, not copies.
+    logits = soft_cap * tanh((hidden @ weight.T + bias) * scale / soft_cap); without `soft_cap` (None) the
+    logits are the scaled product. The tensors are the live parameters, not copies.
     """
 
     weight: Float[Tensor, "vocab width"]

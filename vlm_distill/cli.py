@@ -89,14 +89,22 @@ def _config_arguments(verb: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    import logging
-
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    logging.getLogger("vlm_distill").setLevel(logging.INFO)
+    _quiet_libraries()
     from vlm_distill.pipeline import run
     from vlm_distill.run_config import load_run
 
     run(load_run(options.config, options.overrides))
+
+
+def _quiet_libraries() -> None:
+    """Show this package's log and others' warnings, without transformers' bars for every load and save."""
+    import logging
+
+    from transformers.utils.logging import disable_progress_bar
+
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("vlm_distill").setLevel(logging.INFO)
+    disable_progress_bar()
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -107,6 +115,7 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _eval(options: argparse.Namespace) -> None:
+    _quiet_libraries()
     from vlm_distill.pipeline import evaluate_model
     from vlm_distill.run_config import EvaluateConfig, ModelConfig
 

@@ -5,7 +5,7 @@ from difflib import get_close_matches
 
 
 class UserError(ValueError):
-    """One line that says where, what was expected, what was found and what to do; the CLI exits with code 2."""
+    """One line: where, what was expected, what was found and what to do; the CLI exits with code 2."""
 
 
 class ConfigError(UserError):

@@ -13,7 +13,8 @@ from typing import Any
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary sibling of `path` that takes its name when the block ends without an error.
 
-    The file is flushed to disk before the rename, so a reader sees the old content or the new, never half of it.
+    The file is flushed to disk before the rename, so a reader sees the old content or the new, never half of
+    it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -58,6 +59,6 @@ def sha256_file(path: Path) -> str:
 
 
 def hash_json(value: Any) -> str:
-    """Return the sha256 of the canonical JSON form of `value`: equal values give equal hashes in every process."""
+    """Return the sha256 of the canonical JSON of `value`: equal values, equal hashes, in every process."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return sha256_bytes(text.encode("utf-8"))

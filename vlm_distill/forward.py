@@ -1,7 +1,10 @@
-"""Hidden states that predict response tokens: two functions with one signature, with and without a shared prefix.
+"""Hidden states that predict response tokens, with and without a shared prefix, in one signature.
 
-Response token j is predicted by the hidden state of token j - 1, for j = 0 by the last position of the prompt.
+Response token j is predicted by the hidden state of token j - 1, for j = 0 by the last position of the
+prompt.
 """
+
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -17,7 +20,8 @@ def response_hidden(
 ) -> Float[Tensor, "row width"]:
     """Return the hidden state that predicts each valid response token, row-major over `responses.mask`.
 
-    The prefix (prompt and images) runs once per prompt where several responses share it and the family allows it.
+    The prefix (prompt and images) runs once per prompt where several responses share it and the family allows
+    it.
     """
     num_prompts, num_responses = len(prompts.input_ids), len(responses.input_ids)
     if loaded.adapter.branches_cache and num_responses > num_prompts:
@@ -28,7 +32,10 @@ def response_hidden(
 def separate_hidden(
     loaded: LoadedModel, prompts: PromptBatch, responses: ResponseBatch
 ) -> Float[Tensor, "row width"]:
-    """Forward every response with its own copy of its prompt, in one sequence: left-padded prompt, right-padded response."""
+    """Forward every response with its own copy of its prompt.
+
+    Both are one sequence: left-padded prompt, right-padded response.
+    """
     repeated = prompts.select(responses.prompt_index)
     input_ids = torch.cat([repeated.input_ids, responses.input_ids], dim=1)
     mask = torch.cat([repeated.attention_mask, responses.mask.to(repeated.attention_mask.dtype)], dim=1)
@@ -44,12 +51,13 @@ def separate_hidden(
 def prefix_shared_hidden(
     loaded: LoadedModel, prompts: PromptBatch, responses: ResponseBatch
 ) -> Float[Tensor, "row width"]:
-    """Forward every prompt once and branch its key-value cache to its responses; the cache keeps the graph in training.
+    """Forward every prompt once and branch its key-value cache to its responses.
 
-    Equal to `separate_hidden`, gradients included, up to rounding.
+    The cache keeps the graph in training. Equal to `separate_hidden`, gradients included, up to rounding.
     """
     adapter, model, index = loaded.adapter, loaded.model, responses.prompt_index
-    cache = DynamicCache(config=model.config.get_text_config())
+    config: Any = model.config
+    cache = DynamicCache(config=config.get_text_config())
     positions = adapter.position_ids(model, prompts.input_ids, prompts.attention_mask, prompts.extras)
     prefix = adapter.backbone(
         model, prompts.input_ids, prompts.attention_mask, positions, prompts.extras, cache

@@ -1,4 +1,7 @@
-"""What a run measures of a model: the suite, the suite with permuted images, and agreement with the teacher on held-out prompts."""
+"""What a run measures of a model.
+
+The suite, the suite with permuted images, and agreement with the teacher on held-out prompts.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +30,10 @@ Log = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Measured:
-    """One row of the summary. `token_kl` is in nats per teacher token; agreement is None for the teacher and without held-out data."""
+    """One row of the summary.
+
+    `token_kl` is in nats per teacher token; agreement is None for the teacher and without held-out data.
+    """
 
     label: str
     fingerprint: str
@@ -40,7 +46,7 @@ class Measured:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HeldOut:
-    """The prompts on which students are compared with the teacher, and the teacher's greedy responses to them."""
+    """The prompts on which students are compared with the teacher, and its greedy responses to them."""
 
     examples: list[Example]
     responses: dict[str, Response]
@@ -99,7 +105,10 @@ def hold_out(
     folder: Path,
     log: Log,
 ) -> HeldOut | None:
-    """Draw the held-out prompts and let the teacher answer them greedily; None where there is nothing to compare on."""
+    """Draw the held-out prompts and let the teacher answer them greedily.
+
+    None where there is nothing to compare on.
+    """
     if not held_out or not config.agreement_examples:
         log("agreement with the teacher: not measured, because there are no held-out prompts")
         return None
@@ -145,7 +154,10 @@ def compare_with_teacher(
     folder: Path,
     log: Log,
 ) -> dict[str, float]:
-    """Return token KL, top-1 agreement and answer agreement on the held-out prompts; stored and not computed twice."""
+    """Return token KL, top-1 agreement and answer agreement on the held-out prompts.
+
+    They are stored and not computed twice.
+    """
     path = folder / "agreement.json"
     teacher_ids = [[response.example_id, response.token_ids] for response in held_out.responses.values()]
     key = hash_json([student.fingerprint, teacher.fingerprint, hash_json(teacher_ids)])

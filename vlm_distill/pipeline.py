@@ -1,7 +1,7 @@
 """The run: data, teacher responses, warm-up, rounds of student responses and training, evaluation, summary.
 
-Every stage skips itself when its inputs and config are unchanged and continues when it was interrupted; this file only puts them in
-order. What a stage does is in data/, generation/, training/ and evaluation/.
+Every stage skips itself when its inputs and config are unchanged and continues when it was interrupted; this
+file only puts them in order. What a stage does is in data/, generation/, training/ and evaluation/.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,13 +9,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-import yaml
 from PIL import Image
 
 from vlm_distill.adapters.adapter import LoadedModel, LoadOptions
 from vlm_distill.adapters.catalog import load_model, save_model
 from vlm_distill.adapters.llava import build_llava
 from vlm_distill.adapters.pair import load_skeleton, pair_report
+from vlm_distill.config import dump_yaml
 from vlm_distill.data.augment import Augment
 from vlm_distill.data.images import ImageStore
 from vlm_distill.data.recipe import Dataset, load_recipe, prepare
@@ -56,7 +56,7 @@ class Context:
 
 
 def run(config: RunConfig, *, log: Log = print_log) -> str:
-    """Run every stage that is not done yet; return the summary table, which is also printed and written to the folder."""
+    """Run every stage that is not done yet; return the summary table, also printed and put in the folder."""
     with open_folder(config) as folder:
         _announce(config, folder, log)
         dataset = prepare(load_recipe(config.data.recipe, config.data.overrides), folder / "data", log)
@@ -87,14 +87,14 @@ def run(config: RunConfig, *, log: Log = print_log) -> str:
 
 
 def check(config: RunConfig) -> str:
-    """Return the resolved run and the pair report; reads configs, tokenizers and processors, and no weights."""
+    """Return the resolved run and the pair report; reads configs, tokenizers, processors and no weights."""
     recipe = load_recipe(config.data.recipe, config.data.overrides)
     tasks = (
         [load_task(entry.task).name for entry in load_suite(config.evaluate.suite).tasks]
         if config.evaluate
         else []
     )
-    lines = [yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).rstrip()]
+    lines = [dump_yaml(config.model_dump(mode="json")).rstrip()]
     lines.append(f"data: recipe {recipe.name} with {len(recipe.sources)} source(s)")
     lines.append(f"evaluation: {', '.join(tasks) or 'none'}")
     teacher = None
@@ -160,7 +160,7 @@ def _announce(config: RunConfig, folder: Path, log: Log) -> None:
 
 
 def _texts(examples: Sequence[Example]) -> list[str]:
-    """Return the distinct texts of prompts and references, which a tokenizer built from scratch is trained on."""
+    """Return the distinct texts of prompts and references, on which a new tokenizer is trained."""
     texts = (
         part.text
         for example in examples
@@ -175,7 +175,7 @@ def _texts(examples: Sequence[Example]) -> list[str]:
 def _first_student(
     config: RunConfig, folder: Path, teacher: LoadedModel | None, *, texts: Sequence[str], log: Log
 ) -> LoadedModel:
-    """Return the student before any training; one that is built from parts is built once and kept in the folder."""
+    """Return the student before any training; one made of parts is built once and kept in the folder."""
     student = config.student
     if student.build is None:
         return load(student, config.device)
@@ -314,7 +314,8 @@ def _train(
     items, missing = build_items(context.examples, responses, authors=objective.authors)
     if missing:
         context.log(
-            f"{label}: {missing:,} of {len(context.examples):,} prompts have no usable response and are left out"
+            f"{label}: {missing:,} of {len(context.examples):,} prompts have no usable response "
+            "and are left out"
         )
     fingerprints = [
         student.fingerprint,
@@ -352,12 +353,15 @@ def _train(
 def _responses(
     context: Context, student: LoadedModel, authors: frozenset[Author], *, round: int
 ) -> list[Response]:
-    """Return the responses by the wanted authors: references from labels, the teacher's once, the student's anew every round."""
+    """Return the wanted responses: references, the teacher's once, the student's anew every round."""
     responses: list[Response] = []
     if "reference" in authors:
-        tokenizer, stop = student.tokenizer, student.stop_ids[0]
         responses += encode_references(
-            context.examples, tokenizer, stop_id=stop, fingerprint=student.fingerprint
+            context.examples,
+            student.tokenizer,
+            stop_id=student.stop_ids[0],
+            fingerprint=student.fingerprint,
+            placeholder_ids=student.placeholder_ids,
         )
     if "teacher" in authors:
         assert context.teacher is not None

@@ -1,7 +1,7 @@
 """What is on disk: examples and responses, joined by id. Tensors are in batches.py, files in data/.
 
-An example is a prompt with its images and, where labels exist, references. A response is what a teacher, a student
-or a reference answered to it. Nothing is ever joined by position or by prompt text.
+An example is a prompt with its images and, where labels exist, references. A response is what a teacher, a
+student or a reference answered to it. Nothing is ever joined by position or by prompt text.
 """
 
 from dataclasses import dataclass, field
@@ -48,8 +48,9 @@ class Message:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Example:
-    """A prompt. `images` are content hashes in the image store, in the order of the `Image` parts of `messages`.
+    """A prompt.
 
+    `images` are content hashes in the image store, in the order of the `Image` parts of `messages`.
     `references` are acceptable answers, empty where no labels exist. `meta` holds small extra columns that an
     evaluation groups by (question type, category); training never reads it.
     """
@@ -69,9 +70,10 @@ class Example:
 class Response:
     """An answer to an example.
 
-    `token_ids` are the ids that were generated, the stop token included when `finish` is "stop"; they are trained on as they
-    are. `prompt_ids_hash` is the hash of the prompt ids that generation saw, `sampling` the hash of the sampling settings.
-    `reencoded` marks responses whose ids were made from text, because a server returned none or a human wrote them.
+    `token_ids` are the ids that were generated, the stop token included when `finish` is "stop"; they are
+    trained on as they are. `prompt_ids_hash` is the hash of the prompt ids that generation saw, `sampling`
+    the hash of the sampling settings. `reencoded` marks responses whose ids were made from text, because a
+    server returned none or a human wrote them.
     """
 
     id: str

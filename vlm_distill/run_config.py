@@ -18,7 +18,10 @@ Dtype = Literal["float32", "bfloat16", "float16", "auto"]
 
 
 class DataConfig(Record):
-    """Which recipe is prepared; `overrides` change it (`split.held_out=0.2`), `limit` keeps that many training examples."""
+    """Which recipe is prepared.
+
+    `overrides` change it (`split.held_out=0.2`), `limit` keeps that many training examples.
+    """
 
     recipe: str
     overrides: tuple[str, ...] = ()
@@ -49,7 +52,10 @@ class StudentConfig(Record):
 
 
 class WarmupConfig(Record):
-    """Training of the student before the first round: `seqkd` on teacher responses (no labels), `sft` on references."""
+    """Training of the student before the first round.
+
+    `seqkd` trains on teacher responses (no labels), `sft` on references.
+    """
 
     train: TrainConfig
     objective: Objective
@@ -64,7 +70,10 @@ class GenerateConfig(Record):
 
 
 class ControlConfig(Record):
-    """A student for comparison: from the same warm-up, with this objective and as many trained tokens as all rounds together."""
+    """A student for comparison.
+
+    It starts from the same warm-up and trains with this objective on as many tokens as all rounds together.
+    """
 
     name: str
     objective: Objective
@@ -73,8 +82,9 @@ class ControlConfig(Record):
 class EvaluateConfig(Record):
     """What is measured after each stage.
 
-    `limit` caps the questions of each task (whole images are drawn), `agreement_examples` the held-out prompts on which student and
-    teacher are compared, on greedy responses of up to `agreement_tokens`; `shuffle_images` repeats the suite with permuted images for the table's drop.
+    `limit` caps the questions of each task (whole images are drawn), `agreement_examples` the held-out
+    prompts on which student and teacher are compared, on greedy responses of up to `agreement_tokens`;
+    `shuffle_images` repeats the suite with permuted images for the table's drop.
     """
 
     suite: str
@@ -87,7 +97,10 @@ class EvaluateConfig(Record):
 
 
 class RunConfig(Record):
-    """A whole run. Without a teacher there are no rounds: the student is warmed up on references and evaluated."""
+    """A whole run.
+
+    Without a teacher there are no rounds: the student is warmed up on references and evaluated.
+    """
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
     seed: int = 0
@@ -114,7 +127,8 @@ class RunConfig(Record):
             raise ValueError("`control` compares with rounds, and there are none")
         if self.teacher is None and (self.rounds or (self.warmup and self.warmup.objective.kind != "sft")):
             raise ValueError(
-                "this objective needs `teacher`; without one only `warmup` with `objective: {kind: sft}` can run"
+                "this objective needs `teacher`; without one only `warmup` with `objective: {kind: sft}` "
+                "can run"
             )
         return self
 

@@ -10,9 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from vlm_distill.config import read_yaml
+from vlm_distill.config import dump_yaml, read_yaml
 from vlm_distill.errors import ConfigError, DataError
 from vlm_distill.files import atomic_path, write_json
 from vlm_distill.run_config import RunConfig
@@ -72,7 +70,7 @@ def _bind(config: RunConfig, folder: Path) -> None:
             )
     with atomic_path(path) as temporary:
         header = "# The resolved config of this run, with every default.\n"
-        temporary.write_text(header + yaml.safe_dump(resolved, sort_keys=False), encoding="utf-8")
+        temporary.write_text(header + dump_yaml(resolved), encoding="utf-8")
 
 
 def _differences(old: Any, new: Any, prefix: str = "") -> Iterator[str]:

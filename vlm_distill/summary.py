@@ -1,4 +1,4 @@
-"""The table at the end of a run: one row a model, and what the last round is worth against every other student."""
+"""The table at the end of a run: one row a model, and the last round against every other student."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,8 +13,9 @@ from vlm_distill.files import atomic_path, write_json
 from vlm_distill.measure import Measured
 
 LEGEND = (
-    "Scores in per cent with the half-width of the 95 % interval, clustered by image. KL(teacher || student) in nats per response "
-    "token, equal first choice (top-1) and equal answer on held-out prompts. Drop: points lost when the images are permuted."
+    "Scores in per cent with the half-width of the 95 % interval, clustered by image. "
+    "KL(teacher || student) in nats per response token, equal first choice (top-1) and equal answer "
+    "on held-out prompts. Drop: points lost when the images are permuted."
 )
 
 
@@ -36,7 +37,10 @@ def summarise(measured: Sequence[Measured], *, folder: Path) -> str:
 
 
 def _cells(results: dict[str, TaskResult]) -> list[tuple[str, str, str, str]]:
-    """Return (column, task, metric, subset) of every number of the table: all metrics, the subsets of the first one."""
+    """Return (column, task, metric, subset) of every number of the table.
+
+    All metrics, and the subsets of the first one.
+    """
     return [
         (f"{task} {metric}" if subset == ALL else f"{task} {subset}", task, metric, subset)
         for task, result in results.items()
@@ -90,7 +94,10 @@ def _values(one: Measured) -> dict[str, Any]:
 
 
 def _comparisons(measured: Sequence[Measured]) -> list[dict[str, Any]]:
-    """Compare the last round, or the last student where there are no rounds, with every other model, paired by question."""
+    """Compare the last round with every other model, paired by question.
+
+    Where there are no rounds it is the last student.
+    """
     rounds = [one for one in measured if one.label.startswith("round ")]
     last = (rounds or [one for one in measured if one.label != "teacher"])[-1]
     found = []

@@ -27,7 +27,7 @@ class Inner(Record):
 class Outer(Record):
     name: str
     inner: Inner = Inner()
-    many: list[Inner] = []
+    many: list[Inner] = Field(default_factory=list)
     sound: Annotated[Loud | Quiet, Field(discriminator="kind")] = Quiet()
     either: Inner | None = None
 

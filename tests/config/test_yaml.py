@@ -1,6 +1,6 @@
 import pytest
 
-from vlm_distill.config import apply_overrides, parse_yaml, read_yaml
+from vlm_distill.config import apply_overrides, dump_yaml, parse_yaml, read_yaml
 from vlm_distill.errors import ConfigError
 
 
@@ -71,3 +71,9 @@ def test_overrides_reach_nested_keys_and_list_items_and_leave_the_original_alone
 def test_an_override_that_points_nowhere_is_an_error(override: str) -> None:
     with pytest.raises(ConfigError, match="override"):
         apply_overrides({"name": "a", "tasks": [1]}, [override])
+
+
+def test_what_is_written_is_read_back_equal() -> None:
+    shared = {"rate": 1e-5, "answers": ["yes", "no", "1e-5", "null", "12"]}
+    value = {"first": shared, "second": shared, "none": None, "flag": True, "text": "été: a & b"}
+    assert parse_yaml(dump_yaml(value), where="x") == value

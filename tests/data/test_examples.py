@@ -108,7 +108,7 @@ def test_a_bad_image_stops_or_is_skipped_and_counted(
 ) -> None:
     (tmp_path / "images" / "1.png").write_bytes(b"broken")
     (tmp_path / "images" / "3.png").unlink()
-    with pytest.raises(DataError, match="row 3: not an image"):
+    with pytest.raises(DataError, match=r"row 3 \(id .*\): not an image"):
         read_examples(source(questions), images=store)
     examples, counts = read_examples(source(questions), images=store, on_bad_image="skip")
     assert counts == {"read": 12, "bad_image": 6}

@@ -94,7 +94,7 @@ def test_a_preparation_that_fails_leaves_nothing_that_looks_complete(tmp_path: P
     prepare(recipe(questions), folder, silent)
     (tmp_path / "images" / "2.png").write_bytes(b"broken")
     (folder / MANIFEST).unlink()
-    with pytest.raises(DataError, match="row 6: not an image"):
+    with pytest.raises(DataError, match=r"row 6 \(id .*\): not an image"):
         prepare(recipe(questions), folder, silent)
     with pytest.raises(DataError, match=r"no prepared data \(no manifest.json\)"):
         open_dataset(folder)

@@ -45,3 +45,15 @@ def test_an_example_without_references_is_named() -> None:
 
 def test_no_examples_give_no_responses() -> None:
     assert encode_references([], LetterTokenizer(), stop_id=2, fingerprint="f") == []
+
+
+def test_a_reference_that_holds_an_image_placeholder_is_refused_and_its_example_named() -> None:
+    examples = [example("a", "red"), example("b", "a * shape")]
+    with pytest.raises(DataError, match=r"'b'.*'a \* shape'.*1 of 2"):
+        encode_references(
+            examples, LetterTokenizer(), stop_id=2, fingerprint="f", placeholder_ids=(ord("*"), 3)
+        )
+    kept = encode_references(
+        examples, LetterTokenizer(), stop_id=2, fingerprint="f", placeholder_ids=(ord("+"),)
+    )
+    assert [response.text for response in kept] == ["red", "a * shape"]

@@ -53,7 +53,12 @@ def test_items_join_by_id_and_leave_out_prompts_without_every_author() -> None:
     assert [[one.author for one in item.responses] for item in items] == [["teacher", "student"]]
     assert (items[0].example.id, items[0].num_tokens, missing) == ("a", 3, 2)
     with pytest.raises(DataError, match="expected examples with responses by reference"):
-        build_items(examples[1:], responses, authors=frozenset({"reference"}))
+        build_items(examples, responses[:2], authors=frozenset({"reference"}))
+
+
+def test_a_response_without_its_example_is_an_error() -> None:
+    with pytest.raises(DataError, match="'lost'"):
+        build_items([example("a", "?")], [response("lost", "teacher", (1,))], authors=frozenset({"teacher"}))
 
 
 def test_padding_keeps_ids_order_prompt_and_author() -> None:

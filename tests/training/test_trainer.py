@@ -93,7 +93,8 @@ def test_gradients_do_not_depend_on_how_a_step_is_cut_into_micro_batches(tmp_pat
         stage = make_stage(
             tmp_path / str(size), student=student, teacher=teacher, objective=objective.build()
         )
-        # Learning rate 0 is not allowed; a clip far above the norm leaves gradients alone, and they are read before the step.
+        # Learning rate 0 is not allowed; a clip far above the norm leaves gradients alone, and they are read
+        # before the step.
         trainer = Trainer(config(batch_size=6, micro_batch_size=size, max_grad_norm=1e9), stage, print)
         trainer.optimizer.zero_grad = lambda: None
         loss = trainer.optimizer_step(0)["loss_sum"]
@@ -110,7 +111,7 @@ def test_training_lowers_the_loss(tmp_path: Path) -> None:
     assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
 
 
-class Killed(RuntimeError):
+class KilledError(RuntimeError):
     pass
 
 
@@ -119,11 +120,11 @@ def stop_after(trainer: Trainer, steps: int) -> None:
 
     def step(number: int) -> dict[str, float]:
         if number == steps:
-            raise Killed
+            raise KilledError
         return real(number)
 
     trainer.optimizer_step = step
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         trainer.run()
 
 

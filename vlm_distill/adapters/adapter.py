@@ -36,11 +36,12 @@ class Adapter:
     `encode(processor, examples, images)` applies the chat template and returns a left-padded batch;
     `images[i]` are the pictures of `examples[i]`. Every prompt is processed alone, so that `extra_counts`
     follow from the rows it adds. It never truncates. `backbone(model, input_ids, attention_mask,
-    position_ids, extras, cache)` returns hidden states after the final norm; a key-value cache of transformers
-    is appended to, and the mask then covers what it holds as well; None keeps nothing. `position_ids(model, input_ids,
-    attention_mask, extras)` returns positions that ignore padding. `head(model)` returns the output layer.
-    `parts` maps vision, projector and language to module-name prefixes. `branches_cache` says that several
-    continuations of one prefix can share its cache, which recurrent states do not allow.
+    position_ids, extras, cache)` returns hidden states after the final norm; a key-value cache of
+    transformers is appended to, and the mask then covers what it holds as well; None keeps nothing.
+    `position_ids(model, input_ids, attention_mask, extras)` returns positions that ignore padding.
+    `head(model)` returns the output layer. `parts` maps vision, projector and language to module-name
+    prefixes. `branches_cache` says that several continuations of one prefix can share its cache, which
+    recurrent states do not allow.
     """
 
     name: str

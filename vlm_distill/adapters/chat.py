@@ -186,7 +186,7 @@ def hidden_states(
     extras: Mapping[str, Tensor],
     cache: Cache | None,
 ) -> Float[Tensor, "b t width"]:
-    """Return the hidden states after the final norm, without computing logits; `cache` grows by the tokens."""
+    """Return the hidden states after the final norm and compute no logits; `cache` grows by the tokens."""
     # A selection of prompts without images still carries their empty tensors. Processors make float32 pixels.
     dtype = next(model.parameters()).dtype
     present = {

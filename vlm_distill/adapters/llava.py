@@ -103,8 +103,8 @@ def build_llava(
     """Return the student in float32 on the CPU; equal arguments give equal weights.
 
     Torch's global generator is left as it was. `texts` train the tokenizer where the config asks for one, and
-    are not read otherwise. With the meta device as torch's default and a teacher from `load_skeleton` the student is a skeleton
-    too: no weights are read or allocated.
+    are not read otherwise. With the meta device as torch's default and a teacher from `load_skeleton` the
+    student is a skeleton too: no weights are read or allocated.
 
     Raises:
         AdapterError: parts do not fit together or cannot be found.

@@ -148,7 +148,7 @@ def load_side(name: str, *, trust_remote_code: bool = False) -> Side:
 
 
 def load_skeleton(name: str, *, trust_remote_code: bool = False) -> LoadedModel:
-    """Return a model whose weights are on the meta device: every shape is right and nothing is read or allocated."""
+    """Return a model with weights on the meta device: every shape is right, nothing is read or allocated."""
     side = load_side(name, trust_remote_code=trust_remote_code)
     return LoadedModel(
         adapter=side.adapter,

@@ -27,8 +27,8 @@ def shipped(folder: Folder) -> dict[str, Path]:
 def find_yaml(name: str, *, folder: Folder) -> Path:
     """Return the file that `name` means: a path that exists wins, then the shipped file of that name.
 
-    `configs/easy_vqa.yaml` means the shipped config on a machine without a checkout too, so that one command line
-    works everywhere.
+    `configs/easy_vqa.yaml` means the shipped config on a machine without a checkout too, so that one command
+    line works everywhere.
     """
     path = Path(name).expanduser()
     if path.is_file():

@@ -1,4 +1,7 @@
-"""Decoding plain YAML values into typed run records, with errors that name the dotted path and the nearest known key."""
+"""Decoding plain YAML values into typed run records.
+
+Errors name the dotted path of the wrong key and the nearest known one.
+"""
 
 import dataclasses
 from collections.abc import Iterator
@@ -12,7 +15,7 @@ ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
 class Record(BaseModel):
-    """The base of every run record: unknown keys are errors at every depth, values do not change after decoding."""
+    """The base of every run record: unknown keys are errors at every depth, decoded values do not change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=False)
 
@@ -55,7 +58,7 @@ def _short(value: Any) -> str:
 
 
 def _members(annotation: Any) -> Iterator[Any]:
-    """Yield the record types that an annotation may hold, at the top or inside Optional, unions and containers."""
+    """Yield the record types that an annotation may hold, also inside Optional, unions and containers."""
     if get_origin(annotation) is Annotated:
         yield from _members(get_args(annotation)[0])
     elif isinstance(annotation, type) and (
@@ -80,7 +83,10 @@ def _kind(record: Any) -> str | None:
 
 
 def _walk(model: type[BaseModel], loc: tuple[Any, ...]) -> Iterator[tuple[Any, bool, list[Any]]]:
-    """Yield (part, is it in the YAML, record types below it); pydantic puts union tags and type names into `loc` too."""
+    """Yield (part, is it in the YAML, record types below it).
+
+    Pydantic puts union tags and type names into `loc` too.
+    """
     records: list[Any] = [model]
     for part in loc:
         tagged = [record for record in records if part in (_kind(record), record.__name__)]
@@ -113,6 +119,6 @@ def _visible(model: type[BaseModel], loc: tuple[Any, ...]) -> list[Any]:
 
 def _keys_at(model: type[BaseModel], loc: tuple[Any, ...]) -> list[str]:
     records: list[Any] = [model]
-    for _, _, records in _walk(model, loc):
-        pass
+    for _, _, below in _walk(model, loc):
+        records = below
     return [name for record in records for name in _fields(record)]

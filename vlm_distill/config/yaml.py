@@ -11,7 +11,10 @@ from vlm_distill.errors import ConfigError
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader with the scalars of YAML 1.2: `1e-5` is a number, `yes` and `no` are words (they are VQA answers)."""
+    """SafeLoader with the scalars of YAML 1.2.
+
+    `1e-5` is a number, `yes` and `no` are words (they are VQA answers).
+    """
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.events.AliasEvent):
@@ -64,6 +67,26 @@ def parse_yaml(text: str, *, where: str) -> Any:
         raise ConfigError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
 
 
+class _Dumper(yaml.SafeDumper):
+    """A dumper whose output `parse_yaml` reads back: without anchors."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+# A text that either version of YAML would read as something else is quoted.
+_Dumper.yaml_implicit_resolvers = {
+    first: yaml.SafeDumper.yaml_implicit_resolvers.get(first, [])
+    + _Loader.yaml_implicit_resolvers.get(first, [])
+    for first in yaml.SafeDumper.yaml_implicit_resolvers.keys() | _Loader.yaml_implicit_resolvers.keys()
+}
+
+
+def dump_yaml(value: Any) -> str:
+    """Return plain values as YAML with keys in their order."""
+    return str(yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Return the mapping in a YAML file."""
     try:
@@ -79,8 +102,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def apply_overrides(config: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Return a copy of `config` with every `dotted.key=value` set; values are YAML, list items are named by number."""
-    result = _copy(config)
+    """Return a copy of `config` with every `dotted.key=value` set.
+
+    Values are YAML, list items are named by number.
+    """
+    result: dict[str, Any] = _copy(config)
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator or not key or "" in key.split("."):

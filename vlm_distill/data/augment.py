@@ -10,7 +10,8 @@ from vlm_distill.config import Record
 class Augment(Record):
     """Which changes are drawn. Only for questions whose answer they keep; none by default.
 
-    `flip` mirrors left-right and upside-down, `transpose` swaps the axes, `shift` rolls by up to that many pixels on both axes.
+    `flip` mirrors left-right and upside-down, `transpose` swaps the axes, `shift` rolls by up to that many
+    pixels on both axes.
     """
 
     flip: bool = False

@@ -74,7 +74,7 @@ def _admit(
         counts[f"filtered_{reason}"] += 1
         return None
     try:
-        return tuple(images.add(load(), row.where) for load in row.images)
+        return tuple(images.add(load(), f"{row.where} (id {row.id!r})") for load in row.images)
     except DataError as error:
         if on_bad_image == "stop":
             raise

@@ -9,16 +9,21 @@ from vlm_distill.records import Example, Response, response_id
 
 
 def encode_references(
-    examples: Sequence[Example], tokenizer: Any, *, stop_id: int, fingerprint: str
+    examples: Sequence[Example],
+    tokenizer: Any,
+    *,
+    stop_id: int,
+    fingerprint: str,
+    placeholder_ids: Sequence[int] = (),
 ) -> list[Response]:
     """Return one response by "reference" per example: its most frequent one, in a tie the first of these.
 
     Ten annotators' answers to one question are votes: the most frequent one is the label, the others are for
-    scoring.
-    `fingerprint` names what the ids belong to (the tokenizer's model). The ids end with `stop_id`.
+    scoring. `fingerprint` names what the ids belong to (the tokenizer's model). The ids end with `stop_id`.
+    `placeholder_ids` stand for image features, so a response that holds one cannot be forwarded.
 
     Raises:
-        DataError: an example without references.
+        DataError: an example without references, or a reference that encodes to a placeholder.
     """
     without = [example.id for example in examples if not example.references]
     if without:
@@ -30,6 +35,7 @@ def encode_references(
         return []
     texts = [Counter(example.references).most_common(1)[0][0] for example in examples]
     encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    _refuse_placeholders(examples, texts, encoded, placeholder_ids=placeholder_ids)
     return [
         Response(
             id=response_id(example.id, "reference", round=0, sample_index=0),
@@ -45,3 +51,24 @@ def encode_references(
         )
         for example, text, token_ids in zip(examples, texts, encoded, strict=True)
     ]
+
+
+def _refuse_placeholders(
+    examples: Sequence[Example],
+    texts: Sequence[str],
+    encoded: Sequence[Sequence[int]],
+    *,
+    placeholder_ids: Sequence[int],
+) -> None:
+    holding = [
+        (example.id, text)
+        for example, text, token_ids in zip(examples, texts, encoded, strict=True)
+        if not set(placeholder_ids).isdisjoint(token_ids)
+    ]
+    if holding:
+        name, text = holding[0]
+        raise DataError(
+            f"example {name!r}: expected a reference without image tokens, got {text!r}, which the "
+            f"student's tokenizer reads as the place of an image ({len(holding)} of {len(examples)} examples "
+            "have one); change the reference or leave the example out"
+        )

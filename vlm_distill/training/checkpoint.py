@@ -1,7 +1,8 @@
-"""Training checkpoints: a directory under a temporary name, renamed when complete; the newest intact one is resumed.
+"""Training checkpoints: written under a temporary name, then renamed; the newest intact one is resumed.
 
-Learning rate, data order and random numbers are pure functions of the step, so the state is weights, optimiser moments, the
-objective's schedules and the step. Exported models are written elsewhere (adapters/catalog.py).
+Learning rate, data order and random numbers are pure functions of the step, so the state is weights,
+optimiser moments, the objective's schedules and the step. Exported models are written elsewhere
+(adapters/catalog.py).
 """
 
 import shutil
@@ -58,7 +59,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, key: str, keep_last
 
 
 def load_latest(folder: Path, *, key: str, log: Callable[[str], None]) -> Checkpoint | None:
-    """Return the newest intact checkpoint, or None where there is none; a damaged one is reported and passed over.
+    """Return the newest intact checkpoint, None where there is none; a damaged one is reported and skipped.
 
     Raises:
         DataError: the checkpoints belong to another model, data set or config.

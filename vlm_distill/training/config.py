@@ -20,8 +20,9 @@ class Trainable(Record):
 class TrainConfig(Record):
     """An AdamW stage. Exactly one of `steps`, `epochs` and `tokens` says how long it lasts.
 
-    `tokens` counts trained student response tokens, so that methods with one and with two responses per prompt get equal budgets.
-    `batch_size` is the number of prompts of one optimiser step over all processes, `micro_batch_size` of one forward.
+    `tokens` counts trained student response tokens, so that methods with one and with two responses per
+    prompt get equal budgets. `batch_size` is the number of prompts of one optimiser step over all processes,
+    `micro_batch_size` of one forward.
     """
 
     steps: int | None = Field(default=None, ge=1)

@@ -1,4 +1,4 @@
-"""What a training step reads: items, the deterministic order in which they come, and their collation into tensors."""
+"""What a training step reads: items, their deterministic order, and their collation into tensors."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ from PIL import Image
 
 from vlm_distill.adapters.adapter import LoadedModel
 from vlm_distill.batches import PromptBatch, ResponseBatch, pad_responses
+from vlm_distill.data.store import join
 from vlm_distill.errors import DataError
 from vlm_distill.records import AUTHORS, Author, Example, Response
 
@@ -38,39 +39,42 @@ class TrainBatch:
 def build_items(
     examples: Sequence[Example], responses: Sequence[Response], *, authors: frozenset[Author]
 ) -> tuple[list[TrainItem], int]:
-    """Join responses to examples by id; return the items and the number of examples that lack a response of an author.
+    """Join responses to examples by id; return the items and the number of examples that lack an author.
 
     Raises:
-        DataError: no example has responses of all authors.
+        DataError: no example has responses of all authors, or a response has no example.
     """
-    by_example: dict[str, list[Response]] = {}
-    for response in responses:
-        if response.author in authors:
-            by_example.setdefault(response.example_id, []).append(response)
     items = []
+    found = join(examples, [response for response in responses if response.author in authors])
     for example in examples:
-        found = by_example.get(example.id, [])
-        if authors <= {response.author for response in found}:
-            found.sort(key=lambda response: (AUTHORS.index(response.author), response.sample_index))
-            items.append(TrainItem(example=example, responses=tuple(found)))
+        own = sorted(found[example.id], key=lambda one: (AUTHORS.index(one.author), one.sample_index))
+        if authors <= {response.author for response in own}:
+            items.append(TrainItem(example=example, responses=tuple(own)))
     if not items:
         wanted = " and ".join(sorted(authors))
         raise DataError(
-            f"training items: expected examples with responses by {wanted}, found none; generate them first"
+            f"training items: expected examples with responses by {wanted}, found none; "
+            "did the model answer at all? look at counts.json beside the responses"
         )
     return items, len(examples) - len(items)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """The order of training: one seeded permutation an epoch, cut into steps of `batch_size` items that run across epochs."""
+    """The order of training: one seeded permutation an epoch.
+
+    It is cut into steps of `batch_size` items that run across epochs.
+    """
 
     num_items: int
     batch_size: int
     seed: int
 
     def step(self, step: int) -> list[int]:
-        """Return the item numbers of optimiser step `step`, counted from 0: a pure function, so a resume needs no state."""
+        """Return the item numbers of optimiser step `step`, counted from 0.
+
+        A pure function, so a resume needs no state.
+        """
         first = step * self.batch_size
         positions = range(first, first + self.batch_size)
         orders = {

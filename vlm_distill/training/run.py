@@ -1,4 +1,7 @@
-"""A training stage: from a loaded student and items to a model folder, skipped when it is done and resumed when it was killed."""
+"""A training stage: from a loaded student and items to a model folder.
+
+It is skipped when it is done and resumed when it was killed.
+"""
 
 import shutil
 import time
@@ -16,7 +19,7 @@ from vlm_distill.training.trainer import Stage, Trainer
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trained:
-    """A finished stage: its model folder, the optimiser steps, the trained student response tokens, the objective's state."""
+    """A finished stage: model folder, optimiser steps, trained student response tokens, objective's state."""
 
     model: Path
     steps: int
@@ -36,8 +39,8 @@ def finished(folder: Path, *, key: str) -> Trained | None:
     found = read_json(path)
     if found["key"] != key:
         raise DataError(
-            f"{folder}: holds a student that was trained from another start, with other data or with another config; "
-            "give the run another `output`, or delete this folder to train it again"
+            f"{folder}: holds a student that was trained from another start, with other data or with another "
+            "config; give the run another `output`, or delete this folder to train it again"
         )
     return Trained(
         model=folder / "model", steps=found["steps"], tokens=found["tokens"], objective=found["objective"]

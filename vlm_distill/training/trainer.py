@@ -1,7 +1,8 @@
 """The training loop, explicit, on accelerate: the only file that imports it.
 
-The same loop trains text and vision-language students with every objective: it knows batches, an objective and two models. What is
-trained on (items), what is optimised (losses) and where models come from (adapters) are elsewhere.
+The same loop trains text and vision-language students with every objective: it knows batches, an objective
+and two models. What is trained on (items), what is optimised (losses) and where models come from (adapters)
+are elsewhere.
 """
 
 import json
@@ -40,7 +41,10 @@ PRECISIONS = {"float32": "no", "bf16": "bf16", "fp16": "fp16"}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stage:
-    """What one training stage works on. `vocabulary` is the id range that both models define, `key` names inputs and config."""
+    """What one training stage works on.
+
+    `vocabulary` is the id range that both models define, `key` names inputs and config.
+    """
 
     student: LoadedModel
     teacher: LoadedModel | None
@@ -57,7 +61,10 @@ class Stage:
 
 
 class StepModule(nn.Module):
-    """One micro-batch from prompts to loss inside one forward, so that wrappers (DDP, FSDP) see body and head together."""
+    """One micro-batch from prompts to loss.
+
+    All in one forward, so that wrappers (DDP, FSDP) see body and head together.
+    """
 
     def __init__(self, stage: Stage, byte_budget: int) -> None:
         super().__init__()
@@ -103,7 +110,7 @@ def freeze(loaded: LoadedModel, config: TrainConfig) -> list[nn.Parameter]:
 
 
 def num_steps(config: TrainConfig, items: Sequence[TrainItem], *, seed: int) -> int:
-    """Return how many optimiser steps the stage lasts; a token budget is met by the first step that reaches it."""
+    """Return how many optimiser steps the stage lasts; the first step that reaches a token budget ends it."""
     if config.steps is not None:
         return config.steps
     if config.epochs is not None:
@@ -168,7 +175,7 @@ class Trainer:
         self.stage.student.model.eval()
 
     def optimizer_step(self, step: int) -> dict[str, float]:
-        """Run one optimiser step over all micro-batches of this process; return its metrics reduced over processes."""
+        """Run one optimiser step over this process's micro-batches; return metrics reduced over processes."""
         # Random numbers are a function of the step, so that a resumed run draws what an undisturbed one does.
         torch.manual_seed(
             self.stage.seed * 1_000_003
@@ -212,7 +219,8 @@ class Trainer:
             if found is not None:
                 return DataError(f"{self.stage.label}, step {self.step + 1}: {found}")
         return DataError(
-            f"{self.stage.label}, step {self.step + 1}: the loss is not finite although these logits are; lower the learning rate"
+            f"{self.stage.label}, step {self.step + 1}: the loss is not finite although these logits are; "
+            "lower the learning rate"
         )
 
     def _micro_batches(self, step: int) -> list[list[TrainItem]]:
@@ -228,7 +236,10 @@ class Trainer:
         ]
 
     def _denominators(self, chunks: Sequence[Sequence[TrainItem]]) -> Tensor:
-        """Count tokens and responses per term over the whole optimiser step and all processes, before the first forward."""
+        """Count tokens and responses per term, before the first forward.
+
+        Over the whole optimiser step and all processes.
+        """
         counts = [
             self.stage.objective.counts(pad_responses([item.responses for item in chunk])) for chunk in chunks
         ]
@@ -260,7 +271,7 @@ class Trainer:
         # Sums add up over the steps since the last line; rate and norm are those of the last step.
         merged = {name: sum(metrics[name] for metrics in pending) for name in names}
         last = {name: pending[-1][name] for name in ("learning_rate", "grad_norm")}
-        row = {
+        row: dict[str, Any] = {
             "step": self.step,
             "steps": self.total,
             "round": self.stage.round,
@@ -272,7 +283,7 @@ class Trainer:
 
     def _save(self) -> None:
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        weights = get_model_state_dict(self.module, options=options)
+        weights: dict[str, Any] = get_model_state_dict(self.module, options=options)
         optimizer = get_optimizer_state_dict(self.module, _inner(self.optimizer), options=options)
         if self.accelerator.is_main_process:
             state = {"objective": self.stage.objective.state_dict(), "trained_tokens": self.trained_tokens}
@@ -292,7 +303,8 @@ class Trainer:
             metrics.unlink(missing_ok=True)
             return
         options = StateDictOptions(full_state_dict=True)
-        set_model_state_dict(self.module, found.weights, options=options)
+        weights: dict[str, Any] = found.weights
+        set_model_state_dict(self.module, weights, options=options)
         # Parameters that the forward never uses (a tower's norm after the chosen layer) have no moments.
         lenient = StateDictOptions(full_state_dict=True, strict=False)
         set_optimizer_state_dict(self.module, _inner(self.optimizer), found.optimizer, options=lenient)
@@ -303,7 +315,8 @@ class Trainer:
 
 
 def _inner(optimizer: Any) -> torch.optim.Optimizer:
-    return getattr(optimizer, "optimizer", optimizer)
+    inner: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
+    return inner
 
 
 def _decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

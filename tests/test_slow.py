@@ -1,0 +1,87 @@
+"""Whole programs: the wheel in an environment of its own, and runs that are killed and started again."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.tiny_run import write_run
+from vlm_distill.data.store import ResponseStore
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).resolve().parents[1]
+ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+
+
+def test_the_wheel_lists_its_files_in_a_clean_environment_without_torch(tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
+    subprocess.run(build, check=True, capture_output=True)
+    [wheel] = tmp_path.glob("*.whl")
+    venv.create(tmp_path / "venv", with_pip=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    subprocess.run(
+        [python, "-m", "pip", "install", "-q", "--no-deps", wheel], check=True, capture_output=True
+    )
+    subprocess.run(
+        [python, "-m", "pip", "install", "-q", "pydantic", "pyyaml"], check=True, capture_output=True
+    )
+    command = [tmp_path / "venv" / "bin" / "vlm-distill", "ls"]
+    listed = subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path).stdout
+    for name in ("easy_vqa", "easy_vqa_teacher", "easy_vqa_labelled"):
+        assert name in listed
+    found = subprocess.run([python, "-c", "import torch"], capture_output=True, check=False)
+    assert found.returncode != 0
+    [teacher] = (tmp_path / "venv").rglob("assets/easy_vqa_teacher/model.safetensors")
+    assert teacher.stat().st_size <= 20 * 2**20
+
+
+def start(config: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "vlm_distill.cli", "run", str(config)]
+    return subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=ENVIRONMENT
+    )
+
+
+def run_until(config: Path, line: int | None) -> int:
+    """Run, kill at the given line of the log (never where it is None); return how many lines were read."""
+    count = 0
+    with start(config) as process:
+        assert process.stderr is not None
+        for count, _ in enumerate(process.stderr, start=1):
+            if count == line:
+                process.send_signal(signal.SIGKILL)
+                break
+        process.stderr.close()
+        code = process.wait()
+    assert code == (0 if line is None else -signal.SIGKILL)
+    return count
+
+
+def test_a_run_that_is_killed_again_and_again_ends_like_an_undisturbed_one(tmp_path: Path) -> None:
+    calm, rough = tmp_path / "calm", tmp_path / "rough"
+    for folder in (calm, rough):
+        folder.mkdir()
+    num_lines = run_until(write_run(calm), None)
+    config = write_run(rough)
+    # Every attempt gets further, because what is done is skipped with fewer lines.
+    for line in sorted(random.Random(0).sample(range(5, num_lines // 2), 6)):
+        run_until(config, line)
+    run_until(config, None)
+    manifests = (path for path in (calm / "run").rglob("manifest.json") if path.parent.name != "data")
+    stores = sorted(path.parent.relative_to(calm) for path in manifests)
+    assert len(stores) > 10
+    for store in stores:
+        assert ResponseStore(rough / store).read() == ResponseStore(calm / store).read(), store
+    models = sorted(path.relative_to(calm) for path in (calm / "run").rglob("model.safetensors"))
+    assert len(models) == 5
+    for model in models:
+        expected, found = load_file(calm / model), load_file(rough / model)
+        assert all(torch.equal(found[name], value) for name, value in expected.items()), model
+    assert (rough / "run" / "summary.json").read_text() == (calm / "run" / "summary.json").read_text()
