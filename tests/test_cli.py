@@ -1,0 +1,58 @@
+import subprocess
+import sys
+
+import pytest
+
+from vlm_distill.cli import main, parser
+
+VERBS = ("run", "check", "eval", "ls")
+
+
+def loaded_after(code: str) -> set[str]:
+    """Return the top-level modules that a fresh interpreter has loaded after `code`."""
+    program = (
+        f"import sys\n{code}\nprint(*{{name.partition('.')[0] for name in sys.modules}}, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    return set(done.stderr.split())
+
+
+def test_importing_the_package_loads_no_torch() -> None:
+    assert not {"torch", "transformers", "pydantic"} & loaded_after("import vlm_distill")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], *([verb, "--help"] for verb in VERBS)], ids=" ".join)
+def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
+    code = f"from vlm_distill.cli import main\ntry:\n    main({arguments})\nexcept SystemExit as end:\n    assert end.code == 0"
+    assert not {"torch", "transformers", "pydantic", "numpy"} & loaded_after(code)
+
+
+def test_ls_loads_no_torch_and_lists_what_is_shipped_with_its_purpose(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert "torch" not in loaded_after("from vlm_distill.cli import main\nmain(['ls'])")
+    assert main(["ls", "tasks"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("tasks:")
+    assert "easy-VQA test split" in printed
+    assert "suites:" not in printed
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["runn"], ["eval", "m"], ["eval", "m", "--suite", "s", "--limit", "0"]]
+)
+def test_a_wrong_command_line_ends_with_code_2(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parser().parse_args(arguments)
+    assert caught.value.code == 2
+
+
+def test_an_interrupt_says_that_the_command_continues(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(name: str, overrides: list[str]) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vlm_distill.run_config.load_run", interrupted)
+    assert main(["run", "easy_vqa"]) == 130
+    assert "the same command continues" in capsys.readouterr().err
