@@ -23,7 +23,8 @@ def test_importing_the_package_loads_no_torch() -> None:
 
 @pytest.mark.parametrize("arguments", [["--help"], *([verb, "--help"] for verb in VERBS)], ids=" ".join)
 def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
-    code = f"from vlm_distill.cli import main\ntry:\n    main({arguments})\nexcept SystemExit as end:\n    assert end.code == 0"
+    code = f"from vlm_distill.cli import main\ntry:\n    main({arguments})\nexcept SystemExit as end:"
+    code += "\n    assert end.code == 0"
     assert not {"torch", "transformers", "pydantic", "numpy"} & loaded_after(code)
 
 

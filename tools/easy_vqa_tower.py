@@ -1,8 +1,8 @@
 """Pretrains the vision tower of the bundled teacher on the shapes and colours of easy-VQA, with labels.
 
-The tower is an open_clip ViT; a linear layer on the mean of its patch tokens names the shape and the colour of
-each training picture. (Under a language model the same tower learns the shapes several times more slowly.) The
-result is a LLaVA checkpoint whose tower is trained and whose language model is not:
+The tower is an open_clip ViT; a linear layer on the mean of its patch tokens names the shape and the colour
+of each training picture. (Under a language model the same tower learns the shapes several times more slowly.)
+The result is a LLaVA checkpoint whose tower is trained and whose language model is not:
 `configs/easy_vqa_teacher.yaml` takes the tower from it. About five minutes on two CPU cores.
 
     python tools/easy_vqa_tower.py runs/easy_vqa_tower
