@@ -94,29 +94,23 @@ def _values(one: Measured) -> dict[str, Any]:
 
 
 def _comparisons(measured: Sequence[Measured]) -> list[dict[str, Any]]:
-    """Compare the last round with every other model, paired by question.
+    """Compare the last student of the rounds with every other model, by the first metric of each task.
 
-    Where there are no rounds it is the last student.
+    Without rounds the last student is compared. Questions are paired.
     """
     rounds = [one for one in measured if one.label.startswith("round ")]
-    last = (rounds or [one for one in measured if one.label != "teacher"])[-1]
+    last = (rounds or [one for one in measured if one.label != "teacher"] or list(measured))[-1]
     found = []
     for other in measured:
         if other is last:
             continue
+        names = {"better": last.label, "than": other.label}
         for task, result in last.results.items():
-            for metric, subsets in compare(other.results[task], result).items():
-                found += [
-                    {
-                        "better": last.label,
-                        "than": other.label,
-                        "task": task,
-                        "metric": metric,
-                        "subset": subset,
-                        **_paired(pair),
-                    }
-                    for subset, pair in subsets.items()
-                ]
+            metric, subsets = next(iter(compare(other.results[task], result).items()))
+            found += [
+                {**names, "task": task, "metric": metric, "subset": subset, **_paired(pair)}
+                for subset, pair in subsets.items()
+            ]
     return found
 
 

@@ -65,6 +65,12 @@ def test_the_dtype_of_the_options_is_used(saved: Path):
         load_model(str(saved), LoadOptions(dtype="float31"))
 
 
+@pytest.mark.parametrize("device", ["gpu", "hpu"])
+def test_a_device_that_is_unknown_or_not_there_is_an_adapter_error(saved: Path, device: str):
+    with pytest.raises(AdapterError, match=f"device '{device}' cannot be used: "):
+        load_model(str(saved), LoadOptions(device=device))
+
+
 def test_tower_weights_are_saved_under_the_names_that_vllm_reads(saved: Path):
     names = [name for name in load_file(saved / "model.safetensors") if name.startswith("vision_tower.")]
     assert names

@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +188,14 @@ def test_the_tokenizer_of_the_teacher_gives_equal_prompts_and_stop_ids():
     prompt = [example("a", "What color?", num_images=1, system="Be brief.")], [[picture()]]
     assert torch.equal(student.encode(*prompt).input_ids, teacher.encode(*prompt).input_ids)
     assert (student.stop_ids, student.placeholder_ids) == (teacher.stop_ids, teacher.placeholder_ids)
+
+
+def test_a_student_with_the_tokenizer_of_its_teacher_also_stops_where_the_teacher_does():
+    teacher = tiny_llava(seed=1)
+    [end] = teacher.stop_ids
+    student = build(teacher=replace(teacher, stop_ids=(7, end)), tokenizer="teacher")
+    assert student.stop_ids == (end, 7)
+    assert build(teacher=replace(teacher, stop_ids=(7, end))).stop_ids == (end,)
 
 
 @pytest.mark.parametrize(

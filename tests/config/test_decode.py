@@ -2,7 +2,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import pytest
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from vlm_distill.config import Record, decode
 from vlm_distill.errors import ConfigError
@@ -24,8 +24,20 @@ class Inner(Record):
     sizes: tuple[int, ...] = ()
 
 
+class Span(Record):
+    low: int = 0
+    high: int = 1
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Span":
+        if self.low > self.high:
+            raise ValueError("expected low <= high")
+        return self
+
+
 class Outer(Record):
     name: str
+    span: Span = Span()
     inner: Inner = Inner()
     many: list[Inner] = Field(default_factory=list)
     sound: Annotated[Loud | Quiet, Field(discriminator="kind")] = Quiet()
@@ -65,6 +77,13 @@ def failure(value: object) -> str:
 )
 def test_errors_name_the_dotted_path_and_the_nearest_key(value: object, message: str) -> None:
     assert message in failure(value)
+
+
+def test_what_is_wrong_with_a_whole_record_is_said_without_printing_it() -> None:
+    assert failure({"name": "a", "span": {"low": 2}}) == "run.yaml: span: expected low <= high"
+    with pytest.raises(ConfigError) as caught:
+        decode(Span, {"low": 2}, where="span.yaml")
+    assert str(caught.value) == "span.yaml: expected low <= high"
 
 
 def test_all_wrong_keys_are_named_at_once() -> None:

@@ -12,6 +12,8 @@ from vlm_distill.errors import ConfigError
         ("-.5", -0.5),
         ("12", 12),
         ("0x1f", 31),
+        ("010", 10),
+        ("-089", -89),
         ("true", True),
         (".inf", float("inf")),
     ],
@@ -32,6 +34,7 @@ def test_words_that_yaml_1_1_would_convert_stay_text(text: str) -> None:
         ("a: &x 1\nb: *x", "aliases"),
         ("a: 1\na: 2", "stands twice"),
         ("a: [1", "not valid YAML"),
+        ("a: !!int many", "not valid YAML"),
         ("a: !!python/object/apply:os.system [ls]", "not valid YAML"),
     ],
 )

@@ -132,6 +132,28 @@ def test_what_is_planned_and_dropped_is_logged_and_counted(tmp_path: Path) -> No
     assert "13 responses stored, 1 of them cut at max_new_tokens; dropped 1 empty and 0 aborted" in lines[1]
 
 
+@dataclasses.dataclass
+class OneToken(Recorded):
+    """An engine whose answers are one token that holds a stop string, with `text` before it."""
+
+    text: str = ""
+
+    def generate(self, examples: Sequence[Example], sampling: Sampling) -> list[Completion]:
+        completions = super().generate(examples, sampling)
+        return [
+            dataclasses.replace(one, token_ids=(9,), text=self.text, finish="stop") for one in completions
+        ]
+
+
+def test_one_token_with_text_before_a_stop_string_is_a_response_and_without_it_is_empty(
+    tmp_path: Path,
+) -> None:
+    inner = scripted().inner
+    assert {one.text for one in generate(OneToken(inner, text="yes"), tmp_path / "text")} == {"yes"}
+    assert generate(OneToken(inner), tmp_path / "empty") == []
+    assert read_counts(tmp_path / "empty").empty == 14
+
+
 def test_a_batch_of_dropped_responses_is_not_generated_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -201,12 +201,14 @@ def wrap_model(
     )
 
 
-def load_tokenizer(name: str) -> Any:
+def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
     """Return the tokenizer in the folder or hub repository `name`, which needs no weights."""
-    folder = resolve(name, weights=False)
+    folder = resolve(name, weights=False, trust_remote_code=trust_remote_code)
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
+        return AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
         raise AdapterError(f"{name}: no tokenizer can be loaded: {one_line(error)}") from None
 
 

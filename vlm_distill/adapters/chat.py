@@ -53,12 +53,20 @@ def _load(model_class: Any, processor_class: Any, path: str, options: LoadOption
         model, report = model_class.from_pretrained(
             path, dtype=options.dtype, use_safetensors=True, output_loading_info=True, **shared
         )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise AdapterError(f"{path}: transformers cannot load it: {one_line(error)}") from None
     if missing := sorted(report["missing_keys"]):
         # transformers would go on with random values.
         raise AdapterError(f"{path}: {len(missing)} weights are missing in its files (first: {missing[:3]})")
-    return model.to(options.device).eval(), processor
+    return _on_device(model, options.device).eval(), processor
+
+
+def _on_device(model: nn.Module, device: str) -> nn.Module:
+    try:
+        return model.to(device)
+    # A torch that was built without this kind of device asserts, or lacks the module for it.
+    except (RuntimeError, AssertionError, ImportError) as error:
+        raise AdapterError(f"device {device!r} cannot be used: {one_line(error)}") from None
 
 
 def one_line(error: Exception) -> str:

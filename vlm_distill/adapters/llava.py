@@ -91,6 +91,7 @@ class _Parts:
     language: nn.Module
     tokenizer: Any
     image_token: str
+    more_stop_ids: tuple[int, ...]
 
     @property
     def image_token_id(self) -> int:
@@ -114,7 +115,14 @@ def build_llava(
         torch.manual_seed(seed)
         tower = build_tower(config.vision, teacher=teacher)
         language = _build_language(config.language, tokenizer)
-        parts = _Parts(tower=tower, language=language, tokenizer=tokenizer, image_token=image_token)
+        parts = _Parts(
+            tower=tower,
+            language=language,
+            tokenizer=tokenizer,
+            image_token=image_token,
+            # With the teacher's tokenizer the student learns to end its responses as the teacher does.
+            more_stop_ids=teacher.stop_ids if teacher and config.tokenizer == "teacher" else (),
+        )
         model = _assemble(config, parts)
     processor = _build_processor(config, parts)
     # A skeleton has no bytes to hash.
@@ -243,7 +251,8 @@ def _require_layer(config: BuildConfig, num_layers: int) -> None:
 
 
 def _generation_config(language: nn.Module, parts: _Parts) -> GenerationConfig:
-    stops = find_stop_ids(getattr(language, "generation_config", None), parts.tokenizer)
+    own = find_stop_ids(getattr(language, "generation_config", None), parts.tokenizer)
+    stops = tuple(dict.fromkeys((*own, *parts.more_stop_ids)))
     return GenerationConfig(
         bos_token_id=parts.tokenizer.bos_token_id,
         eos_token_id=list(stops) if len(stops) > 1 else stops[0],

@@ -128,14 +128,14 @@ def load_side(name: str, *, trust_remote_code: bool = False) -> Side:
     try:
         config = AutoConfig.from_pretrained(folder, **shared)
         adapter = find_adapter(config.model_type)
-        tokenizer = load_tokenizer(name)
+        tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
         is_text = set(adapter.parts) == {"language"}
         processor = tokenizer if is_text else AutoProcessor.from_pretrained(folder, **shared)
         has_generation = (folder / "generation_config.json").is_file()
         generation = (
             GenerationConfig.from_pretrained(folder, local_files_only=True) if has_generation else None
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, ImportError) as error:
         raise AdapterError(f"{name}: cannot be read: {one_line(error)}") from None
     return Side(
         name=name,

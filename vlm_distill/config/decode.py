@@ -49,12 +49,15 @@ def _explain(model: type[BaseModel], item: Any) -> str:
             return f"{path}.kind: unknown kind {context['tag']!r}; {did_you_mean(context['tag'], expected)}"
         return f"{path}.kind: this key is required" + (f"; known: {', '.join(expected)}" if expected else "")
     message = item["msg"].removeprefix("Value error, ")
-    return f"{path}: {message[0].lower()}{message[1:]}, got {_short(item['input'])}"
+    place = f"{path}: " if path else ""
+    # A whole record is no help as "got": what is wrong in it is in the message.
+    found = "" if isinstance(item["input"], dict) and item["type"] == "value_error" else _got(item["input"])
+    return f"{place}{message[0].lower()}{message[1:]}{found}"
 
 
-def _short(value: Any) -> str:
+def _got(value: Any) -> str:
     text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+    return f", got {text if len(text) <= 80 else text[:77] + '...'}"
 
 
 def _members(annotation: Any) -> Iterator[Any]:

@@ -57,13 +57,20 @@ def _resolvers() -> dict[str, list[tuple[str, re.Pattern[str]]]]:
     return kept
 
 
+def _construct_int(loader: _Loader, node: yaml.ScalarNode) -> int:
+    # YAML 1.1 would read 010 as octal.
+    text = str(loader.construct_scalar(node))
+    return int(text, 16 if text.startswith("0x") else 10)
+
+
 _Loader.yaml_implicit_resolvers = _resolvers()
+_Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
 
 
 def parse_yaml(text: str, *, where: str) -> Any:
     try:
         return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
 
 

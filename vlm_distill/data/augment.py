@@ -3,6 +3,7 @@
 import random
 
 from PIL import Image, ImageChops
+from pydantic import Field
 
 from vlm_distill.config import Record
 
@@ -16,7 +17,7 @@ class Augment(Record):
 
     flip: bool = False
     transpose: bool = False
-    shift: int = 0
+    shift: int = Field(default=0, ge=0)
 
     def __call__(self, image: Image.Image, *, seed: int) -> Image.Image:
         """Return a changed copy that is a function of `seed`."""

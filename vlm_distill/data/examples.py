@@ -42,11 +42,7 @@ def read_examples(
         DataError: a row is wrong, two rows share an id, or an image is bad and `on_bad_image` is "stop".
         ConfigError: the prompt template does not fit the columns.
     """
-    if source.columns.messages is not None and prompt != DEFAULT_PROMPT:
-        raise ConfigError(
-            f"{source_name(source)}: prompt has no effect beside columns.messages, which hold whole prompts"
-        )
-    template = compile_prompt(prompt)
+    template = _template(source, prompt)
     examples: dict[str, Example] = {}
     counts: Counter[str] = Counter(read=0)
     rows: Iterable[Row] = read_rows(source)
@@ -62,6 +58,14 @@ def read_examples(
         if len(examples) == limit:
             break
     return list(examples.values()), counts
+
+
+def _template(source: Source, prompt: str) -> jinja2.Template:
+    if source.columns.messages is not None and prompt != DEFAULT_PROMPT:
+        raise ConfigError(
+            f"{source_name(source)}: prompt has no effect beside columns.messages, which hold whole prompts"
+        )
+    return compile_prompt(prompt)
 
 
 def _admit(

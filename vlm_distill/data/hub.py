@@ -19,17 +19,18 @@ def hub_rows(
 
     try:
         table = datasets.load_dataset(path, config, split=split, revision=revision, streaming=streaming)
+        for name, feature in (table.features or {}).items():
+            plain = _undecoded(feature)
+            if plain is not None:
+                table = table.cast_column(name, plain)
+        # A streamed row is fetched here, so this can fail like the first line.
+        for number, row in enumerate(table):
+            yield f"hub data set {path} {split} row {number}", row
     except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
         detail = " ".join(str(error).split())[:300]
         raise DataError(
             f"hub data set {path!r}, split {split!r}: cannot be loaded: {type(error).__name__}: {detail}"
         ) from None
-    for name, feature in (table.features or {}).items():
-        plain = _undecoded(feature)
-        if plain is not None:
-            table = table.cast_column(name, plain)
-    for number, row in enumerate(table):
-        yield f"hub data set {path} {split} row {number}", row
 
 
 def _undecoded(feature: Any) -> Any:

@@ -87,14 +87,17 @@ def agreement(
             )
             rows = [_rows(model, batch, pictures, padded, columns) for model in (student, teacher)]
             _check_labels(rows, padded)
-            kl, equal = _compare_rows(*rows)
-            found += _per_example(batch, padded, kl, equal)
+            found += _per_example(batch, padded, *_compare_rows(*rows))
+    return _mean(found, num_without_response=len(examples) - len(answered))
+
+
+def _mean(found: Sequence[ExampleAgreement], *, num_without_response: int) -> Agreement:
     num_tokens = sum(one.num_tokens for one in found)
     return Agreement(
         token_kl=sum(one.kl_sum for one in found) / num_tokens,
         top1=sum(one.num_equal for one in found) / num_tokens,
         num_tokens=num_tokens,
-        num_without_response=len(examples) - len(answered),
+        num_without_response=num_without_response,
         examples=tuple(found),
     )
 

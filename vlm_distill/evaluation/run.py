@@ -73,31 +73,39 @@ def evaluate_task(
     label = f"eval {target.name}"
     questions, data_counts = _questions(task, images, limit=limit, shuffle_images=shuffle_images)
     sampling = Sampling(temperature=0.0, max_new_tokens=task.output.max_new_tokens, stop=task.output.stop)
-    provenance = Provenance(
-        key=_key(task, engine, sampling, questions, limit=limit),
-        asking_hash=task.asking_hash(),
-        model_fingerprint=engine.fingerprint,
-        engine=dict(engine.settings),
-        sampling=sampling.model_dump(mode="json"),
-        limit=limit,
-        shuffle_images=shuffle_images,
-        data_counts=data_counts,
-        responses={},
-        packages=_packages(),
-    )
-    saved = _saved(target, provenance.key, log=log, label=label)
+    key = _key(task, engine, sampling, questions, limit=limit)
+    provenance = _provenance(task, engine, sampling, key=key, limit=limit, shuffle_images=shuffle_images)
+    saved = _saved(target, key, log=log, label=label)
     if saved is None:
         asked = [question.asked for question in questions]
         predictions, responses = predict(
             engine, asked, sampling, folder=target / "responses", log=log, label=label
         )
-        provenance = replace(provenance, responses=responses)
+        provenance = replace(provenance, data_counts=data_counts, responses=responses)
     else:
         predictions = {one.id: Prediction(text=one.prediction, finish=one.finish) for one in saved.samples}
         provenance = saved.provenance
     result = score(task, [_sample(task, one, predictions[one.example.id]) for one in questions], provenance)
     write_result(target, result)
     return result
+
+
+def _provenance(
+    task: Task, engine: Engine, sampling: Sampling, *, key: str, limit: int | None, shuffle_images: bool
+) -> Provenance:
+    """Return the provenance of an evaluation before its data and responses are counted."""
+    return Provenance(
+        key=key,
+        asking_hash=task.asking_hash(),
+        model_fingerprint=engine.fingerprint,
+        engine=dict(engine.settings),
+        sampling=sampling.model_dump(mode="json"),
+        limit=limit,
+        shuffle_images=shuffle_images,
+        data_counts={},
+        responses={},
+        packages=_packages(),
+    )
 
 
 def result_folder(folder: Path, task: Task, *, shuffle_images: bool = False) -> Path:

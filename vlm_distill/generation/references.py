@@ -25,15 +25,9 @@ def encode_references(
     Raises:
         DataError: an example without references, or a reference that encodes to a placeholder.
     """
-    without = [example.id for example in examples if not example.references]
-    if without:
-        raise DataError(
-            f"example {without[0]!r}: expected at least one reference to train on labels, got none "
-            f"({len(without)} of {len(examples)} examples have none); add them or do not train on labels"
-        )
     if not examples:
         return []
-    texts = [Counter(example.references).most_common(1)[0][0] for example in examples]
+    texts = _labels(examples)
     encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
     _refuse_placeholders(examples, texts, encoded, placeholder_ids=placeholder_ids)
     return [
@@ -51,6 +45,16 @@ def encode_references(
         )
         for example, text, token_ids in zip(examples, texts, encoded, strict=True)
     ]
+
+
+def _labels(examples: Sequence[Example]) -> list[str]:
+    without = [example.id for example in examples if not example.references]
+    if without:
+        raise DataError(
+            f"example {without[0]!r}: expected at least one reference to train on labels, got none "
+            f"({len(without)} of {len(examples)} examples have none); add them or do not train on labels"
+        )
+    return [Counter(example.references).most_common(1)[0][0] for example in examples]
 
 
 def _refuse_placeholders(

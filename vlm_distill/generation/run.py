@@ -245,4 +245,6 @@ def _why_dropped(response: Response) -> Drop | None:
     """Return why a response is not stored, None for one that is."""
     if response.finish == "aborted":
         return "aborted"
-    return "empty" if response.finish == "stop" and len(response.token_ids) <= 1 else None
+    # A stop string may end a response with its first token and leave text before it.
+    is_empty = response.finish == "stop" and len(response.token_ids) <= 1 and not response.text
+    return "empty" if is_empty else None
