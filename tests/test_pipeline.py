@@ -8,6 +8,7 @@ from tests.tiny import tiny_llava, tiny_text_model
 from tests.tiny_run import write_run
 from vlm_distill.adapters.catalog import save_model
 from vlm_distill.cli import main
+from vlm_distill.data.store import ResponseStore
 
 
 def run(config: Path, *overrides: str) -> int:
@@ -163,6 +164,11 @@ MISTAKES = {
     "missing recipe": (["data.recipe=nowhere.yaml"], "nowhere.yaml: no such file"),
     "missing model": (["teacher.model=/no/such/folder"], "/no/such/folder: no such folder"),
     "unknown bundled model": (["teacher.model=bundled:nothing"], "bundled:nothing: no such bundled model"),
+    "a control that would overwrite a stage": (["control.name=warmup"], "control.name: names another stage"),
+    "a name that leaves the folder": (["control.name=../../x"], "control.name: string should match pattern"),
+    "a seed that torch cannot take": (["seed=99999999999999999999"], "seed: input should be less than"),
+    "two precisions": (["warmup.train.precision=bf16"], "must be equal in one run"),
+    "a device that is not there": (["device=mps"], "mps"),
     "missing suite": (["evaluate.suite=nothing"], "nothing: no such file, and no shipped eval/suites entry"),
 }
 
@@ -173,6 +179,71 @@ def test_a_mistake_in_the_config_is_one_line_and_exit_code_2(
 ) -> None:
     assert message in error_of(capsys, run(write_run(tmp_path), *overrides))
     assert not list((tmp_path / "run").glob("*/model"))
+
+
+def test_a_mistake_does_not_bind_the_folder_to_it(tmp_path: Path) -> None:
+    config = write_run(tmp_path)
+    assert run(config, "data.recipe=nowhere.yaml") == 2
+    assert run(config, "evaluate.suite=nowhere.yaml") == 2
+    short = ["rounds=0", "control=null", "evaluate=null"]
+    assert run(config, "warmup.train.steps=1", *short) == 0
+
+
+def test_a_run_in_several_processes_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "works in one process" in error_of(capsys, run(write_run(tmp_path)))
+
+
+def test_a_limit_draws_prompts_from_the_whole_data_set(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(write_run(tmp_path), "data.limit=8", "rounds=0", "control=null", "evaluate=null") == 0
+    assert "8 of 18 training prompts are used" in capsys.readouterr().err
+    answered = ResponseStore(tmp_path / "run" / "responses" / "teacher").read()
+    pictures = {response.example_id.rsplit("-", 1)[0] for response in answered}
+    assert len(answered) == 8
+    assert len(pictures) > 4
+
+
+def test_authors_and_rounds_draw_different_random_numbers(done: Path) -> None:
+    def answers(name: str) -> list[tuple[int, ...]]:
+        return [one.token_ids for one in ResponseStore(done / "run" / "responses" / name).read()]
+
+    first, second = answers("student_round_1"), answers("student_round_2")
+    # Six steps hardly move the student, so equal numbers would give mostly equal answers.
+    assert sum(a == b for a, b in zip(first, second, strict=True)) < len(first) / 2
+
+
+def test_mechanical_settings_and_more_rounds_may_change(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = write_run(tmp_path, control=None, evaluate=None)
+    assert run(config, "rounds=1") == 0
+    capsys.readouterr()
+    assert run(config, "rounds=2", "train.micro_batch_size=1", "generate.engine.batch_size=2") == 0
+    printed = capsys.readouterr().err
+    assert "round 1: unchanged" in printed
+    assert (tmp_path / "run" / "round_2" / "stage.json").is_file()
+
+
+def test_a_warm_up_on_own_responses_keeps_them_apart_from_those_of_round_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stage = {"steps": 1, "batch_size": 4}
+    warmup = {"objective": {"kind": "distillm2"}, "train": stage}
+    config = write_run(tmp_path, warmup=warmup, train=stage, control=None, evaluate=None, rounds=1)
+    assert run(config) == 0
+    capsys.readouterr()
+    assert run(config) == 0
+    assert capsys.readouterr().err.count("unchanged") == 6
+
+
+def test_an_unwritable_output_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = write_run(tmp_path)
+    (tmp_path / "file").write_text("")
+    assert "Not a directory" in error_of(capsys, run(config, f"output={tmp_path / 'file' / 'run'}"))
 
 
 def test_a_missing_config_file_is_named(capsys: pytest.CaptureFixture[str]) -> None:
@@ -202,7 +273,7 @@ def test_an_empty_recipe_and_duplicate_ids_are_named(
     config = write_run(tmp_path)
     rows = (tmp_path / "train.jsonl").read_text()
     (tmp_path / "train.jsonl").write_text("")
-    assert "train.jsonl" in error_of(capsys, run(config)) or "no example" in error_of(capsys, run(config))
+    assert "no example is left to train on" in error_of(capsys, run(config))
     (tmp_path / "train.jsonl").write_text(rows + rows.splitlines()[0] + "\n")
     assert "'train-red-0'" in error_of(capsys, run(config))
 

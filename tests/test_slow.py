@@ -1,10 +1,10 @@
 """Whole programs: the wheel in an environment of its own, and runs that are killed and started again."""
 
 import os
-import random
 import signal
 import subprocess
 import sys
+import time
 import venv
 from pathlib import Path
 
@@ -49,31 +49,54 @@ def start(config: Path) -> subprocess.Popen[str]:
     )
 
 
-def run_until(config: Path, line: int | None) -> int:
-    """Run, kill at the given line of the log (never where it is None); return how many lines were read."""
-    count = 0
+def run_to_the_end(config: Path) -> str:
+    """Run to the end; return the log."""
     with start(config) as process:
-        assert process.stderr is not None
-        for count, _ in enumerate(process.stderr, start=1):
-            if count == line:
-                process.send_signal(signal.SIGKILL)
-                break
-        process.stderr.close()
-        code = process.wait()
-    assert code == (0 if line is None else -signal.SIGKILL)
-    return count
+        _, log = process.communicate(timeout=250)
+    assert process.returncode == 0, log
+    return log
+
+
+def run_until(config: Path, pattern: str) -> None:
+    """Run and kill as soon as the run folder has a file that matches."""
+    with start(config) as process:
+        while not list((config.parent / "run").glob(pattern)):
+            assert process.poll() is None, f"ended before {pattern} appeared"
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    assert process.returncode == -signal.SIGKILL
 
 
 def test_a_run_that_is_killed_again_and_again_ends_like_an_undisturbed_one(tmp_path: Path) -> None:
     calm, rough = tmp_path / "calm", tmp_path / "rough"
+    # Long enough stages that a kill falls inside them, and a checkpoint at every step.
+    stage = {
+        "steps": 40,
+        "batch_size": 4,
+        "micro_batch_size": 2,
+        "learning_rate": 1e-3,
+        "checkpoint_every": 1,
+    }
     for folder in (calm, rough):
         folder.mkdir()
-    num_lines = run_until(write_run(calm), None)
-    config = write_run(rough)
-    # Every attempt gets further, because what is done is skipped with fewer lines.
-    for line in sorted(random.Random(0).sample(range(5, num_lines // 2), 6)):
-        run_until(config, line)
-    run_until(config, None)
+        write_run(folder, warmup={"objective": {"kind": "seqkd"}, "train": stage}, train=stage)
+    run_to_the_end(calm / "config.yaml")
+    moments = (
+        "data/images/*/*",
+        "student_at_random/config.json",
+        "responses/teacher/dropped.json",
+        "warmup/checkpoints/step_00000003",
+        "warmup/checkpoints/.step_*.tmp",
+        "responses/student_round_1/*.parquet",
+        "round_1/checkpoints/step_00000020",
+        "eval/round_1/*/samples.jsonl",
+        "round_2/checkpoints/step_00000007/*",
+    )
+    for moment in moments:
+        run_until(rough / "config.yaml", moment)
+    log = run_to_the_end(rough / "config.yaml")
+    assert "round 2: continuing after step" in log
     manifests = (path for path in (calm / "run").rglob("manifest.json") if path.parent.name != "data")
     stores = sorted(path.parent.relative_to(calm) for path in manifests)
     assert len(stores) > 10

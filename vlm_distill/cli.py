@@ -18,6 +18,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"vlm-distill: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except OSError as error:
+        # An unwritable folder, a full disk.
+        print(f"vlm-distill: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("vlm-distill: interrupted; the same command continues where it stopped", file=sys.stderr)
         return 130
@@ -43,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
     _config_arguments(check)
     check.set_defaults(verb=_check)
 
-    evaluate = verbs.add_parser("eval", help="score a model on a suite or task")
+    evaluate = verbs.add_parser("eval", help="score a model on a suite")
     evaluate.add_argument("model", help="a folder, a hub id or bundled:NAME")
     evaluate.add_argument(
         "--suite", required=True, help="a suite: a YAML path or a shipped name (see `ls suites`)"
@@ -72,10 +76,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError(text)
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number above 0, got {text!r}")
+    return int(text)
 
 
 def _config_arguments(verb: argparse.ArgumentParser) -> None:

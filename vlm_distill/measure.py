@@ -109,8 +109,10 @@ def hold_out(
 
     None where there is nothing to compare on.
     """
-    if not held_out or not config.agreement_examples:
-        log("agreement with the teacher: not measured, because there are no held-out prompts")
+    if not config.agreement_examples:
+        return None
+    if not held_out:
+        log("agreement with the teacher: not measured, because the recipe holds nothing out")
         return None
     clusters = [example.images[0] if example.images else example.id for example in held_out]
     examples = take_clusters(held_out, clusters, limit=config.agreement_examples)
@@ -160,7 +162,8 @@ def compare_with_teacher(
     """
     path = folder / "agreement.json"
     teacher_ids = [[response.example_id, response.token_ids] for response in held_out.responses.values()]
-    key = hash_json([student.fingerprint, teacher.fingerprint, hash_json(teacher_ids)])
+    settings = [config.agreement_tokens, vocabulary.start, vocabulary.stop]
+    key = hash_json([student.fingerprint, teacher.fingerprint, hash_json(teacher_ids), settings])
     if path.is_file() and read_json(path)["key"] == key:
         return dict(read_json(path)["values"])
     width = len(student.adapter.head(student.model).weight)
@@ -181,7 +184,7 @@ def compare_with_teacher(
         for id, response in held_out.responses.items()
     ]
     values = {"token_kl": found.token_kl, "top1": found.top1, "answers": sum(equal) / len(equal)}
-    write_json(
-        path, {"key": key, "values": values, "num_tokens": found.num_tokens, "num_examples": len(equal)}
-    )
+    counts = {"num_tokens": found.num_tokens, "num_examples": len(equal)}
+    counts |= {"num_without_response": found.num_without_response}
+    write_json(path, {"key": key, "values": values, **counts})
     return values

@@ -70,10 +70,10 @@ class Example:
 class Response:
     """An answer to an example.
 
-    `token_ids` are the ids that were generated, the stop token included when `finish` is "stop"; they are
-    trained on as they are. `prompt_ids_hash` is the hash of the prompt ids that generation saw, `sampling`
-    the hash of the sampling settings. `reencoded` marks responses whose ids were made from text, because a
-    server returned none or a human wrote them.
+    `token_ids` are the ids that were generated, the stop token included where one ended the response; they
+    are trained on as they are. `prompt_ids_hash` is the hash of the prompt ids that generation saw,
+    `sampling` the hash of the sampling settings. `reencoded` marks responses whose ids were made from text,
+    because a server returned none or a human wrote them.
     """
 
     id: str

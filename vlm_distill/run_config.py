@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from vlm_distill.adapters.llava import BuildConfig
 from vlm_distill.config import Record, apply_overrides, decode, find_yaml, read_yaml
@@ -14,6 +14,9 @@ from vlm_distill.training.config import TrainConfig
 
 Objective = Annotated[ObjectiveConfig, Field(discriminator="kind")]
 Engine = Annotated[EngineConfig, Field(discriminator="kind")]
+# Names become folders.
+NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$"
+RESERVED = ("teacher", "student", "random", "warmup", "warm-up", "data", "eval", "responses", "held_out")
 Dtype = Literal["float32", "bfloat16", "float16", "auto"]
 
 
@@ -37,11 +40,13 @@ class ModelConfig(Record):
 
 
 class StudentConfig(Record):
-    """A model that exists, or one that is built from parts; exactly one of the two."""
+    """A model that exists, or one that is built from parts; exactly one of the two.
+
+    It is trained in float32; `train.precision` says in which precision its forward runs.
+    """
 
     model: str | None = None
     build: BuildConfig | None = None
-    dtype: Dtype = "float32"
     trust_remote_code: bool = False
 
     @model_validator(mode="after")
@@ -75,8 +80,15 @@ class ControlConfig(Record):
     It starts from the same warm-up and trains with this objective on as many tokens as all rounds together.
     """
 
-    name: str
+    name: str = Field(pattern=NAME)
     objective: Objective
+
+    @field_validator("name")
+    @classmethod
+    def _is_free(cls, name: str) -> str:
+        if name in RESERVED or name.startswith("round"):
+            raise ValueError(f"names another stage; expected none of {', '.join(RESERVED)}, round...")
+        return name
 
 
 class EvaluateConfig(Record):
@@ -102,10 +114,10 @@ class RunConfig(Record):
     Without a teacher there are no rounds: the student is warmed up on references and evaluated.
     """
 
-    name: str = Field(pattern=r"^[A-Za-z0-9_.-]+$")
-    seed: int = 0
+    name: str = Field(pattern=NAME)
+    seed: int = Field(default=0, ge=0, lt=2**32)
     output: str | None = None
-    device: str = "auto"
+    device: Literal["auto", "cpu", "cuda", "mps", "xpu"] = "auto"
     data: DataConfig
     teacher: ModelConfig | None = None
     student: StudentConfig
@@ -130,6 +142,8 @@ class RunConfig(Record):
                 "this objective needs `teacher`; without one only `warmup` with `objective: {kind: sft}` "
                 "can run"
             )
+        if self.warmup and self.train and self.warmup.train.precision != self.train.precision:
+            raise ValueError("`warmup.train.precision` and `train.precision` must be equal in one run")
         return self
 
     @property

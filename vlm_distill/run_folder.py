@@ -1,6 +1,7 @@
 """The folder of a run: one process at a time, one config for its life, and where everything came from."""
 
 import fcntl
+import os
 import platform
 import sys
 import time
@@ -14,6 +15,7 @@ from vlm_distill.config import dump_yaml, read_yaml
 from vlm_distill.errors import ConfigError, DataError
 from vlm_distill.files import atomic_path, write_json
 from vlm_distill.run_config import RunConfig
+from vlm_distill.training.config import MECHANICAL
 
 FORMAT_VERSION = 1
 PACKAGES = (
@@ -28,7 +30,16 @@ PACKAGES = (
     "numpy",
 )
 # What may change between two starts in one folder, because no trained result depends on it.
-FREE_KEYS = ("evaluate", "output", "device", "control")
+FREE_KEYS = (
+    "evaluate",
+    "output",
+    "device",
+    "control",
+    "rounds",
+    "generate.engine",
+    *(f"{stage}.{key}" for stage in ("train", "warmup.train") for key in MECHANICAL),
+)
+ARTEFACTS = ("*/stage.json", "*/checkpoints", "responses/*/manifest.json")
 
 
 def print_log(line: str) -> None:
@@ -44,6 +55,8 @@ def open_folder(config: RunConfig) -> Iterator[Path]:
         ConfigError: the folder was started with another config.
         DataError: another process is running in it.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("`run` works in one process: start it without a launcher")
     folder = config.folder
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as lock:
@@ -60,7 +73,8 @@ def open_folder(config: RunConfig) -> Iterator[Path]:
 def _bind(config: RunConfig, folder: Path) -> None:
     path = folder / "config.yaml"
     resolved = config.model_dump(mode="json")
-    if path.is_file():
+    # Before the first result there is nothing that another config could contradict.
+    if path.is_file() and any(True for pattern in ARTEFACTS for _ in folder.glob(pattern)):
         changed = sorted(_differences(read_yaml(path), resolved))
         if changed:
             shown = ", ".join(changed[:5]) + (", ..." if len(changed) > 5 else "")
@@ -76,7 +90,7 @@ def _bind(config: RunConfig, folder: Path) -> None:
 def _differences(old: Any, new: Any, prefix: str = "") -> Iterator[str]:
     if isinstance(old, dict) and isinstance(new, dict):
         for key in dict.fromkeys([*old, *new]):
-            if prefix or key not in FREE_KEYS:
+            if f"{prefix}{key}" not in FREE_KEYS:
                 yield from _differences(old.get(key), new.get(key), f"{prefix}{key}.")
     elif old != new:
         yield prefix.removesuffix(".")

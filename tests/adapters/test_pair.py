@@ -6,9 +6,9 @@ import pytest
 
 from tests.tiny import LANGUAGE, VISION, tiny_llava, tiny_text_model
 from vlm_distill.adapters.adapter import LoadedModel
-from vlm_distill.adapters.catalog import save_model
+from vlm_distill.adapters.catalog import load_model, save_model
 from vlm_distill.adapters.llava import BuildConfig, build_llava
-from vlm_distill.adapters.pair import count_parameters, load_side, pair_report, side_of
+from vlm_distill.adapters.pair import count_parameters, load_side, pair_report, share_stops, side_of
 from vlm_distill.adapters.tokenizer import BpeSettings, train_tokenizer
 from vlm_distill.errors import AdapterError
 
@@ -40,7 +40,7 @@ def test_a_student_with_the_tokenizer_of_its_teacher_shares_every_id():
     assert report.route == "identical tokenizers: ids are shared"
     assert report.vocabulary == slice(0, len(teacher.tokenizer))
     assert (report.only_teacher, report.only_student, report.num_beyond) == ((), (), 0)
-    assert report.stop_map == {teacher.stop_ids[0]: teacher.stop_ids[0]}
+    assert report.added_stops == ()
 
 
 def test_image_tokens_of_the_probe_are_counted_on_both_sides():
@@ -102,11 +102,26 @@ def test_a_stop_token_that_only_one_side_has_is_refused():
         pair_report(replace(more, stop_ids=(300,)), tiny_text_model())
 
 
-def test_another_stop_id_of_the_teacher_is_mapped_and_reported():
+def test_another_stop_id_of_the_teacher_stops_the_student_too_also_after_saving(tmp_path: Path):
     plain = tiny_text_model()
-    report = pair_report(replace(plain, stop_ids=(0, 1)), plain)
-    assert report.stop_map == {0: 1, 1: 1}
-    assert any("{0: 1}" in line for line in report.lines())
+    teacher = replace(plain, stop_ids=(0, 1))
+    report = pair_report(teacher, plain)
+    assert report.added_stops == (0,)
+    assert any("will stop too: [0]" in line for line in report.lines())
+    student = replace(plain, model=copy.deepcopy(plain.model))
+    assert share_stops(student, plain) is student
+    save_model(share_stops(student, teacher), tmp_path / "saved")
+    assert set(load_model(str(tmp_path / "saved")).stop_ids) == {0, 1}
+
+
+def test_ids_that_one_model_could_not_read_and_placeholders_are_not_shared():
+    llava = tiny_llava()
+    report = pair_report(llava, llava)
+    assert set(llava.placeholder_ids) <= set(report.unshared_ids)
+    assert all(
+        token_id >= report.vocabulary.stop
+        for token_id in set(report.unshared_ids) - set(llava.placeholder_ids)
+    )
 
 
 @pytest.mark.parametrize("build", [tiny_text_model, tiny_llava])

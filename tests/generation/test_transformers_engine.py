@@ -240,3 +240,19 @@ def test_an_image_placeholder_is_never_generated() -> None:
         completions = engine_of("llava", loaded=loaded).generate(prompts_of("llava"), sampling)
         assert all(placeholder not in one.token_ids for one in completions)
         assert all(len(one.token_ids) == 4 for one in completions)
+
+
+def test_ids_that_the_other_model_cannot_read_are_never_generated_and_change_the_settings() -> None:
+    engine, sampling = engine_of("text"), Sampling(temperature=0, max_new_tokens=4)
+    before = {
+        token for one in run_plan(engine, prompts_of("text"), sampling).values() for token in one.token_ids
+    }
+    # An id behind the output layer is no id of this model: nothing to forbid.
+    restricted = dataclasses.replace(engine, forbidden_ids=(*sorted(before), 10**6))
+    after = {
+        token
+        for one in run_plan(restricted, prompts_of("text"), sampling).values()
+        for token in one.token_ids
+    }
+    assert not before & after
+    assert restricted.settings != engine.settings

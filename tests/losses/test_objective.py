@@ -394,9 +394,9 @@ def test_a_support_mismatch_under_forward_kl_is_infinite_and_explained_by_token(
     teacher = Rows(hidden=torch.zeros(2, 7), head=Head(weight=weight))
     assert run(objective, (student, teacher, responses)).loss.item() == math.inf
     for budget in (1, LARGE):
-        error = explain_non_finite(student, teacher, responses, byte_budget=budget)
+        error = explain_non_finite(student, teacher, responses, names=["first"], byte_budget=budget)
         assert isinstance(error, DataError)
-        assert "response 0" in str(error)
+        assert "response first, token" in str(error)
         assert "token id 3 is possible for the teacher and impossible for the student" in str(error)
 
 
@@ -404,12 +404,14 @@ def test_a_diverged_student_and_an_impossible_label_are_explained() -> None:
     student, teacher, responses = random_batch([2, 3], authors=[TEACHER, STUDENT])
     hidden = student.hidden.detach().clone()
     hidden[3] = math.nan
-    error = explain_non_finite(Rows(hidden=hidden, head=student.head), teacher, responses, byte_budget=1)
-    assert "response 1 of the batch (prompt 1), token 1: the student's logits are not finite" in str(error)
+    names = ["first", "second"]
+    broken = Rows(hidden=hidden, head=student.head)
+    error = explain_non_finite(broken, teacher, responses, names=names, byte_budget=1)
+    assert "response second, token 1: the student's logits are not finite" in str(error)
     narrow = Rows(hidden=student.hidden, head=student.head, vocabulary=slice(0, 3))
     lost = int(responses.labels[responses.labels >= 3][0])
     assert f"token id {lost} of the response is impossible" in str(
-        explain_non_finite(narrow, None, responses, byte_budget=LARGE)
+        explain_non_finite(narrow, None, responses, names=names, byte_budget=LARGE)
     )
 
 

@@ -6,7 +6,7 @@ is refused, never guessed.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -70,18 +70,20 @@ class PairReport:
 
     `vocabulary` is the range of ids that mean the same token on both sides and lie inside both output layers:
     the columns that a loss may compare. `only_teacher` and `only_student` are added tokens that the other
-    side lacks or has elsewhere, `num_beyond` counts shared added tokens behind the range. `stop_map` gives,
-    for each stop id of the teacher, the id that ends a response of the student.
+    side lacks or has elsewhere, `num_beyond` counts shared added tokens behind the range. `added_stops` are
+    stop ids of the teacher at which the student did not stop before. `unshared_ids` must not be generated:
+    ids behind the range, which one model could not read, and the placeholders of images.
     """
 
     route: str
     teacher: SideReport
     student: SideReport
     vocabulary: slice
+    unshared_ids: tuple[int, ...]
     num_beyond: int
     only_teacher: tuple[str, ...]
     only_student: tuple[str, ...]
-    stop_map: Mapping[int, int]
+    added_stops: tuple[int, ...]
 
     def lines(self) -> list[str]:
         """Return the report as lines of text."""
@@ -100,10 +102,9 @@ class PairReport:
                 )
         if self.num_beyond:
             rows.append(f"shared added tokens behind the compared ids, outside the loss: {self.num_beyond}")
-        changed = {theirs: ours for theirs, ours in self.stop_map.items() if theirs != ours}
-        if changed:
+        if self.added_stops:
             rows.append(
-                f"stop ids of the teacher that do not stop the student, and their replacements: {changed}"
+                f"stop ids of the teacher at which the student will stop too: {list(self.added_stops)}"
             )
         return rows
 
@@ -177,11 +178,22 @@ def pair_report(teacher: LoadedModel | Side, student: LoadedModel | Side) -> Pai
         teacher=_describe(left),
         student=_describe(right),
         vocabulary=slice(0, stop),
+        unshared_ids=_unshared_ids(left, right, stop),
         num_beyond=len(shared) - stop,
         only_teacher=only_teacher,
         only_student=only_student,
-        stop_map={end: end if end in right.stop_ids else right.stop_ids[0] for end in left.stop_ids},
+        added_stops=tuple(stop for stop in left.stop_ids if stop not in right.stop_ids),
     )
+
+
+def share_stops(student: LoadedModel, teacher: LoadedModel) -> LoadedModel:
+    """Return the student stopping where the teacher stops too, also when it is saved: it learns those ids."""
+    stops = tuple(dict.fromkeys([*student.stop_ids, *teacher.stop_ids]))
+    if stops == student.stop_ids:
+        return student
+    model: Any = student.model
+    model.generation_config.eos_token_id = list(stops)
+    return replace(student, stop_ids=stops)
 
 
 def _compare_vocabularies(
@@ -220,6 +232,12 @@ def _shared_range(teacher: Side, student: Side, shared: Mapping[int, str]) -> in
             "use one tokenizer for both models (student.build.tokenizer: teacher)"
         )
     return stop
+
+
+def _unshared_ids(teacher: Side, student: Side, stop: int) -> tuple[int, ...]:
+    behind = range(stop, max(_width(teacher), _width(student)))
+    placeholders = {*find_placeholder_ids(teacher.config), *find_placeholder_ids(student.config)}
+    return tuple(sorted({*behind, *placeholders}))
 
 
 def _added_tokens(tokenizer: Any) -> set[str]:

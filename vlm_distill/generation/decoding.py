@@ -4,7 +4,7 @@
 model's forward.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -66,6 +66,7 @@ def decode_batch(
     *,
     uniforms: Float[Tensor, "row step"],
     ends_in_stop: EndsInStop | None,
+    forbidden_ids: Sequence[int] = (),
 ) -> Decoded:
     """Return `sampling.num_samples` rows per prompt, prompt-major; the model is expected in eval mode.
 
@@ -75,7 +76,7 @@ def decode_batch(
     device = prompts.input_ids.device
     decoded = _undecoded(len(prompts.input_ids) * sampling.num_samples, sampling, device)
     uniforms, stop_ids = uniforms.to(device), torch.tensor(loaded.stop_ids, device=device)
-    never = torch.tensor(never_generated(loaded), dtype=torch.long, device=device)
+    never = torch.tensor([*never_generated(loaded), *forbidden_ids], dtype=torch.long, device=device)
     rows = torch.arange(len(decoded.finish), device=device)  # the rows still in the batch
     logits, cache, positions, mask = _prefill(loaded, prompts, prompt_of_row=rows // sampling.num_samples)
     for step in range(sampling.max_new_tokens):

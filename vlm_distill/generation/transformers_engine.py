@@ -27,11 +27,15 @@ MEASURED_TOGETHER = 64
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TransformersEngine:
-    """Generates with a loaded model; `batch_size` responses (prompts times samples) are decoded together."""
+    """Generates with a loaded model; `batch_size` responses (prompts times samples) are decoded together.
+
+    `forbidden_ids` are never generated: those that the other model of a pair could not read.
+    """
 
     loaded: LoadedModel
     load_images: Callable[[Example], list[Image.Image]]
     batch_size: int
+    forbidden_ids: tuple[int, ...] = ()
 
     @property
     def fingerprint(self) -> str:
@@ -39,7 +43,8 @@ class TransformersEngine:
 
     @property
     def settings(self) -> Mapping[str, str]:
-        return {"kind": "transformers", "dtype": str(next(self.loaded.model.parameters()).dtype)}
+        settings = {"kind": "transformers", "dtype": str(next(self.loaded.model.parameters()).dtype)}
+        return settings | ({"forbidden_ids": str(self.forbidden_ids)} if self.forbidden_ids else {})
 
     def plan(self, examples: Sequence[Example], sampling: Sampling) -> list[list[int]]:
         """Return batches of prompts of similar length, the longest first: a lack of memory shows at once."""
@@ -61,6 +66,7 @@ class TransformersEngine:
                 prompts.to(self.loaded.device),
                 sampling,
                 uniforms=uniforms,
+                forbidden_ids=self.forbidden_ids,
                 ends_in_stop=_stop_string_test(self.loaded.tokenizer, sampling.stop)
                 if sampling.stop
                 else None,

@@ -1,5 +1,7 @@
 """Finding out why a loss is not finite. Only called when one is, so it may wait for the device."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -11,9 +13,16 @@ from vlm_distill.losses.rows import OUTSIDE, Rows, row_chunks
 
 @torch.no_grad()
 def explain_non_finite(
-    student: Rows, teacher: Rows | None, responses: ResponseBatch, *, byte_budget: int
+    student: Rows,
+    teacher: Rows | None,
+    responses: ResponseBatch,
+    *,
+    names: Sequence[str],
+    byte_budget: int,
 ) -> DataError | None:
     """Return the error to raise for a loss that is not finite: it names the response and the token id.
+
+    `names` are the names of the responses for the message.
 
     None means that the cause is elsewhere: in another batch or process, or in a weight out of range.
     """
@@ -23,7 +32,7 @@ def explain_non_finite(
         found = _find(student, teacher, chunk=chunk, labels=labels[chunk], columns=columns[chunk])
         if found is not None:
             row, reason = found
-            return DataError(f"{_place(responses, chunk.start + row)}: {reason}")
+            return DataError(f"{_place(responses, names, chunk.start + row)}: {reason}")
     return None
 
 
@@ -62,6 +71,6 @@ def _token_id(rows: Rows, column: int) -> int:
     return int(rows.vocabulary[column])
 
 
-def _place(responses: ResponseBatch, row: int) -> str:
+def _place(responses: ResponseBatch, names: Sequence[str], row: int) -> str:
     response, token = responses.mask.nonzero()[row].tolist()
-    return f"response {response} of the batch (prompt {int(responses.prompt_index[response])}), token {token}"
+    return f"response {names[response]}, token {token}"

@@ -1,11 +1,13 @@
 """The record of one training stage. What the values do is in trainer.py."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from vlm_distill.config import Record
 
+# How a stage is carried out; it may change when a stage goes on, for example after memory ran out.
+MECHANICAL = ("micro_batch_size", "checkpoint_every", "keep_last", "log_every", "loss_byte_budget")
 Treatment = Literal["full", "frozen"]
 
 
@@ -36,7 +38,7 @@ class TrainConfig(Record):
     weight_decay: float = Field(default=0.0, ge=0)
     betas: tuple[float, float] = (0.9, 0.95)
     max_grad_norm: float = Field(default=1.0, gt=0)
-    precision: Literal["float32", "bf16", "fp16"] = "float32"
+    precision: Literal["float32", "bf16"] = "float32"
     trainable: Trainable = Trainable()
     checkpoint_every: int = Field(default=200, ge=1)
     keep_last: int = Field(default=2, ge=1)
@@ -51,3 +53,7 @@ class TrainConfig(Record):
                 f"expected exactly one of steps, epochs, tokens, found {' and '.join(given) or 'none'}"
             )
         return self
+
+    def decisive(self) -> dict[str, Any]:
+        """Return the settings that the trained weights depend on, beyond rounding."""
+        return self.model_dump(mode="json", exclude=set(MECHANICAL))

@@ -28,7 +28,7 @@ from torch.distributed.checkpoint.state_dict import (
 from vlm_distill.adapters.adapter import LoadedModel
 from vlm_distill.batches import pad_responses
 from vlm_distill.errors import AdapterError, DataError
-from vlm_distill.files import append_jsonl
+from vlm_distill.files import append_jsonl, atomic_path
 from vlm_distill.forward import response_hidden
 from vlm_distill.losses import Objective, ObjectiveLoss, Rows, explain_non_finite
 from vlm_distill.progress import progress
@@ -36,7 +36,7 @@ from vlm_distill.training.checkpoint import Checkpoint, load_latest, save_checkp
 from vlm_distill.training.config import TrainConfig
 from vlm_distill.training.items import ImageLoader, Plan, TrainBatch, TrainItem, collate
 
-PRECISIONS = {"float32": "no", "bf16": "bf16", "fp16": "fp16"}
+PRECISIONS = {"float32": "no", "bf16": "bf16"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -143,7 +143,8 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, stage: Stage, log: Callable[[str], None]) -> None:
         self.config, self.stage, self.log = config, stage, log
-        self.accelerator = Accelerator(mixed_precision=PRECISIONS[config.precision])
+        on_cpu = stage.student.device.type == "cpu"
+        self.accelerator = Accelerator(mixed_precision=PRECISIONS[config.precision], cpu=on_cpu)
         freeze(stage.student, config)
         stage.student.model.train()
         self.total = num_steps(config, stage.items, seed=stage.seed)
@@ -176,12 +177,7 @@ class Trainer:
 
     def optimizer_step(self, step: int) -> dict[str, float]:
         """Run one optimiser step over this process's micro-batches; return metrics reduced over processes."""
-        # Random numbers are a function of the step, so that a resumed run draws what an undisturbed one does.
-        torch.manual_seed(
-            self.stage.seed * 1_000_003
-            + step * self.accelerator.num_processes
-            + self.accelerator.process_index
-        )
+        self._seed(step)
         chunks = self._micro_batches(step)
         denominators = self._denominators(chunks)
         rate = learning_rate(self.config, step, self.total)
@@ -198,29 +194,35 @@ class Trainer:
             for name, value in {**result.metrics, "tokens": batch.responses.mask.sum()}.items():
                 sums[name] = sums[name] + value if name in sums else value
         reduced = self._reduce(sums)
-        if not math.isfinite(reduced["loss_sum"]):
+        norm = float(self.accelerator.clip_grad_norm_(self.module.parameters(), self.config.max_grad_norm))
+        if not (math.isfinite(reduced["loss_sum"]) and math.isfinite(norm)):
             # Before the step: the weights of the last checkpoint and of this moment stay usable.
             raise self._explain(chunks)
-        norm = self.accelerator.clip_grad_norm_(self.module.parameters(), self.config.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.stage.objective.update(reduced)
         self.trained_tokens += int(reduced["tokens"])
-        return reduced | {"learning_rate": rate, "grad_norm": float(norm)}
+        return reduced | {"learning_rate": rate, "grad_norm": norm}
+
+    def _seed(self, step: int) -> None:
+        """Make random numbers a function of the step: a resumed run draws what an undisturbed one does."""
+        process, num_processes = self.accelerator.process_index, self.accelerator.num_processes
+        torch.manual_seed(self.stage.seed * 1_000_003 + step * num_processes + process)
 
     @torch.no_grad()
     def _explain(self, chunks: Sequence[Sequence[TrainItem]]) -> DataError:
         """Return the error that names what made the loss infinite, if this process holds it."""
-        budget = self.config.loss_byte_budget
+        budget, where = self.config.loss_byte_budget, f"{self.stage.label}, step {self.step + 1}"
+        self._seed(self.step)
         for chunk in chunks:
             batch = self._collate(chunk)
             student, teacher = model_rows(self.stage, batch)
-            found = explain_non_finite(student, teacher, batch.responses, byte_budget=budget)
+            names = [f"{item.example.id!r} by the {one.author}" for item in chunk for one in item.responses]
+            found = explain_non_finite(student, teacher, batch.responses, names=names, byte_budget=budget)
             if found is not None:
-                return DataError(f"{self.stage.label}, step {self.step + 1}: {found}")
+                return DataError(f"{where}: {found}")
         return DataError(
-            f"{self.stage.label}, step {self.step + 1}: the loss is not finite although these logits are; "
-            "lower the learning rate"
+            f"{where}: loss or gradient is not finite although these logits are; lower the learning rate"
         )
 
     def _micro_batches(self, step: int) -> list[list[TrainItem]]:
@@ -338,5 +340,6 @@ def _drop_metrics_after(path: Path, step: int) -> None:
             continue
         if row["step"] <= step:
             kept.append(row)
-    path.unlink(missing_ok=True)
-    append_jsonl(path, kept)
+    with atomic_path(path) as temporary:
+        temporary.touch()
+        append_jsonl(temporary, kept)

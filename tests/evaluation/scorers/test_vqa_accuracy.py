@@ -54,3 +54,14 @@ def test_profiles_differ_on_several_commas_between_digits() -> None:
 
 def test_at_most_32_periods_are_removed() -> None:
     assert normalise_vqa("x" + "." * 40) == "x" + "." * 8
+
+
+def test_a_single_reference_counts_as_often_as_the_config_says():
+    scorer = VqaAccuracy(single_reference_votes=10)
+    assert scorer("red", ("red",)) == 1.0
+    assert scorer("blue", ("red",)) == 0.0
+    assert scorer.min_references == 1
+    assert VqaAccuracy()("red", ("red",)) == 0.0
+    assert VqaAccuracy().min_references == VqaAccuracy(single_reference_votes=3).min_references == 4
+    many = ("red",) * 2 + ("blue",) * 8
+    assert scorer("red", many) == VqaAccuracy()("red", many)
