@@ -79,6 +79,7 @@ def decode_batch(
     never = torch.tensor([*never_generated(loaded), *forbidden_ids], dtype=torch.long, device=device)
     rows = torch.arange(len(decoded.finish), device=device)  # the rows still in the batch
     logits, cache, positions, mask = _prefill(loaded, prompts, prompt_of_row=rows // sampling.num_samples)
+    never = never[never < logits.shape[1]]
     for step in range(sampling.max_new_tokens):
         chosen = choose_tokens(logits.index_fill(1, never, -torch.inf), uniforms[rows, step], sampling)
         log_probs = _log_probs(logits, chosen)
