@@ -14,7 +14,7 @@ LAYERS = [
     {"generation"},
     {"training", "evaluation"},
     {"conformance", "reporting"},
-    {"run_config", "run_folder", "measure", "summary", "pipeline", "cli"},
+    {"run_config", "run_folder", "measure", "summary", "stages", "pipeline", "cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # Packages whose files may import each other's neighbours in the bottom and top layers,

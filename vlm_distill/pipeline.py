@@ -4,55 +4,26 @@ Every stage skips itself when its inputs and config are unchanged and continues 
 file only puts them in order. What a stage does is in data/, generation/, training/ and evaluation/.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from PIL import Image
 
-from vlm_distill.adapters.adapter import LoadedModel, LoadOptions
-from vlm_distill.adapters.catalog import load_model, save_model
+from vlm_distill.adapters.adapter import LoadedModel
+from vlm_distill.adapters.catalog import save_model
 from vlm_distill.adapters.llava import build_llava
-from vlm_distill.adapters.pair import PairReport, load_skeleton, pair_report, share_stops
+from vlm_distill.adapters.pair import PairReport, load_skeleton, pair_report
 from vlm_distill.config import dump_yaml
-from vlm_distill.data.augment import Augment
 from vlm_distill.data.images import ImageStore
 from vlm_distill.data.recipe import Dataset, Recipe, load_recipe, prepare
 from vlm_distill.evaluation.task import load_suite, load_task
 from vlm_distill.files import hash_json, read_json, write_json
-from vlm_distill.generation.references import encode_references
-from vlm_distill.generation.run import generate_responses
-from vlm_distill.generation.transformers_engine import TransformersEngine
-from vlm_distill.losses import Objective, ObjectiveConfig
-from vlm_distill.measure import HeldOut, Measured, compare_with_teacher, hold_out, score_both_ways
-from vlm_distill.records import Author, Example, Response
+from vlm_distill.measure import HeldOut, Measured, hold_out, score_both_ways
+from vlm_distill.records import Example
 from vlm_distill.run_config import EvaluateConfig, ModelConfig, RunConfig
 from vlm_distill.run_folder import open_folder, print_log, write_provenance
+from vlm_distill.stages import Context, Log, load, load_student, measure_student, train_student
 from vlm_distill.summary import summarise
-from vlm_distill.training.config import TrainConfig
-from vlm_distill.training.items import ImageLoader, TrainItem, build_items
-from vlm_distill.training.run import Trained, finished, train
-from vlm_distill.training.trainer import Stage
-
-Log = Callable[[str], None]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Context:
-    """What every stage of one run shares. `examples` are the training prompts after `data.limit`."""
-
-    config: RunConfig
-    folder: Path
-    log: Log
-    dataset: Dataset
-    examples: list[Example]
-    teacher: LoadedModel | None
-    pair: PairReport | None
-    held_out: HeldOut | None
-
-    def load_images(self, example: Example) -> list[Image.Image]:
-        return [self.dataset.images.load(image) for image in example.images]
 
 
 def run(config: RunConfig, *, log: Log = print_log) -> str:
@@ -75,7 +46,7 @@ def run(config: RunConfig, *, log: Log = print_log) -> str:
             pair=pair,
             held_out=_hold_out(config, dataset, teacher, folder=folder, log=log),
         )
-        student = _load_student(context, first)
+        student = load_student(context, first)
         facts = {"seed": config.seed, "data": dataset.fingerprint, "data_counts": dataset.counts}
         facts |= {"teacher": teacher.fingerprint if teacher else None, "student": student.fingerprint}
         write_provenance(folder, facts)
@@ -129,22 +100,6 @@ def evaluate_model(
     )
     one = Measured(label=config.model, fingerprint=loaded.fingerprint, results=results, shuffled=shuffled)
     return summarise([one], folder=folder)
-
-
-def load(config: ModelConfig, device: str) -> LoadedModel:
-    """Load the model that a config names; `device` "auto" is the accelerator of this machine, or the CPU."""
-    options = LoadOptions(
-        dtype=config.dtype, device=pick_device(device), trust_remote_code=config.trust_remote_code
-    )
-    return load_model(config.model, options)
-
-
-def pick_device(device: str) -> str:
-    if device != "auto":
-        return device
-    # The current accelerator is that of the torch build, whether or not this machine has one.
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return accelerator.type if accelerator is not None else "cpu"
 
 
 def _announce(config: RunConfig, folder: Path, log: Log) -> None:
@@ -213,17 +168,6 @@ def _millions(loaded: LoadedModel) -> str:
     return f"{sum(parameter.numel() for parameter in loaded.model.parameters()) / 1e6:.2f} M"
 
 
-def _load_student(context: Context, name: str | Path) -> LoadedModel:
-    """Load a student from disk, so that what is measured and trained on is exactly what was saved.
-
-    It is loaded in float32, in which its weights are updated, and stops where its teacher stops.
-    """
-    settings = context.config.student
-    model = ModelConfig(model=str(name), trust_remote_code=settings.trust_remote_code)
-    student = load(model, context.config.device)
-    return share_stops(student, context.teacher) if context.teacher else student
-
-
 def _hold_out(
     config: RunConfig, dataset: Dataset, teacher: LoadedModel | None, *, folder: Path, log: Log
 ) -> HeldOut | None:
@@ -244,14 +188,14 @@ def _stages(context: Context, first: str) -> list[Measured]:
     config = context.config
     measured: list[Measured] = []
     if context.teacher is not None:
-        measured += _measure(context, "teacher", context.teacher)
-    measured += _measure(
-        context, "random" if config.student.build else "student", _load_student(context, first)
+        measured += measure_student(context, "teacher", context.teacher)
+    measured += measure_student(
+        context, "random" if config.student.build else "student", load_student(context, first)
     )
     start: str | Path = first
     if config.warmup:
         warmup = config.warmup
-        trained = _train(
+        trained = train_student(
             context,
             start,
             "warmup",
@@ -262,7 +206,7 @@ def _stages(context: Context, first: str) -> list[Measured]:
             augment=warmup.augment,
         )
         start = trained.model
-        measured += _measure(context, "warm-up", _load_student(context, start))
+        measured += measure_student(context, "warm-up", load_student(context, start))
     return measured + _rounds(context, start)
 
 
@@ -278,145 +222,16 @@ def _rounds(context: Context, start: str | Path) -> list[Measured]:
     student, tokens, objective = start, 0, config.objective.build()
     for number in range(1, config.rounds + 1):
         label = f"round {number}"
-        trained = _train(context, student, label, config.train, config.objective, objective, round=number)
+        trained = train_student(
+            context, student, label, config.train, config.objective, objective, round=number
+        )
         objective.load_state_dict(trained.objective)
         student, tokens = trained.model, tokens + trained.tokens
         if number == config.rounds or (config.evaluate and config.evaluate.every_round):
-            measured += _measure(context, label, _load_student(context, student))
+            measured += measure_student(context, label, load_student(context, student))
     if config.control:
         name, method = config.control.name, config.control.objective
         budget = config.train.model_copy(update={"steps": None, "epochs": None, "tokens": tokens})
-        trained = _train(context, start, name, budget, method, method.build(), round=1)
-        measured += _measure(context, name, _load_student(context, trained.model))
+        trained = train_student(context, start, name, budget, method, method.build(), round=1)
+        measured += measure_student(context, name, load_student(context, trained.model))
     return measured
-
-
-def _measure(context: Context, label: str, loaded: LoadedModel) -> list[Measured]:
-    """Return the row of one model for the summary: at most one, none where the config evaluates nothing."""
-    config = context.config.evaluate
-    if config is None:
-        return []
-    folder = context.folder / "eval" / label.replace(" ", "_")
-    images = ImageStore(context.folder / "eval" / "images")
-    results, shuffled = score_both_ways(
-        config, loaded, label=label, folder=folder, images=images, log=context.log
-    )
-    agreement: dict[str, float] = {}
-    if context.held_out is not None and context.teacher is not None and loaded is not context.teacher:
-        agreement = compare_with_teacher(
-            config,
-            loaded,
-            context.teacher,
-            context.held_out,
-            context.load_images,
-            vocabulary=context.pair.vocabulary if context.pair else slice(None),
-            folder=folder,
-            log=context.log,
-        )
-    return [
-        Measured(label=label, fingerprint=loaded.fingerprint, results=results, shuffled=shuffled, **agreement)
-    ]
-
-
-def _train(
-    context: Context,
-    start: str | Path,
-    label: str,
-    config: TrainConfig,
-    objective_config: ObjectiveConfig,
-    objective: Objective,
-    *,
-    round: int,
-    augment: Augment | None = None,
-) -> Trained:
-    """Run one training stage with its responses, or return what it left when it is done already."""
-    student = _load_student(context, start)
-    responses = _responses(context, student, objective.authors, round=round)
-    items, missing = build_items(context.examples, responses, authors=objective.authors)
-    if missing:
-        prompts = f"{missing:,} of {len(context.examples):,} prompts"
-        context.log(f"{label}: {prompts} have no usable response and are left out")
-    seed = context.config.seed * 1009 + max(1, round)
-    settings = [asdict(objective_config), augment.model_dump() if augment else None, round, seed]
-    stage = Stage(
-        student=student,
-        teacher=context.teacher,
-        vocabulary=context.pair.vocabulary if context.pair else slice(None),
-        objective=objective,
-        items=items,
-        load_images=_augmented(context.load_images, augment) if augment else context.load_images,
-        folder=context.folder / label.replace(" ", "_"),
-        key=hash_json([_inputs_hash(context, student, items), config.decisive(), settings]),
-        label=label,
-        seed=seed,
-        round=max(1, round),
-        num_rounds=max(1, context.config.rounds),
-    )
-    done = finished(stage.folder, key=stage.key)
-    if done:
-        context.log(f"{label}: unchanged, the trained student in {done.model} is used")
-        return done
-    return train(config, stage, log=context.log)
-
-
-def _inputs_hash(context: Context, student: LoadedModel, items: Sequence[TrainItem]) -> str:
-    """Return the hash of everything that a stage trains on: models, data and responses."""
-    teacher = context.teacher.fingerprint if context.teacher else None
-    ids = [response.token_ids for item in items for response in item.responses]
-    return hash_json([student.fingerprint, teacher, context.dataset.fingerprint, ids])
-
-
-def _responses(
-    context: Context, student: LoadedModel, authors: frozenset[Author], *, round: int
-) -> list[Response]:
-    """Return the responses by the wanted authors.
-
-    References come from labels, the teacher's are sampled once, the student's anew in every round (0 is the
-    warm-up).
-    """
-    responses: list[Response] = []
-    if "reference" in authors:
-        responses += encode_references(
-            context.examples,
-            student.tokenizer,
-            stop_id=student.stop_ids[0],
-            fingerprint=student.fingerprint,
-            placeholder_ids=student.placeholder_ids,
-        )
-    if "teacher" in authors:
-        assert context.teacher is not None
-        responses += _generate(context, context.teacher, "teacher", round=0)
-    if "student" in authors:
-        responses += _generate(context, student, "student", round=round)
-    return responses
-
-
-def _generate(context: Context, loaded: LoadedModel, author: Author, *, round: int) -> list[Response]:
-    settings, pair = context.config.generate, context.pair
-    name = author if author == "teacher" else f"{author}_round_{round}"
-    # Every author and round draws its own random numbers.
-    seed = int(hash_json([settings.sampling.seed, context.config.seed, author, round])[:8], 16)
-    engine = TransformersEngine(
-        loaded=loaded,
-        load_images=context.load_images,
-        batch_size=settings.engine.batch_size,
-        forbidden_ids=pair.unshared_ids if pair else (),
-    )
-    return generate_responses(
-        engine,
-        context.examples,
-        settings.sampling.model_copy(update={"seed": seed}),
-        folder=context.folder / "responses" / name,
-        author=author,
-        round=round,
-        log=context.log,
-        label=f"{name.replace('_', ' ')} responses",
-    )
-
-
-def _augmented(load_images: ImageLoader, augment: Augment) -> ImageLoader:
-    # The trainer seeds torch at every step, so the draws are a function of the step.
-    def load(example: Example) -> list[Image.Image]:
-        return [augment(image, seed=int(torch.randint(2**31, ()))) for image in load_images(example)]
-
-    return load
