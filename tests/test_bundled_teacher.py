@@ -1,0 +1,31 @@
+"""The embedded teacher answers real questions about real pictures that it was not trained on."""
+
+import importlib.util
+
+import pytest
+
+from vlm_distill.adapters.catalog import load_model
+from vlm_distill.data.images import ImageStore
+from vlm_distill.evaluation.run import evaluate_task
+from vlm_distill.evaluation.task import load_task
+from vlm_distill.generation.transformers_engine import TransformersEngine
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("easy_vqa") is None, reason="needs pip install 'vlm-distill[demo]'"
+)
+
+
+def test_the_bundled_teacher_names_shapes_and_colours_of_test_pictures(tmp_path) -> None:
+    images = ImageStore(tmp_path / "images")
+    engine = TransformersEngine(
+        loaded=load_model("bundled:easy_vqa_teacher"),
+        load_images=lambda example: [images.load(image) for image in example.images],
+        batch_size=64,
+    )
+    result = evaluate_task(
+        load_task("easy_vqa"), engine, folder=tmp_path / "eval", images=images, limit=150, log=print
+    )
+    scores = result.metrics["exact_match"]
+    assert scores["all"].mean > 0.85
+    assert scores["open"].mean > 0.95
+    assert result.counts["truncated"] == result.counts["no_response"] == 0
