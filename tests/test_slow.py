@@ -68,6 +68,7 @@ def run_until(config: Path, pattern: str) -> None:
     assert process.returncode == -signal.SIGKILL
 
 
+@pytest.mark.timeout(900)
 def test_a_run_that_is_killed_again_and_again_ends_like_an_undisturbed_one(tmp_path: Path) -> None:
     calm, rough = tmp_path / "calm", tmp_path / "rough"
     # Long enough stages that a kill falls inside them, and a checkpoint at every step.
