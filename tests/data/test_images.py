@@ -66,7 +66,8 @@ def test_random_damage_raises_nothing_but_data_errors(format: str) -> None:
         damaged = data.copy()
         damaged[draw.integers(0, len(data), 3)] = draw.integers(0, 256, 3)
         with suppress(DataError):
-            decode_image(damaged.tobytes(), where="row 1", max_pixels=10_000)
+            picture = decode_image(damaged.tobytes(), where="row 1", max_pixels=10_000)
+            assert picture.mode == "RGB"
 
 
 def test_text_is_no_image(store: ImageStore) -> None:
