@@ -56,20 +56,25 @@ class PromptBatch:
 class ResponseBatch:
     """Right-padded responses.
 
-    `prompt_index` names the prompt of each one, `author` is an index into records.AUTHORS.
+    `prompt_index` names the prompt of each one, `author` is an index into records.AUTHORS. The responses of
+    one author to a prompt stand in the order of their samples. `reference_log_probs` are those of whole
+    responses (summed over tokens, in nats) under a fixed reference model, None where nothing reads them.
     """
 
     prompt_index: Int[Tensor, " response"]
     input_ids: Int[Tensor, "response token"]
     mask: Bool[Tensor, "response token"]
     author: Int[Tensor, " response"]
+    reference_log_probs: Float[Tensor, " response"] | None = None
 
     def to(self, device: torch.device | str) -> "ResponseBatch":
+        reference = self.reference_log_probs
         return ResponseBatch(
             prompt_index=self.prompt_index.to(device),
             input_ids=self.input_ids.to(device),
             mask=self.mask.to(device),
             author=self.author.to(device),
+            reference_log_probs=None if reference is None else reference.to(device),
         )
 
     @property
@@ -90,8 +95,16 @@ class ResponseBatch:
         return self.author == AUTHORS.index(author)
 
 
-def pad_responses(groups: Sequence[Sequence[Response]], *, pad_id: int = 0) -> ResponseBatch:
-    """Right-pad responses; `groups[i]` answer prompt i."""
+def pad_responses(
+    groups: Sequence[Sequence[Response]],
+    *,
+    pad_id: int = 0,
+    reference_log_probs: Mapping[str, float] | None = None,
+) -> ResponseBatch:
+    """Right-pad responses; `groups[i]` answer prompt i.
+
+    `reference_log_probs` are by response id, for every response; None or empty gives a batch without them.
+    """
     rows = [(index, response) for index, group in enumerate(groups) for response in group]
     width = max((len(response.token_ids) for _, response in rows), default=0)
     input_ids = torch.full((len(rows), width), pad_id)
@@ -104,6 +117,9 @@ def pad_responses(groups: Sequence[Sequence[Response]], *, pad_id: int = 0) -> R
         input_ids=input_ids,
         mask=mask,
         author=torch.tensor([AUTHORS.index(response.author) for _, response in rows], dtype=torch.long),
+        reference_log_probs=torch.tensor([reference_log_probs[response.id] for _, response in rows])
+        if reference_log_probs
+        else None,
     )
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from vlm_distill.losses import (
     AdaptiveKL,
     AlphaBeta,
+    CrossEntropy,
     ForwardKL,
     JensenShannon,
     NegativeLogLikelihood,
@@ -58,6 +59,8 @@ def plain_divergence(
     match divergence:
         case ForwardKL():
             return kl(p, q)
+        case CrossEntropy():
+            return -(p * q.log()).sum(-1)
         case ReverseKL():
             return kl(q, p)
         case SkewKL():

@@ -11,6 +11,7 @@ from vlm_distill.errors import ConfigError
 from vlm_distill.losses import (
     AdaptiveKL,
     AlphaBeta,
+    CrossEntropy,
     ForwardKL,
     JensenShannon,
     ReverseKL,
@@ -90,6 +91,22 @@ def test_half_precision_logits_are_raised_to_float32(divergence) -> None:
     value = divergence(z_s, z_t)
     assert value.dtype == torch.float32
     torch.testing.assert_close(value, divergence(z_s.double(), z_t.double()).float(), rtol=1e-5, atol=1e-6)
+
+
+def test_cross_entropy_is_forward_kl_and_the_entropy_of_the_teacher() -> None:
+    z_s, z_t = random_logits()
+    entropy = -(z_t.softmax(-1) * z_t.softmax(-1).log()).sum(-1)
+    torch.testing.assert_close(CrossEntropy()(z_s, z_t), ForwardKL()(z_s, z_t) + entropy)
+    assert torch.autograd.gradcheck(lambda z: CrossEntropy()(z, z_t), z_s.requires_grad_())
+
+
+def test_cross_entropy_reads_only_what_the_teacher_has() -> None:
+    p, q = log_of([1.0, 0.0, 0.0]), log_of([0.5, 0.0, 0.5]).requires_grad_()
+    value = CrossEntropy()(q, p)
+    assert value.item() == pytest.approx(math.log(2))
+    value.sum().backward()
+    assert q.grad.tolist() == [pytest.approx([-0.5, 0.0, 0.5])]
+    assert CrossEntropy()(log_of(MISMATCH_Q), log_of(MISMATCH_P)).item() == math.inf
 
 
 @pytest.mark.parametrize("alpha", [0.05, 0.5, 0.9])

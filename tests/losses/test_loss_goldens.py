@@ -13,6 +13,9 @@ from torch import Tensor
 
 from vlm_distill.batches import Head, ResponseBatch
 from vlm_distill.losses import (
+    DPO,
+    GKD,
+    KD,
     DistiLLM2,
     ForwardKL,
     JensenShannon,
@@ -117,10 +120,17 @@ def test_mean_label_log_probs_of_each_response_are_the_golden(method: str) -> No
         assert means == [pytest.approx(row, abs=1e-6) for row in OUTPUTS[method][key]]
 
 
-def test_dpo_on_the_mean_label_log_probs_is_the_golden_dpkd() -> None:
-    student, teacher, responses = golden_batch()
-    result = linear_divergence(student, teacher, groups=[], labels=responses.labels, byte_budget=1)
-    log_ratio = per_response(result.student_label_log_probs - result.teacher_label_log_probs, responses)
-    margin = log_ratio[:NUM_PAIRS] - log_ratio[NUM_PAIRS:]
-    loss = -torch.nn.functional.logsigmoid(0.1 * margin).mean()
-    assert loss.item() == pytest.approx(OUTPUTS["dpkd"]["loss"], abs=1e-6)
+@pytest.mark.parametrize(
+    ("config", "method"),
+    [
+        (KD(reduction="sequence"), "kd"),
+        # Both authors in one batch: the sum of the two terms of which a step has one.
+        (GKD(beta=0.9), "gkd"),
+        (DPO(reference="teacher", length_normalised=True), "dpkd"),
+    ],
+    ids=repr,
+)
+def test_named_method_is_the_golden(config, method: str) -> None:
+    for byte_budget in (1, 1 << 30):
+        loss = loss_of(config.build(), byte_budget)
+        assert loss == pytest.approx(OUTPUTS[method]["loss"], abs=1e-6)

@@ -7,8 +7,8 @@ import torch
 
 from vlm_distill.losses import Clock, Constant, Linear, Schedule, SkewCurriculum
 
-ROUND_ONE = Clock(round=1, step=3, num_steps=10)
-ROUND_TWO = Clock(round=2, step=0, num_steps=10)
+ROUND_ONE = Clock(round=1, step=3, fraction=0.3)
+ROUND_TWO = Clock(round=2)
 
 
 def trained(author: str = "teacher", *, gap_sum: float = 20.0, count: float = 100.0) -> SkewCurriculum:
@@ -19,22 +19,22 @@ def trained(author: str = "teacher", *, gap_sum: float = 20.0, count: float = 10
 
 def test_constant_never_changes() -> None:
     assert {
-        Constant(constant=0.3).value(Clock(round=r, step=s, num_steps=9)) for r in (1, 2) for s in (0, 8)
+        Constant(constant=0.3).value(Clock(round=r, step=s, fraction=s / 9)) for r in (1, 2) for s in (0, 8)
     } == {0.3}
 
 
 def test_linear_runs_over_its_fraction_then_stays_and_restarts_every_round() -> None:
     beta = Linear(start=0.5, end=0.75, fraction=0.5)
     for round in (1, 2, 5):
-        values = [beta.value(Clock(round=round, step=step, num_steps=8)) for step in range(9)]
+        values = [beta.value(Clock(round=round, step=step, fraction=step / 8)) for step in range(9)]
         assert values == pytest.approx([0.5, 0.5625, 0.625, 0.6875, 0.75, 0.75, 0.75, 0.75, 0.75])
 
 
 def test_linear_without_restart_stays_at_its_end_after_the_first_round() -> None:
     beta = Linear(start=0.5, end=1.0, fraction=2 / 3, restart=False)
-    values = [beta.value(Clock(round=1, step=step, num_steps=6)) for step in range(6)]
+    values = [beta.value(Clock(step=step, fraction=step / 6)) for step in range(6)]
     assert values == pytest.approx([0.5, 0.625, 0.75, 0.875, 1.0, 1.0])
-    assert beta.value(Clock(round=2, step=0, num_steps=6)) == 1.0
+    assert beta.value(Clock(round=2)) == 1.0
 
 
 def test_schedules_satisfy_the_protocol() -> None:
@@ -70,7 +70,7 @@ def test_the_mean_gap_is_over_responses_of_round_one_only() -> None:
     curriculum = SkewCurriculum("student", initial=0.1)
     for gap_sum, count, round in ((1.0, 10.0, 1), (2.0, 2.0, 1), (100.0, 1.0, 2)):
         metrics = {"gap_student_sum": gap_sum, "gap_student_count": count}
-        curriculum.update(metrics, Clock(round=round, num_steps=3))
+        curriculum.update(metrics, Clock(round=round))
     assert curriculum.mean_gap == pytest.approx(3.0 / 12.0)
 
 

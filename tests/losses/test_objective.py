@@ -6,8 +6,19 @@ import math
 
 import pytest
 import torch
-from loss_oracle import TOY_MASK, toy_logits
-from torch import Tensor
+from loss_batches import (
+    LARGE,
+    REFERENCE,
+    STUDENT,
+    TEACHER,
+    TOY_LABELS,
+    as_floats,
+    random_batch,
+    run,
+    select,
+    toy_batch,
+)
+from loss_oracle import TOY_MASK
 
 from vlm_distill.batches import Head, ResponseBatch
 from vlm_distill.errors import ConfigError, DataError
@@ -25,76 +36,14 @@ from vlm_distill.losses import (
     Term,
     explain_non_finite,
 )
-from vlm_distill.records import AUTHORS
 
-LARGE = 1 << 30
-TEACHER, STUDENT, REFERENCE = (AUTHORS.index(author) for author in ("teacher", "student", "reference"))
-TOY_LABELS = (3 * torch.arange(2)[:, None] + 2 * torch.arange(5) + 1) % 11
 METHODS = [DistiLLM2(), DistiLLM2(preset="released"), SeqKD(), SFT()]
-
-
-def make_batch(z_s: Tensor, z_t: Tensor, mask: Tensor, *, authors: list[int], labels: Tensor | None = None):
-    """Return rows whose output layer is the identity, so that hidden states are logits."""
-    vocab = z_s.shape[-1]
-    generator = torch.Generator().manual_seed(4)
-    labels = torch.randint(vocab, mask.shape, generator=generator) if labels is None else labels
-    responses = ResponseBatch(
-        prompt_index=torch.arange(len(mask)), input_ids=labels, mask=mask, author=torch.tensor(authors)
-    )
-    head = Head(weight=torch.eye(vocab, dtype=z_s.dtype))
-    student = Rows(hidden=z_s[mask].clone().requires_grad_(), head=head)
-    return student, Rows(hidden=z_t[mask], head=head), responses
-
-
-def toy_batch(authors: list[int]):
-    z_s, z_t, _ = toy_logits()
-    return make_batch(z_s, z_t, TOY_MASK, authors=authors, labels=TOY_LABELS)
-
-
-def random_batch(lengths: list[int], *, authors: list[int], width: int | None = None, seed: int = 0):
-    generator = torch.Generator().manual_seed(seed)
-    tokens = max(lengths) if width is None else width
-    z_s, z_t = (
-        torch.randn(len(lengths), max(lengths), 7, generator=generator, dtype=torch.float64) for _ in range(2)
-    )
-    pad = torch.full((len(lengths), tokens - max(lengths), 7), 99.0, dtype=torch.float64)
-    z_s, z_t = torch.cat([z_s, pad], dim=1), torch.cat([z_t, pad], dim=1)
-    mask = torch.arange(tokens) < torch.tensor(lengths)[:, None]
-    labels = torch.arange(len(lengths) * tokens).reshape(len(lengths), tokens) % 7
-    return make_batch(z_s, z_t, mask, authors=authors, labels=labels)
-
-
-def select(batch, keep: list[int]):
-    """Return the batch with only some of its responses."""
-    student, teacher, responses = batch
-    rows = torch.isin(responses.response_index, torch.tensor(keep))
-    kept = ResponseBatch(
-        prompt_index=responses.prompt_index[keep],
-        input_ids=responses.input_ids[keep],
-        mask=responses.mask[keep],
-        author=responses.author[keep],
-    )
-    return (
-        Rows(hidden=student.hidden.detach()[rows].requires_grad_(), head=student.head),
-        Rows(hidden=teacher.hidden[rows], head=teacher.head),
-        kept,
-    )
-
-
-def run(objective: Objective, batch, *, denominators: Tensor | None = None, byte_budget: int = LARGE):
-    student, teacher, responses = batch
-    denominators = objective.counts(responses) if denominators is None else denominators
-    return objective.loss(student, teacher, responses, denominators, byte_budget)
-
-
-def as_floats(metrics: dict[str, Tensor]) -> dict[str, float]:
-    return {name: value.item() for name, value in metrics.items()}
 
 
 def objective_in_round_two(mean_gap: float = 0.2, **options) -> Objective:
     objective = DistiLLM2(**options).build()
     state = objective.state_dict()
-    state["clock"] = {"round": 2, "step": 0, "num_steps": 10}
+    state["clock"] = {"round": 2, "step": 0, "fraction": 0.0}
     for name in ("skl.skew", "srkl.skew"):
         state["schedules"][name] = {"gap_sum": mean_gap * 10, "gap_count": 10.0}
     objective.load_state_dict(state)
@@ -286,7 +235,7 @@ def test_alpha_is_a_constant_for_the_gradient() -> None:
 
 def test_training_one_round_moves_the_running_mean_and_the_next_round_uses_it() -> None:
     objective = DistiLLM2().build()
-    objective.start_round(1, 2, num_rounds=2)
+    objective.start_round(1, num_rounds=2)
     gaps = []
     for seed in (1, 2):
         metrics = as_floats(
@@ -294,8 +243,8 @@ def test_training_one_round_moves_the_running_mean_and_the_next_round_uses_it() 
         )
         assert metrics["alpha_teacher_sum"] == pytest.approx(0.1)
         gaps.append(metrics["gap_teacher_sum"])
-        objective.update(metrics)
-    objective.start_round(2, 2, num_rounds=2)
+        objective.update(metrics, fraction=seed / 2)
+    objective.start_round(2, num_rounds=2)
     skew = objective.terms[0].skew
     assert skew.mean_gap == pytest.approx(sum(gaps) / 2)
     assert objective.clock.round == 2
@@ -305,25 +254,25 @@ def test_beta_is_logged_and_weighs_the_sides() -> None:
     objective = DistiLLM2().build()
     batch = random_batch([3, 2], authors=[TEACHER, STUDENT])
     for round in (1, 2):
-        objective.start_round(round, 4)
+        objective.start_round(round)
         betas = []
-        for _ in range(4):
+        for step in range(4):
             metrics = as_floats(run(objective, batch).metrics)
             view = objective.metrics_view(metrics)
             betas.append(view["beta"])
             mixed = (1 - view["beta"]) * view["skl"] + view["beta"] * view["srkl"]
             assert view["loss"] == pytest.approx(mixed, rel=1e-6)
-            objective.update(metrics)
+            objective.update(metrics, fraction=(step + 1) / 4)
         assert betas == pytest.approx([0.5, 0.625, 0.75, 0.75])
 
 
 def test_printed_beta_schedule_reaches_one_and_warns_once(caplog) -> None:
     objective = DistiLLM2(beta_curriculum="printed").build()
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
-    objective.start_round(1, 3)
+    objective.start_round(1)
     batch = random_batch([3, 2], authors=[TEACHER, STUDENT])
-    for _ in range(2):
-        objective.update(as_floats(run(objective, batch).metrics))
+    for step in range(2):
+        objective.update(as_floats(run(objective, batch).metrics), fraction=(step + 1) / 3)
     view = objective.metrics_view(as_floats(run(objective, batch).metrics))
     assert view["beta"] == pytest.approx(1.0)
     assert view["loss"] == pytest.approx(view["srkl"])
@@ -335,26 +284,26 @@ def test_printed_beta_schedule_reaches_one_and_warns_once(caplog) -> None:
 )
 def test_a_run_of_one_round_says_that_alpha_stays(config, said: bool, caplog) -> None:
     with caplog.at_level(logging.INFO):
-        config.build().start_round(1, 5, num_rounds=1)
-        DistiLLM2().build().start_round(1, 5, num_rounds=2)
+        config.build().start_round(1, num_rounds=1)
+        DistiLLM2().build().start_round(1, num_rounds=2)
     assert len(caplog.records) == said
 
 
 def test_resuming_inside_a_round_continues_both_curricula() -> None:
     batch = random_batch([3, 2], authors=[TEACHER, STUDENT])
     objective = DistiLLM2().build()
-    objective.start_round(1, 6)
-    for _ in range(2):
-        objective.update(as_floats(run(objective, batch).metrics))
+    objective.start_round(1)
+    for step in range(2):
+        objective.update(as_floats(run(objective, batch).metrics), fraction=(step + 1) / 6)
     resumed = DistiLLM2().build()
-    resumed.start_round(1, 6)
+    resumed.start_round(1)
     resumed.load_state_dict(json.loads(json.dumps(objective.state_dict())))
-    for _ in range(4):
+    for step in range(2, 6):
         assert torch.equal(run(objective, batch).loss, run(resumed, batch).loss)
         for each in (objective, resumed):
-            each.update(as_floats(run(each, batch).metrics))
+            each.update(as_floats(run(each, batch).metrics), fraction=(step + 1) / 6)
     for each in (objective, resumed):
-        each.start_round(2, 6)
+        each.start_round(2)
     assert torch.equal(run(objective, batch).loss, run(resumed, batch).loss)
     assert resumed.state_dict() == objective.state_dict()
 

@@ -1,102 +1,36 @@
-"""Named methods as compositions of terms: config records whose `build` returns an Objective."""
+"""Named methods as compositions of terms: config records whose `build` returns an Objective.
 
-import logging
-from dataclasses import dataclass
-from typing import Literal, TypeAlias
+A method that reads stored responses beside fresh ones, or instead of them, takes those of the teacher or the
+references. Methods that prefer one response to another are in preference_methods.py, DistiLLM-2 in
+distillm2.py.
+"""
 
-from vlm_distill.errors import ConfigError
-from vlm_distill.losses.divergences import NegativeLogLikelihood, SkewKL, SkewReverseKL
-from vlm_distill.losses.objective import Objective, Reduction, Term
-from vlm_distill.losses.schedules import Linear, SkewCurriculum
-from vlm_distill.losses.targets import OneHot
+from dataclasses import dataclass, field
+from typing import Annotated, Literal, TypeAlias
 
-logger = logging.getLogger(__name__)
+from pydantic import Field
 
-Preset: TypeAlias = Literal["paper", "released"]
-BetaCurriculum: TypeAlias = Literal["half_round", "printed", "off"]
+from vlm_distill.losses.distillm2 import DistiLLM2
+from vlm_distill.losses.divergences import (
+    CrossEntropy,
+    Divergence,
+    ForwardKL,
+    JensenShannon,
+    NegativeLogLikelihood,
+    ReverseKL,
+    SampledReverseKL,
+    SkewKL,
+    SkewReverseKL,
+)
+from vlm_distill.losses.objective import Objective
+from vlm_distill.losses.preference_methods import DPO, SimPER
+from vlm_distill.losses.schedules import AdaptiveInterpolation
+from vlm_distill.losses.sources import AdaptiveOffPolicy, OnPolicy
+from vlm_distill.losses.targets import Interpolated, OneHot
+from vlm_distill.losses.terms import Reduction, Term
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DistiLLM2:
-    """Skew KL on the teacher's responses, skew reverse KL on the student's own. arXiv:2503.07067.
-
-    Preset `paper` is the method as the text describes it: weights 1 - b and b, both curricula, the full
-    gradient of skew reverse KL. Preset `released` is what the public code trains: weights 1 and 1, fixed
-    alpha, the student inside the mixture as a constant. A curriculum of None is what the preset says.
-
-    `beta_curriculum`: "half_round" moves b from 0.5 to 0.75 over the first half of every round; "printed" is
-    the schedule in the paper's equation, where b reaches 1, and so skew KL vanishes, at two thirds of round
-    1; "off" keeps 0.5.
-    """
-
-    kind: Literal["distillm2"] = "distillm2"
-    preset: Preset = "paper"
-    alpha: float = 0.1
-    alpha_curriculum: bool | None = None
-    beta_curriculum: BetaCurriculum | None = None
-    reduction: Reduction = "sequence"
-
-    def __post_init__(self) -> None:
-        low, high = SkewCurriculum.LOW, SkewCurriculum.HIGH
-        if self._adapts_alpha and not low <= self.alpha <= high:
-            expected = f"expected {low} to {high} with the alpha curriculum"
-            raise ConfigError(f"alpha of distillm2: {expected}, got {self.alpha}")
-        if self.preset == "released" and self.beta_curriculum not in (None, "off"):
-            raise ConfigError(
-                "beta_curriculum of distillm2: preset released has fixed weights 1 and 1; use preset paper"
-            )
-        self._divergences()
-
-    @property
-    def _adapts_alpha(self) -> bool:
-        return self.preset == "paper" if self.alpha_curriculum is None else self.alpha_curriculum
-
-    def _divergences(self) -> tuple[SkewKL, SkewReverseKL]:
-        detach = self.preset == "released"
-        return SkewKL(alpha=self.alpha), SkewReverseKL(alpha=self.alpha, detach_mixture=detach)
-
-    def _weights(self) -> tuple[float | Linear, float | Linear]:
-        if self.preset == "released":
-            return 1.0, 1.0
-        match self.beta_curriculum:
-            case "off":
-                return 0.5, 0.5
-            case "printed":
-                logger.warning(
-                    "beta_curriculum printed: b reaches 1 at two thirds of round 1 and stays there: the "
-                    "teacher's responses no longer count; half_round is the schedule of the text"
-                )
-                return (
-                    Linear(start=0.5, end=0.0, fraction=2 / 3, restart=False),
-                    Linear(start=0.5, end=1.0, fraction=2 / 3, restart=False),
-                )
-            case _:
-                return Linear(start=0.5, end=0.25, fraction=0.5), Linear(start=0.5, end=0.75, fraction=0.5)
-
-    def build(self) -> Objective:
-        divergences, weights = self._divergences(), self._weights()
-        adapts = self._adapts_alpha
-        return Objective(
-            [
-                Term(
-                    name="skl",
-                    divergence=divergences[0],
-                    author="teacher",
-                    weight=weights[0],
-                    reduction=self.reduction,
-                    skew=SkewCurriculum("teacher", initial=self.alpha) if adapts else None,
-                ),
-                Term(
-                    name="srkl",
-                    divergence=divergences[1],
-                    author="student",
-                    weight=weights[1],
-                    reduction=self.reduction,
-                    skew=SkewCurriculum("student", initial=self.alpha) if adapts else None,
-                    log_weight_as=None if self.preset == "released" else "beta",
-                ),
-            ]
-        )
+StoredAuthor: TypeAlias = Literal["teacher", "reference"]
+AnyDivergence: TypeAlias = Annotated[Divergence, Field(discriminator="kind")]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,10 +55,175 @@ class SeqKD:
         return _likelihood("teacher", self.reduction)
 
 
-ObjectiveConfig: TypeAlias = DistiLLM2 | SFT | SeqKD
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KD:
+    """A divergence from the teacher on stored responses, by default forward KL. arXiv:1503.02531.
+
+    With `adaptive_kl` it is AKL (arXiv:2404.02657), with `alpha_beta` ABKD (arXiv:2505.04560).
+    """
+
+    kind: Literal["kd"] = "kd"
+    divergence: AnyDivergence = field(default_factory=ForwardKL)
+    responses: StoredAuthor = "teacher"
+    reduction: Reduction = "token"
+
+    def build(self) -> Objective:
+        divergence = self.divergence
+        return Objective(
+            [
+                Term(
+                    name=divergence.kind,
+                    divergence=divergence,
+                    author=self.responses,
+                    reduction=self.reduction,
+                )
+            ]
+        )
 
 
-def _likelihood(author: Literal["teacher", "reference"], reduction: Reduction) -> Objective:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TAID:
+    """A divergence from a target that moves from the student to the teacher. arXiv:2501.16937.
+
+    The default is what the public code trains and steers t by, the cross-entropy from the target; forward KL,
+    which the paper prints, has the same gradient but is smaller by the target's entropy, and so its relative
+    changes, which t follows, are larger. The mean of the chosen divergence is logged as `taid`, t as
+    `taid_t`.
+    """
+
+    kind: Literal["taid"] = "taid"
+    divergence: AnyDivergence = field(default_factory=CrossEntropy)
+    responses: StoredAuthor = "teacher"
+    t_start: float = 0.4
+    t_end: float = 1.0
+    alpha: float = 5e-4
+    beta: float = 0.99
+    reduction: Reduction = "token"
+
+    def __post_init__(self) -> None:
+        self._schedule()
+
+    def _schedule(self) -> AdaptiveInterpolation:
+        return AdaptiveInterpolation(
+            "taid", t_start=self.t_start, t_end=self.t_end, alpha=self.alpha, beta=self.beta
+        )
+
+    def build(self) -> Objective:
+        return Objective(
+            [
+                Term(
+                    name="taid",
+                    divergence=self.divergence,
+                    target=Interpolated(t=self._schedule()),
+                    author=self.responses,
+                    reduction=self.reduction,
+                )
+            ]
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImitKD:
+    """Forward KL on fresh responses of the student. Lin et al., arXiv:2009.07253, without its data half."""
+
+    kind: Literal["imitkd"] = "imitkd"
+    reduction: Reduction = "token"
+
+    def build(self) -> Objective:
+        term = Term(name="forward_kl", divergence=ForwardKL(), author="student", reduction=self.reduction)
+        return Objective([term], OnPolicy(share=1.0))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GKD:
+    """Jensen-Shannon on fresh responses with probability `on_policy`, else on stored ones. arXiv:2306.13649.
+
+    The mean is over each response and then over responses, as in the paper's Eq. 1.
+    """
+
+    kind: Literal["gkd"] = "gkd"
+    beta: float = 0.5
+    on_policy: float = 0.5
+    responses: StoredAuthor = "teacher"
+    reduction: Reduction = "sequence"
+
+    def __post_init__(self) -> None:
+        self.build()
+
+    def build(self) -> Objective:
+        source = OnPolicy(share=self.on_policy)
+        authors: list[Literal["student", "teacher", "reference"]] = []
+        if self.on_policy < 1:
+            authors.append(self.responses)
+        if self.on_policy > 0:
+            authors.append("student")
+        terms = [
+            Term(
+                name=f"jsd_{author}",
+                divergence=JensenShannon(beta=self.beta),
+                author=author,
+                reduction=self.reduction,
+            )
+            for author in authors
+        ]
+        return Objective(terms, source)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DistiLLM:
+    """A skew divergence on stored responses and, adaptively more, on the student's own. arXiv:2402.03898.
+
+    Means are over tokens. The other fields are those of `AdaptiveOffPolicy`, which needs validation losses.
+    """
+
+    kind: Literal["distillm"] = "distillm"
+    divergence: Literal["skl", "srkl"] = "srkl"
+    alpha: float = 0.1
+    responses: StoredAuthor = "teacher"
+    capacity: int = 1000
+    threshold_step: float = 0.1
+    margin: float = 0.1
+
+    def __post_init__(self) -> None:
+        self.build()
+
+    def build(self) -> Objective:
+        divergence = SkewKL(alpha=self.alpha) if self.divergence == "skl" else SkewReverseKL(alpha=self.alpha)
+        authors: tuple[Literal["student", "teacher", "reference"], ...] = (self.responses, "student")
+        terms = [
+            Term(name=f"{self.divergence}_{author}", divergence=divergence, author=author, reduction="token")
+            for author in authors
+        ]
+        source = AdaptiveOffPolicy(
+            capacity=self.capacity, threshold_step=self.threshold_step, margin=self.margin
+        )
+        return Objective(terms, source)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OnPolicyKD:
+    """Reverse KL on fresh responses of the student.
+
+    `form` "full" sums over the vocabulary at every token, "sampled" is its policy gradient from the sampled
+    tokens alone, an unbiased estimate where responses are sampled at temperature 1 without truncation.
+    """
+
+    kind: Literal["on_policy_kd"] = "on_policy_kd"
+    form: Literal["full", "sampled"] = "full"
+    reduction: Reduction = "token"
+
+    def build(self) -> Objective:
+        divergence = ReverseKL() if self.form == "full" else SampledReverseKL()
+        term = Term(name="reverse_kl", divergence=divergence, author="student", reduction=self.reduction)
+        return Objective([term], OnPolicy(share=1.0))
+
+
+ObjectiveConfig: TypeAlias = (
+    DistiLLM2 | DistiLLM | GKD | KD | TAID | ImitKD | OnPolicyKD | SimPER | DPO | SeqKD | SFT
+)
+
+
+def _likelihood(author: StoredAuthor, reduction: Reduction) -> Objective:
     term = Term(
         name="nll", divergence=NegativeLogLikelihood(), target=OneHot(), author=author, reduction=reduction
     )

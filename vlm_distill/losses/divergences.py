@@ -65,6 +65,12 @@ def reverse_kl(student_logits: Logits, teacher_logits: Logits) -> Values:
     return kl_from_log_probs(log_probs(student_logits), log_probs(teacher_logits))
 
 
+def cross_entropy(student_logits: Logits, teacher_logits: Logits) -> Values:
+    """Return -sum p log q: KL(p || q) plus the entropy of p, inf where p has mass that q lacks."""
+    log_q, log_p = log_probs(student_logits), log_probs(teacher_logits)
+    return -(log_p.exp() * log_q.masked_fill(log_p == -torch.inf, 0.0)).sum(dim=-1)
+
+
 def skew_kl(student_logits: Logits, teacher_logits: Logits, *, alpha: Skew) -> Values:
     """Return KL(p || alpha p + (1 - alpha) q). DistiLLM, arXiv:2402.03898, Sec. 3.1."""
     log_q, log_p = log_probs(student_logits), log_probs(teacher_logits)
@@ -156,6 +162,16 @@ class ReverseKL:
 
     def __call__(self, student_logits: Logits, teacher_logits: Logits) -> Values:
         return reverse_kl(student_logits, teacher_logits)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CrossEntropy:
+    """-sum p log q: the gradient of forward KL, and as a value the entropy of p more."""
+
+    kind: Literal["cross_entropy"] = "cross_entropy"
+
+    def __call__(self, student_logits: Logits, teacher_logits: Logits) -> Values:
+        return cross_entropy(student_logits, teacher_logits)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -292,9 +308,28 @@ class NegativeLogLikelihood:
         return -label_log_probs
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SampledReverseKL:
+    """log q - log p of the sampled token, whose mean over the student's own samples is KL(q || p).
+
+    Its gradient is that of the policy-gradient loss -r A with the advantage A = log p - log q as a constant
+    and r the ratio of the current to the sampling policy: 1 in value on fresh responses, so that the loss
+    needs no second set of log-probabilities.
+    """
+
+    kind: Literal["sampled_reverse_kl"] = "sampled_reverse_kl"
+
+    def __call__(
+        self, student_log_probs: Float[Tensor, " resp"], teacher_log_probs: Float[Tensor, " resp"]
+    ) -> Values:
+        constant = student_log_probs.detach()
+        return (student_log_probs - constant).exp() * (constant - teacher_log_probs)
+
+
 SkewDivergence: TypeAlias = SkewKL | SkewReverseKL
 Divergence: TypeAlias = (
     ForwardKL
+    | CrossEntropy
     | ReverseKL
     | SkewKL
     | SkewReverseKL

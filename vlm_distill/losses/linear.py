@@ -2,8 +2,8 @@
 
 `linear_divergence` walks over chunks of rows. Both output layers, the divergences and the gradients of the
 student's hidden states, weight and bias are computed in the forward pass, and only the gradients stay. A
-chunk may cut a response, so whatever depends on a whole response is a `RowGroup.parameter`, computed after a
-first pass without gradients.
+chunk may cut a response, so whatever depends on a whole response is a function in its `RowGroup`, computed
+after a first pass without gradients.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from vlm_distill.losses.rows import Result, RowGroup, Rows, label_log_probs, row_chunks
+from vlm_distill.losses.rows import MemberLogits, Result, RowGroup, Rows, label_log_probs, row_chunks
 
 
 def linear_divergence(
@@ -36,14 +36,18 @@ def linear_divergence(
     """
     columns = student.columns(labels)
     chunks = row_chunks(student, byte_budget)
-    if any(callable(group.parameter) for group in groups):
-        student_log_probs, teacher_log_probs = _label_pass(student, teacher, columns=columns, chunks=chunks)
+    if not all(group.is_resolved for group in groups):
+        student_log_probs = _label_pass(student, columns=columns, chunks=chunks)
+        teacher_log_probs = None if teacher is None else _label_pass(teacher, columns=columns, chunks=chunks)
         groups = [group.resolve(student_log_probs, teacher_log_probs) for group in groups]
     gradients = _Gradients(student)
     pieces = []
     for chunk, members in zip(chunks, _members(groups, chunks), strict=True):
         with torch.no_grad():
             projected = student.project(chunk)
+            precision = projected.dtype
+            # The leaf is in float32: a float16 leaf would lose small gradients before they can be scaled.
+            projected = projected.to(torch.promote_types(precision, torch.float32))
         with torch.set_grad_enabled(gradients.wanted):
             piece = _run_chunk(
                 student.logits(projected.requires_grad_(gradients.wanted)),
@@ -53,7 +57,7 @@ def linear_divergence(
                 chunk=chunk,
                 columns=columns[chunk],
             )
-        gradients.add(projected, piece.loss, chunk=chunk)
+        gradients.add(projected, piece.loss, chunk=chunk, precision=precision)
         pieces.append(piece)
     return _assemble(pieces, gradients, num_groups=len(groups), has_teacher=teacher is not None)
 
@@ -85,22 +89,22 @@ def _teacher_logits(teacher: Rows | None, chunk: slice) -> Float[Tensor, "chunk 
 
 @torch.no_grad()
 def _label_pass(
-    student: Rows, teacher: Rows | None, *, columns: Int[Tensor, " row"], chunks: Sequence[slice]
-) -> tuple[Float[Tensor, " row"], Float[Tensor, " row"]]:
-    """Return the label log-probabilities of student and teacher for all rows."""
-    assert teacher is not None, "a parameter that is a function needs teacher rows"
-    per_model = []
-    for rows in (student, teacher):
-        pieces = [label_log_probs(rows.logits(rows.project(chunk)), columns[chunk]) for chunk in chunks]
-        per_model.append(torch.cat([rows.logits(rows.project(slice(0, 0)))[:, 0], *pieces]))
-    return per_model[0], per_model[1]
+    rows: Rows, *, columns: Int[Tensor, " row"], chunks: Sequence[slice]
+) -> Float[Tensor, " row"]:
+    """Return the label log-probabilities of one model for all rows."""
+    pieces = [label_log_probs(rows.logits(rows.project(chunk)), columns[chunk]) for chunk in chunks]
+    return torch.cat([rows.logits(rows.project(slice(0, 0)))[:, 0], *pieces])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Piece:
-    """A chunk's share of the result; only `loss` is still attached to the chunk's logits."""
+    """A chunk's share of the result; only `loss` is still attached to the chunk's logits.
+
+    `value` is `loss` without the groups that only count in the gradient.
+    """
 
     loss: Float[Tensor, ""]
+    value: Float[Tensor, ""]
     row_values: list[Tensor]
     student_log_probs: Float[Tensor, " chunk"]
     teacher_log_probs: Float[Tensor, " chunk"] | None
@@ -115,25 +119,31 @@ def _run_chunk(
     chunk: slice,
     columns: Int[Tensor, " chunk"],
 ) -> _Piece:
-    student_log_probs = label_log_probs(student_logits, columns)
-    loss, row_values = student_logits.new_zeros(()), []
+    logits = MemberLogits(
+        student=student_logits,
+        student_label_log_probs=label_log_probs(student_logits, columns),
+        teacher=teacher_logits,
+        teacher_label_log_probs=None if teacher_logits is None else label_log_probs(teacher_logits, columns),
+    )
+    loss = value = student_logits.new_zeros(())
+    row_values = []
     for group, member in zip(groups, members, strict=True):
         # A group that has every row of the chunk needs no copy of its logits.
         whole = member.stop - member.start == len(student_logits)
-        rows = slice(None) if whole else group.rows[member] - chunk.start
         values = group.values(
-            member,
-            student_logits[rows],
-            None if teacher_logits is None else teacher_logits[rows],
-            student_log_probs[rows],
+            member, logits.select(slice(None) if whole else group.rows[member] - chunk.start)
         )
-        loss = loss + (group.weight[member] * values).sum()
+        assert isinstance(group.weight, Tensor)
+        weighted = (group.weight[member] * values).sum()
+        loss = loss + weighted
+        value = value if group.gradient_only else value + weighted.detach()
         row_values.append(values.detach())
     return _Piece(
         loss=loss,
+        value=value,
         row_values=row_values,
-        student_log_probs=student_log_probs.detach(),
-        teacher_log_probs=None if teacher_logits is None else label_log_probs(teacher_logits, columns),
+        student_log_probs=logits.student_label_log_probs.detach(),
+        teacher_log_probs=logits.teacher_label_log_probs,
     )
 
 
@@ -152,20 +162,28 @@ class _Gradients:
 
     @torch.no_grad()
     def add(
-        self, projected: Float[Tensor, "chunk projected"], loss: Float[Tensor, ""], *, chunk: slice
+        self,
+        projected: Float[Tensor, "chunk projected"],
+        loss: Float[Tensor, ""],
+        *,
+        chunk: slice,
+        precision: torch.dtype,
     ) -> None:
-        """Add what the chunk's loss contributes and free the chunk's graph."""
+        """Add what the chunk's loss contributes and free the chunk's graph; products are in `precision`."""
         if not loss.requires_grad:
             return
         (gradient,) = torch.autograd.grad(loss, projected)
         vocabulary = self.student.vocabulary
         columns = vocabulary if isinstance(vocabulary, slice) else slice(None)
-        if self.hidden is not None:
-            self.hidden[chunk] = gradient @ self.student.head.weight[columns]
-        if self.weight is not None:
-            _add_product(self.weight[columns], gradient, self.student.hidden[chunk])
         if self.bias is not None:
             self.bias[columns] += gradient.sum(dim=0, dtype=self.bias.dtype)
+        scale = _fitting_scale(gradient) if precision == torch.float16 else None
+        gradient = (gradient if scale is None else gradient * scale).to(precision)
+        if self.hidden is not None:
+            product = gradient @ self.student.head.weight[columns]
+            self.hidden[chunk] = product if scale is None else product.to(self.hidden.dtype) / scale
+        if self.weight is not None:
+            _add_product(self.weight[columns], gradient, self.student.hidden[chunk], scale=scale)
 
     def attach(self, loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
         """Return `loss` with the collected gradients behind it."""
@@ -187,9 +205,25 @@ def _buffer(tensor: Tensor) -> Tensor | None:
     )
 
 
-def _add_product(total: Tensor, gradient: Tensor, hidden: Tensor) -> None:
-    """Add gradient.T @ hidden to `total`, without a second tensor of that size where the precisions agree."""
-    if total.dtype == gradient.dtype == hidden.dtype:
+def _fitting_scale(gradient: Float[Tensor, "chunk projected"]) -> Float[Tensor, ""]:
+    """Return the power of two that fits a gradient into float16, found without waiting for the device.
+
+    Scaled, the largest sum of magnitudes in any row or column is in [32, 64): far above what float16 rounds
+    to zero, and low enough for the products, which are at most that sum times the largest factor.
+    """
+    rows, columns = (torch.linalg.vector_norm(gradient, 1, dim=dim).amax() for dim in (1, 0))
+    exponent = torch.frexp(torch.maximum(rows, columns)).exponent
+    return torch.ldexp(torch.ones_like(rows), (6 - exponent).clamp(-100, 100))
+
+
+def _add_product(total: Tensor, gradient: Tensor, hidden: Tensor, *, scale: Tensor | None) -> None:
+    """Add gradient.T @ hidden / scale to `total`.
+
+    Where the precisions agree, no second tensor of that size is made.
+    """
+    if scale is not None:
+        total.addcdiv_(gradient.T @ hidden, scale)  # computed in the precision of `total`
+    elif total.dtype == gradient.dtype == hidden.dtype:
         total.addmm_(gradient.T, hidden)
     else:
         total += gradient.T @ hidden
@@ -223,7 +257,7 @@ def _assemble(
     empty = hidden.new_zeros(0, dtype=torch.promote_types(hidden.dtype, torch.float32))
     teacher_pieces = [piece.teacher_log_probs for piece in pieces if piece.teacher_log_probs is not None]
     return Result(
-        loss=gradients.attach(torch.stack([empty.sum(), *(piece.loss.detach() for piece in pieces)]).sum()),
+        loss=gradients.attach(torch.stack([empty.sum(), *(piece.value for piece in pieces)]).sum()),
         row_values=tuple(
             torch.cat([empty, *(piece.row_values[index] for piece in pieces)]) for index in range(num_groups)
         ),

@@ -1,4 +1,4 @@
-"""An objective: which responses are compared with what, by which divergence, averaged and weighted how.
+"""An objective: terms added up, the clock and the state of their schedules, and where responses come from.
 
 The trainer sums `counts` over the micro-batches and ranks of an optimiser step before its first forward, so
 that `loss` is already divided when it is computed. Named methods are compositions of terms, in
@@ -7,51 +7,24 @@ compositions.py.
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, TypeAlias
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from vlm_distill.batches import ResponseBatch
 from vlm_distill.errors import DataError
-from vlm_distill.losses.divergences import Divergence, NegativeLogLikelihood
 from vlm_distill.losses.linear import linear_divergence
-from vlm_distill.losses.rows import Result, RowGroup, RowParameter, Rows
+from vlm_distill.losses.pairs import PairShare, PairTerm
+from vlm_distill.losses.rows import Result, Rows
 from vlm_distill.losses.schedules import Clock, Schedule, SkewCurriculum
-from vlm_distill.losses.targets import OneHot, Target, Teacher
+from vlm_distill.losses.sources import ResponseSource, Stored
+from vlm_distill.losses.terms import Term, TermShare
 from vlm_distill.records import Author
 
 logger = logging.getLogger(__name__)
-
-Reduction: TypeAlias = Literal["token", "sequence"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Term:
-    """One summand of an objective, over the responses of one author.
-
-    `reduction` "token" is the mean over all their tokens, "sequence" the mean over each response and then
-    over responses. `name` prefixes the metrics and the saved state. `log_weight_as` is the metric under which
-    the weight is logged, if any.
-    """
-
-    name: str
-    divergence: Divergence | NegativeLogLikelihood
-    author: Author
-    target: Target = field(default_factory=Teacher)
-    weight: float | Schedule = 1.0
-    reduction: Reduction = "sequence"
-    skew: SkewCurriculum | None = None
-    log_weight_as: str | None = None
-
-    def __post_init__(self) -> None:
-        assert isinstance(self.target, OneHot) == isinstance(self.divergence, NegativeLogLikelihood)
-        assert self.skew is None or self.skew.author == self.author
-
-    def weight_at(self, clock: Clock) -> float:
-        return self.weight if isinstance(self.weight, float) else self.weight.value(clock)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,38 +43,47 @@ class Objective:
     """The terms of a method with the clock and the state of their schedules.
 
     Call `start_round` before each round; to resume inside a round, call it and then `load_state_dict`; to go
-    on to the next round in a new process, the other way round.
+    on to the next round in a new process, the other way round. `source` says where the responses of each step
+    come from. A step on responses of one author leaves the terms of the others at 0.
     """
 
-    def __init__(self, terms: Sequence[Term]) -> None:
+    def __init__(self, terms: Sequence[Term | PairTerm], source: ResponseSource | None = None) -> None:
         assert len({term.name for term in terms}) == len(terms), "terms need distinct names"
         self.terms = tuple(terms)
+        self.source: ResponseSource = Stored() if source is None else source
         self.clock = Clock()
 
     @property
     def authors(self) -> frozenset[Author]:
         """Whose responses are trained on."""
-        return frozenset(term.author for term in self.terms)
+        return frozenset().union(*(term.authors for term in self.terms))
+
+    @property
+    def stored_authors(self) -> frozenset[Author]:
+        """Whose responses must exist before a stage: without a stored source not the student's."""
+        return self.authors if isinstance(self.source, Stored) else self.authors - {"student"}
 
     @property
     def needs_teacher(self) -> bool:
-        return any(isinstance(term.target, Teacher) for term in self.terms)
+        """Whether the loss reads teacher rows."""
+        return any(term.needs_teacher for term in self.terms)
 
-    def start_round(self, round: int, num_steps: int, *, num_rounds: int | None = None) -> None:
-        """Begin a round, counted from 1, of `num_steps` optimiser steps; `num_rounds` only serves the log."""
-        self.clock = Clock(round=round, num_steps=num_steps)
-        if num_rounds == 1 and any(term.skew for term in self.terms):
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the loss reads `ResponseBatch.reference_log_probs`: those of the student at the start."""
+        return any(term.needs_reference for term in self.terms)
+
+    def start_round(self, round: int, *, num_rounds: int | None = None) -> None:
+        """Begin a round, counted from 1; `num_rounds` only serves the log."""
+        self.clock = Clock(round=round)
+        if num_rounds == 1 and any(isinstance(term, Term) and term.skew for term in self.terms):
             logger.info(
                 "one round only: the alpha curriculum starts in round 2, alpha stays at its initial value"
             )
 
     def counts(self, responses: ResponseBatch) -> Float[Tensor, " term"]:
-        """Return, per term, the tokens or the non-empty responses of its author, by its reduction."""
-        counts = []
-        for term in self.terms:
-            num_tokens = responses.num_tokens * responses.is_by(term.author)
-            counts.append(num_tokens.sum() if term.reduction == "token" else (num_tokens > 0).sum())
-        return torch.stack(counts).float()
+        """Return, per term, the number of tokens, non-empty responses or pairs that it averages over."""
+        return torch.stack([term.count(responses) for term in self.terms]).float()
 
     def loss(
         self,
@@ -118,32 +100,48 @@ class Objective:
         for a check.
         """
         dtype = torch.promote_types(student.hidden.dtype, torch.float32)
-        shares = [_Share.of(term, responses, dtype) for term in self.terms]
-        groups = [
-            share.group(weight=share.term.weight_at(self.clock), denominator=denominator, clock=self.clock)
-            for share, denominator in zip(shares, denominators, strict=True)
+        shares = [term.share(responses, dtype) for term in self.terms]
+        # A denominator of 0 divides nothing: without responses in the whole step there are no rows here.
+        factors = [
+            term.weight_at(self.clock) / denominator.to(dtype)
+            for term, denominator in zip(self.terms, denominators, strict=True)
         ]
+        groups = [share.group(factor, self.clock) for share, factor in zip(shares, factors, strict=True)]
         labels = responses.labels
         result = linear_divergence(student, teacher, groups=groups, labels=labels, byte_budget=byte_budget)
+        loss = result.loss
+        for share, factor in zip(shares, factors, strict=True):
+            if isinstance(share, PairShare):
+                loss = loss + share.value(result, factor)
+        metrics = self._metrics(shares, result, responses, denominators)
+        return ObjectiveLoss(loss=loss, metrics={"loss_sum": loss.detach()} | metrics)
+
+    def _metrics(
+        self,
+        shares: Sequence[TermShare | PairShare],
+        result: Result,
+        responses: ResponseBatch,
+        denominators: Float[Tensor, " term"],
+    ) -> dict[str, Float[Tensor, ""]]:
         counts = self.counts(responses)
         # The micro-batches of a step, over all ranks, count as 1: the logged loss is a mean over steps.
-        metrics = {
-            "loss_sum": result.loss.detach(),
-            "loss_count": counts.sum() / denominators.sum().clamp_min(1),
-        }
+        metrics = {"loss_count": counts.sum() / denominators.sum().clamp_min(1)}
         for index, share in enumerate(shares):
-            metrics |= share.metrics(result.row_values[index], counts[index])
-            metrics |= share.skew_metrics(result, self.clock)
-            if share.term.log_weight_as is not None:
-                name, weight = share.term.log_weight_as, share.term.weight_at(self.clock)
+            metrics |= share.metrics(result, result.row_values[index], counts[index], self.clock)
+        for term in self.terms:
+            if isinstance(term, Term) and term.log_weight_as is not None:
+                name, weight = term.log_weight_as, term.weight_at(self.clock)
                 metrics |= {f"{name}_sum": counts.new_full((), weight), f"{name}_count": counts.new_ones(())}
-        return ObjectiveLoss(loss=result.loss, metrics=metrics)
+        return metrics
 
-    def update(self, metrics: Mapping[str, float]) -> None:
-        """Advance the clock and the schedules after an optimiser step with the step's summed metrics."""
+    def update(self, metrics: Mapping[str, float], *, fraction: float) -> None:
+        """Advance the clock and the schedules after an optimiser step with the step's summed metrics.
+
+        `fraction` is the part of the round's budget that is used now, before the next step.
+        """
         for schedule in self._schedules().values():
             schedule.update(metrics, self.clock)
-        self.clock = replace(self.clock, step=self.clock.step + 1)
+        self.clock = replace(self.clock, step=self.clock.step + 1, fraction=fraction)
 
     def metrics_view(self, metrics: Mapping[str, float]) -> dict[str, float]:
         """Return the means of metrics summed over one or more steps; a mean of nothing is left out."""
@@ -155,105 +153,26 @@ class Objective:
         return view
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the clock and the schedules' state as plain values."""
+        """Return the clock and the state of the schedules and of the source as plain values."""
         schedules = {name: schedule.state_dict() for name, schedule in self._schedules().items()}
-        return {"clock": asdict(self.clock), "schedules": schedules}
+        source = {"kind": self.source.kind, "state": self.source.state_dict()}
+        return {"clock": asdict(self.clock), "schedules": schedules, "source": source}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a saved clock and state.
 
         Raises:
-            DataError: the state was saved by an objective with other schedules.
+            DataError: the state was saved by an objective with other schedules or another source.
         """
-        schedules = self._schedules()
-        if set(state["schedules"]) != set(schedules):
-            expected, got = sorted(schedules), sorted(state["schedules"])
-            raise DataError(
-                f"objective state: expected the schedules {expected}, got {got}; was the objective changed?"
-            )
+        schedules, source = self._schedules(), state["source"]
+        expected = f"the schedules {sorted(schedules)} and the source {self.source.kind}"
+        got = f"{sorted(state['schedules'])} and {source['kind']}"
+        if set(state["schedules"]) != set(schedules) or source["kind"] != self.source.kind:
+            raise DataError(f"objective state: expected {expected}, got {got}; was the objective changed?")
         for name, schedule in schedules.items():
             schedule.load_state_dict(state["schedules"][name])
+        self.source.load_state_dict(source["state"])
         self.clock = Clock(**state["clock"])
 
     def _schedules(self) -> dict[str, Schedule | SkewCurriculum]:
-        schedules: dict[str, Schedule | SkewCurriculum] = {}
-        for term in self.terms:
-            if not isinstance(term.weight, float):
-                schedules[f"{term.name}.weight"] = term.weight
-            if term.skew is not None:
-                schedules[f"{term.name}.skew"] = term.skew
-        return schedules
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Share:
-    """A term's rows in a micro-batch; `num_tokens` is 0 for the responses of other authors."""
-
-    term: Term
-    rows: Int[Tensor, " group"]
-    response: Int[Tensor, " group"]
-    num_tokens: Int[Tensor, " response"]
-    dtype: torch.dtype
-
-    @classmethod
-    def of(cls, term: Term, responses: ResponseBatch, dtype: torch.dtype) -> "_Share":
-        response_index = responses.response_index
-        by_author = responses.is_by(term.author)
-        rows = by_author[response_index].nonzero()[:, 0]
-        num_tokens = responses.num_tokens * by_author
-        return cls(term=term, rows=rows, response=response_index[rows], num_tokens=num_tokens, dtype=dtype)
-
-    @property
-    def scale(self) -> Float[Tensor, " group"]:
-        """What each row counts before the division by the denominator."""
-        if self.term.reduction == "token":
-            return torch.ones_like(self.rows, dtype=self.dtype)
-        return self.num_tokens[self.response].to(self.dtype).reciprocal()
-
-    def group(self, *, weight: float, denominator: Float[Tensor, ""], clock: Clock) -> RowGroup:
-        skew = self.term.skew
-        parameter: RowParameter | None = None
-        if skew is not None and skew.adapts(clock):
-
-            def parameter(student: Tensor, teacher: Tensor) -> Tensor:
-                return skew.alphas(self.gaps(student, teacher), clock)[self.response]
-
-        # A denominator of 0 divides nothing: without responses in the whole step there are no rows here.
-        factor = weight / denominator.to(self.dtype)
-        return RowGroup(
-            divergence=self.term.divergence, rows=self.rows, weight=self.scale * factor, parameter=parameter
-        )
-
-    def gaps(
-        self, student_log_probs: Float[Tensor, " group"], teacher_log_probs: Float[Tensor, " group"]
-    ) -> Float[Tensor, " response"]:
-        """Return the gap of each response, 0 for those without rows in this share."""
-        assert self.term.skew is not None
-        num_tokens = self.num_tokens.clamp_min(1)
-        zeros = student_log_probs.new_zeros(len(num_tokens))
-        means = [
-            zeros.index_add(0, self.response, log_probs) / num_tokens
-            for log_probs in (student_log_probs, teacher_log_probs)
-        ]
-        return self.term.skew.gaps(means[0], means[1])
-
-    def metrics(
-        self, values: Float[Tensor, " group"], count: Float[Tensor, ""]
-    ) -> dict[str, Float[Tensor, ""]]:
-        return {f"{self.term.name}_sum": (values * self.scale).sum(), f"{self.term.name}_count": count}
-
-    def skew_metrics(self, result: Result, clock: Clock) -> dict[str, Float[Tensor, ""]]:
-        """Return gap and alpha of the share's responses, nothing for a term without a curriculum."""
-        skew = self.term.skew
-        if skew is None:
-            return {}
-        assert result.teacher_label_log_probs is not None
-        present = self.num_tokens > 0
-        gaps = self.gaps(result.student_label_log_probs[self.rows], result.teacher_label_log_probs[self.rows])
-        count = present.sum().to(gaps.dtype)
-        return {
-            f"gap_{skew.author}_sum": (gaps * present).sum(),
-            f"gap_{skew.author}_count": count,
-            f"alpha_{skew.author}_sum": (skew.alphas(gaps, clock) * present).sum(),
-            f"alpha_{skew.author}_count": count,
-        }
+        return {name: schedule for term in self.terms for name, schedule in term.schedules.items()}

@@ -14,19 +14,26 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from vlm_distill.batches import Head
-from vlm_distill.losses.divergences import Divergence, NegativeLogLikelihood, SkewKL, SkewReverseKL
+from vlm_distill.losses.divergences import (
+    Divergence,
+    NegativeLogLikelihood,
+    SampledReverseKL,
+    SkewKL,
+    SkewReverseKL,
+)
 
 OUTSIDE = -1
 BYTES_PER_LOGIT = 80
 """Peak memory of a chunk per row and column: float32 logits of both models and what a divergence keeps.
 
 Measured: 46 for SkewKL or SkewReverseKL on all rows of a chunk, 57 for AdaptiveKL, 74 for two groups that
-share the chunk; a row in several groups takes more.
+share the chunk, 4 more for a target between student and teacher; a row in several groups takes more.
 """
 
-RowParameter: TypeAlias = Callable[
-    [Float[Tensor, " group"], Float[Tensor, " group"]], Float[Tensor, " group"]
+RowFunction: TypeAlias = Callable[
+    [Float[Tensor, " group"], Float[Tensor, " group"] | None], Float[Tensor, " group"]
 ]
+"""A number per row from the detached label log-probabilities of the group's rows: student, teacher if any."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,49 +87,90 @@ class RowGroup:
     """Rows that share a divergence. A row may be in several groups.
 
     `rows` are indices in ascending order, without repetition. `weight` carries every factor, the denominator
-    included. `parameter` is one skew alpha per row for SkewKL or SkewReverseKL, or a function that makes it
-    from the detached log-probabilities of the group's labels, (student, teacher); without it the divergence's
-    own alpha holds.
+    included. `parameter` is one skew alpha per row for SkewKL or SkewReverseKL; without it the divergence's
+    own alpha holds. Either may be a function of label log-probabilities instead.
+
+    `teacher_share` below 1 replaces the teacher by the interpolation of TAID: its logits count that share,
+    the student's own, as constants, the rest. `gradient_only` keeps the group out of the value of the loss.
     """
 
-    divergence: Divergence | NegativeLogLikelihood
+    divergence: Divergence | NegativeLogLikelihood | SampledReverseKL
     rows: Int[Tensor, " group"]
-    weight: Float[Tensor, " group"]
-    parameter: Float[Tensor, " group"] | RowParameter | None = None
+    weight: Float[Tensor, " group"] | RowFunction
+    parameter: Float[Tensor, " group"] | RowFunction | None = None
+    teacher_share: float = 1.0
+    gradient_only: bool = False
+
+    @property
+    def is_resolved(self) -> bool:
+        return not (callable(self.weight) or callable(self.parameter))
 
     def resolve(
-        self, student_log_probs: Float[Tensor, " row"], teacher_log_probs: Float[Tensor, " row"]
+        self, student_log_probs: Float[Tensor, " row"], teacher_log_probs: Float[Tensor, " row"] | None
     ) -> "RowGroup":
-        """Return the group with its parameter as a tensor, given the label log-probabilities of all rows."""
-        if self.parameter is None or isinstance(self.parameter, Tensor):
-            return self
+        """Return the group with functions replaced by tensors, given label log-probabilities of all rows."""
+        student = student_log_probs[self.rows]
+        teacher = None if teacher_log_probs is None else teacher_log_probs[self.rows]
         return replace(
-            self, parameter=self.parameter(student_log_probs[self.rows], teacher_log_probs[self.rows])
+            self,
+            weight=self.weight(student, teacher) if callable(self.weight) else self.weight,
+            parameter=self.parameter(student, teacher) if callable(self.parameter) else self.parameter,
         )
 
-    def values(
-        self,
-        members: slice,
-        student_logits: Float[Tensor, "member column"],
-        teacher_logits: Float[Tensor, "member column"] | None,
-        label_log_probs: Float[Tensor, " member"],
-    ) -> Float[Tensor, " member"]:
+    def values(self, members: slice, logits: "MemberLogits") -> Float[Tensor, " member"]:
         """Return the divergence of the group's rows in `members`, whose logits are given."""
         if isinstance(self.divergence, NegativeLogLikelihood):
-            return self.divergence(label_log_probs)
-        assert teacher_logits is not None, f"{self.divergence.kind} needs teacher rows"
+            return self.divergence(logits.student_label_log_probs)
+        assert logits.teacher is not None, f"{self.divergence.kind} needs teacher rows"
+        if isinstance(self.divergence, SampledReverseKL):
+            assert logits.teacher_label_log_probs is not None
+            return self.divergence(logits.student_label_log_probs, logits.teacher_label_log_probs)
+        target = _interpolate(logits.student, logits.teacher, share=self.teacher_share)
         if self.parameter is None:
-            return self.divergence(student_logits, teacher_logits)
+            return self.divergence(logits.student, target)
         assert isinstance(self.divergence, SkewKL | SkewReverseKL)
         assert isinstance(self.parameter, Tensor)
-        return self.divergence(student_logits, teacher_logits, alpha=self.parameter[members])
+        return self.divergence(logits.student, target, alpha=self.parameter[members])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MemberLogits:
+    """Logits of some rows of a chunk under both models and the log-probabilities of their labels."""
+
+    student: Float[Tensor, "member column"]
+    student_label_log_probs: Float[Tensor, " member"]
+    teacher: Float[Tensor, "member column"] | None
+    teacher_label_log_probs: Float[Tensor, " member"] | None
+
+    def select(self, rows: slice | Int[Tensor, " selected"]) -> "MemberLogits":
+        return MemberLogits(
+            student=self.student[rows],
+            student_label_log_probs=self.student_label_log_probs[rows],
+            teacher=None if self.teacher is None else self.teacher[rows],
+            teacher_label_log_probs=None
+            if self.teacher_label_log_probs is None
+            else self.teacher_label_log_probs[rows],
+        )
+
+
+def _interpolate(
+    student_logits: Float[Tensor, "member column"],
+    teacher_logits: Float[Tensor, "member column"],
+    *,
+    share: float,
+) -> Float[Tensor, "member column"]:
+    if share == 1.0:
+        return teacher_logits
+    # Not lerp, which subtracts: a token that both lack would become NaN.
+    return (student_logits.detach() * (1 - share)).add_(teacher_logits, alpha=share)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Result:
     """The loss and, detached, what it was made of.
 
-    `loss` is the sum over groups and their rows of weight times value. `row_values` holds the unweighted
+    `loss` is the sum over groups and their rows of weight times value; groups that are `gradient_only` are in
+    its gradient alone. `row_values` holds the unweighted
     values in nats, one tensor per group in the order of its rows, because a row may be in several groups. The
     log-probabilities are those of the labels, for every row, -inf for a label outside the restricted
     vocabulary; without teacher rows the teacher's are None.

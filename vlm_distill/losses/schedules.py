@@ -1,10 +1,11 @@
-"""Numbers that change during training: weights of terms and the skew alpha of DistiLLM-2.
+"""Numbers that change during training: weights of terms, the skew alpha of DistiLLM-2 and the t of TAID.
 
 A schedule reads a `Clock` and, after every optimiser step, metrics summed over micro-batches and ranks. What
 it learns from them is its state, plain values that go into the checkpoint; most schedules have none. The
 clock itself is saved by objective.py.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias, runtime_checkable
@@ -13,16 +14,22 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vlm_distill.errors import ConfigError
+
 State: TypeAlias = dict[str, float]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Clock:
-    """Where training is: `round` counts from 1, `step` counts optimiser steps of this round from 0."""
+    """Where training is: `round` counts from 1, `step` counts optimiser steps of this round from 0.
+
+    `fraction`, in [0, 1), is the part of the round's budget in steps or tokens that was used before this
+    step.
+    """
 
     round: int = 1
     step: int = 0
-    num_steps: int = 1
+    fraction: float = 0.0
 
 
 @runtime_checkable
@@ -75,7 +82,7 @@ class Linear:
     def value(self, clock: Clock) -> float:
         if clock.round > 1 and not self.restart:
             return self.end
-        progress = min(1.0, clock.step / (self.fraction * max(1, clock.num_steps)))
+        progress = min(1.0, clock.fraction / self.fraction)
         return self.start + (self.end - self.start) * progress
 
     def update(self, metrics: Mapping[str, float], clock: Clock) -> None:
@@ -138,3 +145,46 @@ class SkewCurriculum:
 
     def load_state_dict(self, state: State) -> None:
         self.gap_sum, self.gap_count = state["gap_sum"], state["gap_count"]
+
+
+class AdaptiveInterpolation:
+    """The t of TAID: the teacher's share in the target of the term named `term`. arXiv:2501.16937.
+
+    With l the term's mean loss in a step, d = (l_previous - l) / (l_previous + 1e-15), m <- beta m +
+    (1 - beta) d, t <- min(t_end, max(t_start + (t_end - t_start) fraction, t + alpha sigmoid(m) (1 - t))).
+    The first step only sets l_previous, a step without responses of the term changes nothing, and later
+    rounds go on from the t that was reached.
+    """
+
+    def __init__(self, term: str, *, t_start: float, t_end: float, alpha: float, beta: float) -> None:
+        if not 0 < t_start <= t_end <= 1:
+            raise ConfigError(f"{term}: expected 0 < t_start <= t_end <= 1, got {t_start} and {t_end}")
+        if not (alpha >= 0 and 0 <= beta < 1):
+            raise ConfigError(f"{term}: expected alpha >= 0 and 0 <= beta < 1, got {alpha} and {beta}")
+        self.term, self.t_start, self.t_end, self.alpha, self.beta = term, t_start, t_end, alpha, beta
+        self.t = t_start
+        self.momentum = 0.0
+        self.previous_loss: float | None = None
+
+    def value(self, clock: Clock) -> float:
+        return self.t
+
+    def update(self, metrics: Mapping[str, float], clock: Clock) -> None:
+        if not metrics[f"{self.term}_count"]:
+            return
+        loss = metrics[f"{self.term}_sum"] / metrics[f"{self.term}_count"]
+        if self.previous_loss is not None:
+            change = (self.previous_loss - loss) / (self.previous_loss + 1e-15)
+            self.momentum = self.beta * self.momentum + (1 - self.beta) * change
+            floor = self.t_start + (self.t_end - self.t_start) * clock.fraction
+            raised = self.t + self.alpha * (1 - self.t) / (1 + math.exp(-self.momentum))
+            self.t = min(self.t_end, max(floor, raised))
+        self.previous_loss = loss
+
+    def state_dict(self) -> State:
+        state = {"t": self.t, "momentum": self.momentum}
+        return state if self.previous_loss is None else state | {"previous_loss": self.previous_loss}
+
+    def load_state_dict(self, state: State) -> None:
+        self.t, self.momentum = state["t"], state["momentum"]
+        self.previous_loss = state.get("previous_loss")

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from vlm_distill.losses.schedules import Schedule
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Teacher:
@@ -12,10 +14,21 @@ class Teacher:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Interpolated:
+    """softmax((1 - t) z_s + t z_t), a constant for the gradient. TAID, arXiv:2501.16937, Eq. 3.
+
+    `t` is the teacher's share, in (0, 1].
+    """
+
+    t: Schedule
+    kind: Literal["interpolated"] = "interpolated"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class OneHot:
     """The response token itself: no teacher is run."""
 
     kind: Literal["one_hot"] = "one_hot"
 
 
-Target: TypeAlias = Teacher | OneHot
+Target: TypeAlias = Teacher | Interpolated | OneHot
