@@ -1,0 +1,127 @@
+"""LoRA and DoRA matrices beside the linear layers of a component, through peft, and merging them away.
+
+The layers are exchanged inside the model: its class, its functions and the adapter record stay. Other
+parameters (norms, embeddings, the output head, expert weights that are no linear layer) get no matrices.
+"""
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from pydantic import Field
+from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+
+from vlm_distill.adapters.adapter import LoadedModel, Part
+from vlm_distill.config import Record
+from vlm_distill.errors import AdapterError, did_you_mean
+
+NAME = "lora"
+
+
+class Lora(Record):
+    """Low-rank matrices beside frozen weights: W + alpha / rank * B A. LoRA, arXiv:2106.09685, Sec. 4.1.
+
+    `dropout` acts on what goes into A. `dora` also learns the length of every row of the sum (DoRA,
+    arXiv:2402.09353, Eq. 5).
+    """
+
+    kind: Literal["lora"] = "lora"
+    rank: int = Field(default=16, ge=1)
+    alpha: int = Field(default=32, ge=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    dora: bool = False
+
+
+def part_of(name: str, parts: Mapping[Part, tuple[str, ...]]) -> Part | None:
+    """Return the component that a parameter belongs to, None where no prefix fits; the longest prefix wins.
+
+    A projector may lie inside the vision tower's prefix, as the merger of Qwen-VL does.
+    """
+    fitting = [
+        (len(prefix), part)
+        for part, prefixes in parts.items()
+        for prefix in prefixes
+        if name.startswith(prefix)
+    ]
+    return max(fitting)[1] if fitting else None
+
+
+def add_lora(loaded: LoadedModel, lora: Mapping[Part, Lora], *, seed: int) -> None:
+    """Freeze the named components and put matrices beside all their linear layers, in place.
+
+    The output head gets none. The matrices follow from `seed`, the model's outputs do not change yet, and
+    torch's random numbers go on as if nothing had been drawn.
+
+    Raises:
+        AdapterError: the family has no such component, it has no linear layer, or the model is quantised.
+    """
+    if getattr(loaded.model, "hf_quantizer", None) is not None:
+        raise AdapterError(
+            f"{loaded.path}: its weights are quantised, so LoRA could not be merged into them; "
+            "start from the model's unquantised weights"
+        )
+    layers = {part: _linear_layers(loaded, part) for part in lora}
+    for name, parameter in loaded.model.named_parameters():
+        if part_of(name, loaded.adapter.parts) in lora:
+            parameter.requires_grad_(False)
+    with torch.random.fork_rng(devices=[]):
+        # Only the generator of the CPU, where peft draws; torch.manual_seed would reseed every device.
+        torch.default_generator.manual_seed(seed)
+        for part, settings in lora.items():
+            _inject(loaded.model, layers[part], settings)
+
+
+def _linear_layers(loaded: LoadedModel, part: Part) -> dict[str, nn.Linear]:
+    parts = loaded.adapter.parts
+    if part not in parts:
+        raise AdapterError(
+            f"train.trainable.{part}: family {loaded.adapter.name!r} has no such component; "
+            f"{did_you_mean(part, parts)}"
+        )
+    head = loaded.adapter.head(loaded.model).weight
+    found = {
+        name: module
+        for name, module in loaded.model.named_modules()
+        if isinstance(module, nn.Linear)
+        # torch's own attention reads the weight of its output layer and never calls the layer.
+        and not isinstance(module, NonDynamicallyQuantizableLinear)
+        and module.weight is not head
+        and part_of(f"{name}.", parts) == part
+    }
+    if not found:
+        raise AdapterError(
+            f"train.trainable.{part}: expected linear layers for LoRA below {', '.join(parts[part])} "
+            f"of {loaded.path}, found none; choose `full` or `frozen`"
+        )
+    return found
+
+
+def _inject(model: nn.Module, layers: Mapping[str, nn.Linear], settings: Lora) -> None:
+    # peft freezes and marks the module that it is given, so it gets the layers alone and not the model.
+    holder = nn.ModuleDict({str(number): layer for number, layer in enumerate(layers.values())})
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        use_dora=settings.dora,
+        target_modules=r"\d+",
+    )
+    inject_adapter_in_model(config, holder, NAME)
+    for name, wrapped in zip(layers, holder.values(), strict=True):
+        model.set_submodule(name, wrapped.train(model.training))
+
+
+def merge_lora(loaded: LoadedModel) -> None:
+    """Add the matrices to the weights and remove them, in place: the model is a plain one of its class again.
+
+    The merged weights stay frozen. Without LoRA nothing happens.
+    """
+    wrapped = [
+        (name, module) for name, module in loaded.model.named_modules() if isinstance(module, LoraLayer)
+    ]
+    for name, module in wrapped:
+        module.merge()
+        loaded.model.set_submodule(name, module.get_base_layer())
