@@ -1,0 +1,56 @@
+"""How long stored responses are and how they ended, without reading them whole: for reports.
+
+A stage of a real run has tens of millions of tokens; their number per response is all that is needed here.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from vlm_distill.data.store import MANIFEST
+from vlm_distill.errors import DataError
+from vlm_distill.files import read_json
+from vlm_distill.records import Finish
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoredLengths:
+    """The stored responses of one stage, in their order: tokens of each, the stop token included.
+
+    `num_prompts` counts the prompts that have one; `is_complete` is False while the stage is generating.
+    """
+
+    lengths: list[int]
+    finishes: list[Finish]
+    num_prompts: int
+    is_complete: bool
+
+
+def read_lengths(folder: Path) -> StoredLengths:
+    """Return the lengths of the responses in a store, complete or not.
+
+    Raises:
+        DataError: the manifest or a shard is missing or damaged.
+    """
+    lengths: list[int] = []
+    finishes: list[Finish] = []
+    prompts: set[str] = set()
+    try:
+        manifest = read_json(folder / MANIFEST)
+        for shard in manifest["shards"]:
+            table = pq.read_table(folder / shard["name"], columns=["example_id", "token_ids", "finish"])
+            lengths += pc.list_value_length(table.column("token_ids")).to_pylist()
+            finishes += table.column("finish").to_pylist()
+            prompts.update(table.column("example_id").to_pylist())
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+        detail = " ".join(str(error).split())
+        raise DataError(f"{folder}: the stored responses cannot be read: {detail}") from None
+    return StoredLengths(
+        lengths=lengths,
+        finishes=finishes,
+        num_prompts=len(prompts),
+        is_complete=bool(manifest["complete"]),
+    )

@@ -1,0 +1,162 @@
+"""Which curves a report shows: everything numeric that the stages have logged, on one axis of steps.
+
+Metrics that belong together share a chart. A metric that is not known here gets a chart of its own, so that
+new objectives need no change.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vlm_distill.files import read_json
+from vlm_distill.reporting.run_files import RunFiles
+from vlm_distill.reporting.scores import Scores
+from vlm_distill.reporting.stage_log import is_number, read_log
+
+# What a row says about the position of a stage, not about how it goes.
+POSITION = ("step", "steps", "round", "tokens", "fraction")
+# More points than pixels show nothing more.
+MAX_POINTS = 240
+AGREEMENT = "held_out_kl"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Subject:
+    """What a chart shows and in which unit; `may_be_log` where factors matter more than differences."""
+
+    title: str
+    unit: str = ""
+    may_be_log: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Band:
+    """A stage on the axis of steps, which runs through all stages; `first` is the last step before it."""
+
+    label: str
+    first: int
+    last: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Series:
+    """One metric. `segments` are its points (step, value) in each stage; only these are joined by lines."""
+
+    label: str
+    segments: list[list[tuple[float, float]]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Chart:
+    """The series of one subject; `num_left_out` values are not finite, long logs are `is_averaged`."""
+
+    subject: Subject
+    series: list[Series]
+    num_left_out: int = 0
+    is_averaged: bool = False
+
+
+SUBJECTS = {
+    "loss": Subject(title="Training loss", unit="nats", may_be_log=True),
+    AGREEMENT: Subject(title="KL to the teacher, held out", unit="nats per response token", may_be_log=True),
+    "terms": Subject(title="Terms of the loss", unit="nats per token", may_be_log=True),
+    "alpha": Subject(title="Skew alpha"),
+    "beta": Subject(title="Weight beta of the student's term"),
+    "gap": Subject(title="Likelihood gap", unit="token probability, own author minus the other model"),
+    "taid_t": Subject(title="TAID t", unit="share of the teacher in the target"),
+    "held_out_top1": Subject(title="Same first choice as the teacher, held out", unit="share of tokens"),
+    "learning_rate": Subject(title="Learning rate"),
+    "grad_norm": Subject(title="Gradient norm before clipping"),
+    "tokens_per_second": Subject(title="Speed", unit="response tokens per second"),
+}
+TERMS = {"skl": "skew KL", "srkl": "skew reverse KL", "nll": "negative log-likelihood"}
+AUTHORS = ("teacher", "student", "reference")
+
+
+def read_bands(run: RunFiles) -> list[Band]:
+    """Return the stages that have logged or finished something, one after the other."""
+    bands: list[Band] = []
+    for stage in run.stages:
+        steps = [int(row["step"]) for row in read_log(stage.folder).rows]
+        if stage.is_trained:
+            steps.append(int(read_json(stage.folder / "stage.json")["steps"]))
+        if steps:
+            first = bands[-1].last if bands else 0
+            bands.append(Band(label=stage.label, first=first, last=first + max(steps)))
+    return bands
+
+
+def read_charts(run: RunFiles, scores: Scores, bands: Sequence[Band]) -> list[Chart]:
+    """Return a chart per subject, the known ones first."""
+    first_steps = {band.label: band.first for band in bands}
+    values: dict[str, dict[str, list[list[tuple[float, float]]]]] = {}
+    left_out: dict[str, int] = {}
+    for stage in run.stages:
+        rows = read_log(stage.folder).rows
+        for name in dict.fromkeys(name for row in rows for name in row):
+            subject, label = _place(name)
+            points = _points(rows, name, first_step=first_steps.get(stage.label, 0))
+            finite = [point for point in points if math.isfinite(point[1])]
+            left_out[subject] = left_out.get(subject, 0) + len(points) - len(finite)
+            if finite and name not in POSITION:
+                values.setdefault(subject, {}).setdefault(label, []).append(finite)
+    found = _after_stages(run, scores, bands)
+    if found:
+        values.setdefault(AGREEMENT, {})["after a stage"] = found
+    order = [*SUBJECTS, *sorted(values.keys() - SUBJECTS.keys())]
+    return [_chart(name, values[name], left_out.get(name, 0)) for name in order if name in values]
+
+
+def _place(name: str) -> tuple[str, str]:
+    """Return the subject of a metric and the label of its curve there."""
+    if name in TERMS:
+        return "terms", TERMS[name]
+    if name == AGREEMENT:
+        return name, "during training"
+    stem, _, author = name.rpartition("_")
+    if author in AUTHORS and stem:
+        return stem, f"{author}'s responses"
+    return name, name.replace("_", " ")
+
+
+def _points(rows: Sequence[dict[str, Any]], name: str, *, first_step: int) -> list[tuple[float, float]]:
+    return [(float(first_step + row["step"]), float(row[name])) for row in rows if is_number(row.get(name))]
+
+
+def _after_stages(run: RunFiles, scores: Scores, bands: Sequence[Band]) -> list[list[tuple[float, float]]]:
+    """Return the KL that evaluations found: the rounds joined from the start on, each control by itself."""
+    ends = {run.start_label: 0} | {band.label: band.last for band in bands}
+    track: list[tuple[float, float]] = []
+    alone: list[tuple[float, float]] = []
+    for row in scores.rows:
+        if row.token_kl is None or not math.isfinite(row.token_kl) or not bands:
+            continue
+        # The last round of a control is measured under the control's name.
+        names = [label for label in ends if label == row.label or label.startswith(f"{row.label} round ")]
+        if not names:
+            continue
+        point = (float(max(ends[name] for name in names)), row.token_kl)
+        is_main = row.label in (run.start_label, "warm-up") or row.label.startswith("round ")
+        (track if is_main else alone).append(point)
+    return [segment for segment in (track, *([point] for point in alone)) if segment]
+
+
+def _chart(name: str, series: dict[str, list[list[tuple[float, float]]]], num_left_out: int) -> Chart:
+    is_long = any(len(segment) > MAX_POINTS for segments in series.values() for segment in segments)
+    return Chart(
+        subject=SUBJECTS.get(name, Subject(title=name.replace("_", " ").capitalize())),
+        series=[
+            Series(label=label, segments=[_thin(segment) for segment in segments])
+            for label, segments in series.items()
+        ],
+        num_left_out=num_left_out,
+        is_averaged=is_long,
+    )
+
+
+def _thin(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return at most `MAX_POINTS` points, each the mean of neighbours."""
+    size = math.ceil(len(points) / MAX_POINTS)
+    groups = [points[start : start + size] for start in range(0, len(points), size)]
+    return [(group[-1][0], sum(value for _, value in group) / len(group)) for group in groups]

@@ -1,0 +1,196 @@
+"""Held-out prompts with the answers of teacher and student: a bounded, deterministic choice of all kinds."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+
+from vlm_distill.data.examples import example_from_json
+from vlm_distill.data.images import ImageStore
+from vlm_distill.data.store import MANIFEST, ResponseStore
+from vlm_distill.errors import DataError
+from vlm_distill.evaluation.compare import same_answer
+from vlm_distill.evaluation.scorers.exact_match import ExactMatch
+from vlm_distill.files import hash_json
+from vlm_distill.records import Example, Message, Response
+from vlm_distill.reporting.pictures import data_uri
+from vlm_distill.reporting.run_files import RunFiles
+from vlm_distill.reporting.scores import TEACHER
+
+MAX_CARDS = 60
+MAX_PICTURES = 3  # of one prompt
+MAX_PICTURE_CHARACTERS = 1_800_000  # of all data URIs together
+MAX_QUESTION, MAX_ANSWER, MAX_REFERENCES = 700, 500, 5
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """What one model said. `note` says that it was cut or that there is none."""
+
+    who: str
+    text: str
+    note: str
+    is_right: bool | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Card:
+    """A prompt with its answers. `kinds` are what the filters of the page look for."""
+
+    id: str
+    question: str
+    references: tuple[str, ...]
+    answers: tuple[Answer, ...]
+    kinds: tuple[str, ...]
+    pictures: tuple[str, ...]
+    num_pictures_left_out: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gallery:
+    """The cards, and `counts`: of each kind among all compared prompts, `all` being their number."""
+
+    cards: list[Card]
+    counts: Mapping[str, int]
+    after: str
+    num_broken_pictures: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Models:
+    """The models whose answers are shown, by what the page calls them; `after` is what filters judge."""
+
+    answers: Mapping[str, Mapping[str, Response]]
+    after: str
+
+
+def read_gallery(run: RunFiles, after: str | None) -> Gallery | None:
+    """Return the gallery for the student `after`; None without a student or without the teacher's answers."""
+    teacher = _read_answers(run.folder / "held_out" / TEACHER)
+    if after is None or teacher is None:
+        return None
+    found = {TEACHER: teacher}
+    for who in dict.fromkeys((run.start_label, after)):
+        answers = _read_answers(run.evaluation(who) / "held_out")
+        found |= {} if answers is None else {who: answers}
+    if after not in found:
+        return None
+    models = _Models(answers=found, after=after)
+    examples = list(_read_examples(run.folder / "data" / "held_out.jsonl", teacher))
+    kinds = {example.id: _kinds(models, example) for example in examples}
+    shown = choose(examples, kinds)
+    pictures = _Pictures(ImageStore(run.folder / "data" / "images"))
+    cards = [_card(models, example, kinds[example.id], pictures) for example in shown]
+    counts = Counter(kind for own in kinds.values() for kind in own)
+    return Gallery(
+        cards=cards,
+        counts={"all": len(examples), **counts},
+        after=after,
+        num_broken_pictures=pictures.num_broken,
+    )
+
+
+def _read_answers(folder: Path) -> dict[str, Response] | None:
+    if not (folder / MANIFEST).is_file():
+        return None
+    return {response.example_id: response for response in ResponseStore(folder).read()}
+
+
+def _read_examples(path: Path, wanted: Mapping[str, Response]) -> Iterator[Example]:
+    """Yield the examples that the teacher answered; without prepared data there are none."""
+    if not path.is_file():
+        return
+    with path.open(encoding="utf-8") as handle:
+        for line in handle:
+            example = example_from_json(json.loads(line))
+            if example.id in wanted:
+                yield example
+
+
+def choose(examples: Sequence[Example], kinds: Mapping[str, tuple[str, ...]]) -> list[Example]:
+    """Return up to `MAX_CARDS` examples, of every combination of kinds in turn, in the order of a hash."""
+    groups: dict[tuple[str, ...], list[Example]] = {}
+    for example in sorted(examples, key=lambda one: hash_json(one.id)):
+        groups.setdefault(kinds[example.id], []).append(example)
+    turns = zip_longest(*(groups[key] for key in sorted(groups)))
+    return [example for turn in turns for example in turn if example is not None][:MAX_CARDS]
+
+
+def _kinds(models: _Models, example: Example) -> tuple[str, ...]:
+    """Return whether the student is right, where there are references, and whether it agrees."""
+    student, teacher = (models.answers[who].get(example.id) for who in (models.after, TEACHER))
+    is_right = _is_right(student, example)
+    kinds = () if is_right is None else ("right" if is_right else "wrong",)
+    agrees = student is not None and teacher is not None and same_answer(student.text, teacher.text)
+    return (*kinds, "agreement" if agrees else "disagreement")
+
+
+def _is_right(response: Response | None, example: Example) -> bool | None:
+    if not example.references:
+        return None
+    return response is not None and ExactMatch()(response.text, example.references) == 1.0
+
+
+def _card(models: _Models, example: Example, kinds: tuple[str, ...], pictures: "_Pictures") -> Card:
+    shown = pictures.of(example)
+    return Card(
+        id=example.id,
+        question=clipped(_question(example.messages), MAX_QUESTION),
+        references=tuple(clipped(one, MAX_ANSWER) for one in example.references[:MAX_REFERENCES]),
+        answers=tuple(_answer(who, own.get(example.id), example) for who, own in models.answers.items()),
+        kinds=kinds,
+        pictures=shown,
+        num_pictures_left_out=len(example.images) - len(shown),
+    )
+
+
+def _answer(who: str, response: Response | None, example: Example) -> Answer:
+    note = ""
+    if response is None:
+        note = "empty, aborted or not asked"
+    elif response.finish == "length":
+        note = f"cut at {len(response.token_ids)} tokens"
+    return Answer(
+        who=who,
+        text=clipped(response.text.strip(), MAX_ANSWER) if response else "",
+        note=note,
+        is_right=_is_right(response, example),
+    )
+
+
+def _question(messages: Sequence[Message]) -> str:
+    """Return the texts of a prompt; with several turns each stands behind its role."""
+    turns = [
+        (message.role, " ".join(part.text.strip() for part in message.content if part.type == "text"))
+        for message in messages
+    ]
+    return turns[0][1] if len(turns) == 1 else "\n".join(f"{role}: {text}" for role, text in turns)
+
+
+def clipped(text: str, limit: int) -> str:
+    """Return the text, or its beginning and how many characters follow."""
+    return text if len(text) <= limit else f"{text[:limit]}… ({len(text) - limit:,} more characters)"
+
+
+class _Pictures:
+    """Thumbnails within the byte budget of the page, and the number of pictures that could not be read."""
+
+    def __init__(self, store: ImageStore) -> None:
+        self.store = store
+        self.num_broken = 0
+        self.num_characters = 0
+
+    def of(self, example: Example) -> tuple[str, ...]:
+        uris = []
+        for image in example.images[:MAX_PICTURES]:
+            try:
+                uri = data_uri(self.store.load(image))
+            except DataError:
+                self.num_broken += 1
+                continue
+            if self.num_characters + len(uri) <= MAX_PICTURE_CHARACTERS:
+                self.num_characters += len(uri)
+                uris.append(uri)
+        return tuple(uris)
