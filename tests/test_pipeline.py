@@ -119,7 +119,7 @@ def test_labels_train_a_student_without_a_teacher(tmp_path: Path) -> None:
         "augment": {"flip": True, "shift": 1},
         "train": {"steps": 2, "batch_size": 4},
     }
-    absent = {"teacher": None, "rounds": 0, "control": None, "objective": None, "train": None}
+    absent = {"teacher": None, "rounds": 0, "controls": [], "objective": None, "train": None}
     assert run(write_run(tmp_path, student=student, warmup=warmup, **absent)) == 0
     rows = json.loads((tmp_path / "run" / "summary.json").read_text())["rows"]
     assert [row["model"] for row in rows] == ["random", "warm-up"]
@@ -164,8 +164,14 @@ MISTAKES = {
     "missing recipe": (["data.recipe=nowhere.yaml"], "nowhere.yaml: no such file"),
     "missing model": (["teacher.model=/no/such/folder"], "/no/such/folder: no such folder"),
     "unknown bundled model": (["teacher.model=bundled:nothing"], "bundled:nothing: no such bundled model"),
-    "a control that would overwrite a stage": (["control.name=warmup"], "control.name: names another stage"),
-    "a name that leaves the folder": (["control.name=../../x"], "control.name: string should match pattern"),
+    "a control that would overwrite a stage": (
+        ["controls=[{name: warmup, objective: {kind: seqkd}}]"],
+        "controls.0.name: names another stage",
+    ),
+    "a name that leaves the folder": (
+        ["controls=[{name: ../../x, objective: {kind: seqkd}}]"],
+        "controls.0.name: string should match pattern",
+    ),
     "a seed that torch cannot take": (["seed=99999999999999999999"], "seed: input should be less than"),
     "two precisions": (["warmup.train.precision=bf16"], "must be equal in one run"),
     "a device that is not there": (["device=mps"], "mps"),
@@ -185,21 +191,14 @@ def test_a_mistake_does_not_bind_the_folder_to_it(tmp_path: Path) -> None:
     config = write_run(tmp_path)
     assert run(config, "data.recipe=nowhere.yaml") == 2
     assert run(config, "evaluate.suite=nowhere.yaml") == 2
-    short = ["rounds=0", "control=null", "evaluate=null"]
+    short = ["rounds=0", "controls=[]", "evaluate=null"]
     assert run(config, "warmup.train.steps=1", *short) == 0
-
-
-def test_a_run_in_several_processes_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert "works in one process" in error_of(capsys, run(write_run(tmp_path)))
 
 
 def test_a_limit_draws_prompts_from_the_whole_data_set(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(write_run(tmp_path), "data.limit=8", "rounds=0", "control=null", "evaluate=null") == 0
+    assert run(write_run(tmp_path), "data.limit=8", "rounds=0", "controls=[]", "evaluate=null") == 0
     assert "8 of 18 training prompts are used" in capsys.readouterr().err
     answered = ResponseStore(tmp_path / "run" / "responses" / "teacher").read()
     pictures = {response.example_id.rsplit("-", 1)[0] for response in answered}
@@ -219,7 +218,7 @@ def test_authors_and_rounds_draw_different_random_numbers(done: Path) -> None:
 def test_mechanical_settings_and_more_rounds_may_change(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = write_run(tmp_path, control=None, evaluate=None)
+    config = write_run(tmp_path, controls=[], evaluate=None)
     assert run(config, "rounds=1") == 0
     capsys.readouterr()
     assert run(config, "rounds=2", "train.micro_batch_size=1", "generate.engine.batch_size=2") == 0
@@ -233,7 +232,7 @@ def test_a_warm_up_on_own_responses_keeps_them_apart_from_those_of_round_1(
 ) -> None:
     stage = {"steps": 1, "batch_size": 4}
     warmup = {"objective": {"kind": "distillm2"}, "train": stage}
-    config = write_run(tmp_path, warmup=warmup, train=stage, control=None, evaluate=None, rounds=1)
+    config = write_run(tmp_path, warmup=warmup, train=stage, controls=[], evaluate=None, rounds=1)
     assert run(config) == 0
     capsys.readouterr()
     assert run(config) == 0
@@ -261,7 +260,7 @@ def test_a_truncated_image_stops_the_run_by_name_or_is_skipped_and_counted(
     assert not (tmp_path / "run" / "data" / "manifest.json").exists()
     skip = 'data.overrides=["on_bad_image=skip"]'
     assert (
-        run(config, skip, f"output={tmp_path / 'skipping'}", "rounds=0", "control=null", "evaluate=null") == 0
+        run(config, skip, f"output={tmp_path / 'skipping'}", "rounds=0", "controls=[]", "evaluate=null") == 0
     )
     counts = json.loads((tmp_path / "skipping" / "provenance.json").read_text())["data_counts"]
     assert counts["bad_image"] == 2

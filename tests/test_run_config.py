@@ -12,13 +12,17 @@ MAIN = "configs/easy_vqa.yaml"
 
 
 @pytest.mark.parametrize("name", shipped("configs"))
-def test_every_shipped_config_decodes_and_names_a_shipped_recipe_and_suite(name: str) -> None:
+def test_every_shipped_config_decodes_and_names_what_is_shipped(name: str) -> None:
     config = load_run(name)
     assert config.name == name
+    assert config.data.recipe is not None
     load_recipe(config.data.recipe, config.data.overrides)
     assert config.evaluate is not None
-    for entry in load_suite(config.evaluate.suite).tasks:
-        load_task(entry.task)
+    if config.evaluate.suite is not None:
+        for entry in load_suite(config.evaluate.suite).tasks:
+            load_task(entry.task)
+    for objective in (config.objective, *(control.objective for control in config.controls)):
+        assert objective is None or objective.build().authors
 
 
 @pytest.mark.parametrize("folder", ["configs", "data_recipes", "eval/tasks", "eval/suites"])
@@ -68,7 +72,11 @@ def test_a_resolved_config_decodes_to_itself(tmp_path: Path) -> None:
         ("student.build.vision={image_size: 64, patch: 8}", "student.build.vision.patch: unknown key"),
         ("train.epochs=fast", "train.epochs: input should be a valid number"),
         ("train.steps=5", "train: expected exactly one of steps, epochs, tokens, found steps and epochs"),
-        ("student.model=x", "student: expected either `model` or `build`"),
+        ("student.model=x", "student: expected exactly one of `model`, `build` and `shrink`"),
+        ("data.recipe=null", "data: expected `recipe`, or `path` of a table with prompts"),
+        ("train.patience=2", "train: `patience` counts evaluations of the live student"),
+        ("controls=[{name: a, objective: {kind: kd}}, {name: a, objective: {kind: sft}}]", "distinct names"),
+        ("controls=[{name: a, objective: {kind: gkdd}}]", "controls.0.objective.kind: unknown kind 'gkdd'"),
         ("teacher=null", "this objective needs `teacher`"),
         ("rounds=-1", "rounds: input should be greater than or equal to 0, got -1"),
     ],

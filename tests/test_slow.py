@@ -1,6 +1,7 @@
 """Whole programs: the wheel in an environment of its own, and runs that are killed and started again."""
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -68,7 +69,16 @@ def run_until(config: Path, pattern: str) -> None:
     assert process.returncode == -signal.SIGKILL
 
 
-@pytest.mark.timeout(900)
+def run_for(config: Path, seconds: float) -> None:
+    """Run and kill after so many seconds."""
+    with start(config) as process:
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.communicate(timeout=seconds)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+
+
+@pytest.mark.timeout(1500)
 def test_a_run_that_is_killed_again_and_again_ends_like_an_undisturbed_one(tmp_path: Path) -> None:
     calm, rough = tmp_path / "calm", tmp_path / "rough"
     # Long enough stages that a kill falls inside them, and a checkpoint at every step.
@@ -81,11 +91,14 @@ def test_a_run_that_is_killed_again_and_again_ends_like_an_undisturbed_one(tmp_p
     }
     for folder in (calm, rough):
         folder.mkdir()
-        write_run(folder, warmup={"objective": {"kind": "seqkd"}, "train": stage}, train=stage)
+        # One control samples its own responses during training.
+        controls = [{"name": kind, "objective": {"kind": kind}} for kind in ("seqkd", "gkd")]
+        warmup = {"objective": {"kind": "seqkd"}, "train": stage}
+        write_run(folder, warmup=warmup, train=stage, controls=controls)
     run_to_the_end(calm / "config.yaml")
     moments = (
         "data/images/*/*",
-        "student_at_random/config.json",
+        "student_at_start/config.json",
         "responses/teacher/dropped.json",
         "warmup/checkpoints/step_00000003",
         "warmup/checkpoints/.step_*.tmp",
@@ -93,18 +106,22 @@ def test_a_run_that_is_killed_again_and_again_ends_like_an_undisturbed_one(tmp_p
         "round_1/checkpoints/step_00000020",
         "eval/round_1/*/samples.jsonl",
         "round_2/checkpoints/step_00000007/*",
+        "gkd/checkpoints/step_00000004",
     )
+    drawn = random.Random(0)
     for moment in moments:
         run_until(rough / "config.yaml", moment)
+        # And twenty kills in all: half of them at any moment, start-up included.
+        run_for(rough / "config.yaml", drawn.uniform(0.5, 9.0))
     log = run_to_the_end(rough / "config.yaml")
-    assert "round 2: continuing after step" in log
+    assert "gkd: continuing after step" in log
     manifests = (path for path in (calm / "run").rglob("manifest.json") if path.parent.name != "data")
     stores = sorted(path.parent.relative_to(calm) for path in manifests)
     assert len(stores) > 10
     for store in stores:
         assert ResponseStore(rough / store).read() == ResponseStore(calm / store).read(), store
     models = sorted(path.relative_to(calm) for path in (calm / "run").rglob("model.safetensors"))
-    assert len(models) == 5
+    assert len(models) == 6
     for model in models:
         expected, found = load_file(calm / model), load_file(rough / model)
         assert all(torch.equal(found[name], value) for name, value in expected.items()), model

@@ -83,7 +83,7 @@ def write_run(folder: Path, **changes: object) -> Path:
         },
         "objective": {"kind": "distillm2"},
         "train": stage,
-        "control": {"name": "seqkd", "objective": {"kind": "seqkd"}},
+        "controls": [{"name": "seqkd", "objective": {"kind": "seqkd"}}],
         "evaluate": {"suite": str(folder / "suite.yaml"), "agreement_tokens": 5},
         **changes,
     }

@@ -47,7 +47,23 @@ def parser() -> argparse.ArgumentParser:
     _config_arguments(check)
     check.set_defaults(verb=_check)
 
-    evaluate = verbs.add_parser("eval", help="score a model on a suite")
+    _eval_arguments(verbs.add_parser("eval", help="score a model on a suite"))
+
+    report = verbs.add_parser("report", help="write report.html of a run, finished or not, from its folder")
+    report.add_argument("folder", type=Path, help="the folder of a run")
+    report.set_defaults(verb=_report)
+
+    _export_arguments(verbs.add_parser("export", help="write a student for publication, with a model card"))
+
+    listing = verbs.add_parser("ls", help="list shipped configs, recipes, tasks and suites")
+    listing.add_argument(
+        "what", nargs="?", default="all", choices=["all", "configs", "recipes", "tasks", "suites"]
+    )
+    listing.set_defaults(verb=_ls)
+    return top
+
+
+def _eval_arguments(evaluate: argparse.ArgumentParser) -> None:
     evaluate.add_argument("model", help="a folder, a hub id or bundled:NAME")
     evaluate.add_argument(
         "--suite", required=True, help="a suite: a YAML path or a shipped name (see `ls suites`)"
@@ -67,12 +83,14 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--trust-remote-code", action="store_true", help="let the model's own code run")
     evaluate.set_defaults(verb=_eval)
 
-    listing = verbs.add_parser("ls", help="list shipped configs, recipes, tasks and suites")
-    listing.add_argument(
-        "what", nargs="?", default="all", choices=["all", "configs", "recipes", "tasks", "suites"]
-    )
-    listing.set_defaults(verb=_ls)
-    return top
+
+def _export_arguments(export: argparse.ArgumentParser) -> None:
+    export.add_argument("source", type=Path, help="the folder of a run, or of a model")
+    export.add_argument("target", type=Path, help="a folder that does not exist yet")
+    export.add_argument("--stage", help="a stage of the run, such as warmup (default: the last round)")
+    export.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="default: as trained")
+    export.add_argument("--push", metavar="OWNER/NAME", help="also upload it to this hub repository")
+    export.set_defaults(verb=_export)
 
 
 def _positive(text: str) -> int:
@@ -111,7 +129,7 @@ def _quiet_libraries() -> None:
 
 
 def _check(options: argparse.Namespace) -> None:
-    from vlm_distill.pipeline import check
+    from vlm_distill.check import check
     from vlm_distill.run_config import load_run
 
     print(check(load_run(options.config, options.overrides)))
@@ -134,6 +152,28 @@ def _eval(options: argparse.Namespace) -> None:
             device=options.device,
         )
     )
+
+
+def _report(options: argparse.Namespace) -> None:
+    from vlm_distill.reporting import write_report
+
+    print(write_report(options.folder))
+
+
+def _export(options: argparse.Namespace) -> None:
+    _quiet_libraries()
+    from vlm_distill.export import export
+    from vlm_distill.run_folder import print_log
+
+    folder = export(
+        options.source,
+        options.target,
+        stage=options.stage,
+        dtype=options.dtype,
+        push_to=options.push,
+        log=print_log,
+    )
+    print(folder)
 
 
 def _ls(options: argparse.Namespace) -> None:

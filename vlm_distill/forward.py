@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from vlm_distill.adapters.adapter import LoadedModel
+from vlm_distill.adapters.recompute import drops_cache
 from vlm_distill.batches import PromptBatch, ResponseBatch
 
 
@@ -20,11 +21,12 @@ def response_hidden(
 ) -> Float[Tensor, "row width"]:
     """Return the hidden state that predicts each valid response token, row-major over `responses.mask`.
 
-    The prefix (prompt and images) runs once per prompt where several responses share it and the family allows
-    it.
+    The prefix (prompt and images) runs once per prompt where several responses share it, the family allows it
+    and no activations are recomputed.
     """
     num_prompts, num_responses = len(prompts.input_ids), len(responses.input_ids)
-    if loaded.adapter.branches_cache and num_responses > num_prompts:
+    shares = loaded.adapter.branches_cache and not drops_cache(loaded.model)
+    if shares and num_responses > num_prompts:
         return prefix_shared_hidden(loaded, prompts, responses)
     return separate_hidden(loaded, prompts, responses)
 
@@ -70,6 +72,7 @@ def prefix_shared_hidden(
     mask = torch.cat(
         [prompts.attention_mask[index], responses.mask[:, :-1].to(prompts.attention_mask.dtype)], dim=1
     )
-    following = positions[index, -1:] + torch.arange(1, width + 1, device=index.device)
+    # [response, token] or [axis, response, token]; on every axis a response goes on from its prompt's end.
+    following = positions[..., index, -1:] + torch.arange(1, width + 1, device=index.device)
     rest = adapter.backbone(model, responses.input_ids[:, :-1], mask, following, {}, cache)
     return torch.cat([first, rest], dim=1)[responses.mask]

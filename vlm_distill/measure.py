@@ -11,7 +11,7 @@ import torch
 
 from vlm_distill.adapters.adapter import LoadedModel
 from vlm_distill.data.images import ImageStore
-from vlm_distill.evaluation.agreement import agreement
+from vlm_distill.evaluation.agreement import Agreement, agreement
 from vlm_distill.evaluation.compare import same_answer
 from vlm_distill.evaluation.results import TaskResult
 from vlm_distill.evaluation.run import evaluate_task
@@ -21,6 +21,7 @@ from vlm_distill.files import hash_json, read_json, write_json
 from vlm_distill.generation.engine import Sampling
 from vlm_distill.generation.run import generate_responses
 from vlm_distill.generation.transformers_engine import TransformersEngine
+from vlm_distill.processes import on_main
 from vlm_distill.records import Author, Example, Response
 from vlm_distill.run_config import EvaluateConfig
 from vlm_distill.training.items import ImageLoader
@@ -62,7 +63,9 @@ def score_suite(
     shuffle: bool,
     log: Log,
 ) -> dict[str, TaskResult]:
-    """Return the results of `loaded` on every task of the suite, by task name."""
+    """Return the results of `loaded` on every task of the suite, by task name; none without a suite."""
+    if config.suite is None:
+        return {}
     engine = TransformersEngine(
         loaded=loaded,
         load_images=lambda example: [images.load(image) for image in example.images],
@@ -89,7 +92,7 @@ def score_both_ways(
 ) -> tuple[dict[str, TaskResult], dict[str, TaskResult]]:
     """Return the results of the suite, and those with permuted images where the config wants them."""
     normal = score_suite(config, loaded, label=label, folder=folder, images=images, shuffle=False, log=log)
-    if not config.shuffle_images:
+    if not (normal and config.shuffle_images):
         return normal, {}
     return normal, score_suite(
         config, loaded, label=label, folder=folder, images=images, shuffle=True, log=log
@@ -145,6 +148,28 @@ def _greedy(
     return {response.example_id: response for response in responses}
 
 
+def live_agreement(
+    config: EvaluateConfig,
+    student: LoadedModel,
+    teacher: LoadedModel,
+    held_out: HeldOut,
+    load_images: ImageLoader,
+    *,
+    vocabulary: slice,
+) -> Agreement:
+    """Return how close the student, as it is now, is to its teacher on the held-out prompts."""
+    width = len(student.adapter.head(student.model).weight)
+    return agreement(
+        student,
+        teacher,
+        held_out.examples,
+        held_out.responses,
+        load_images,
+        batch_size=config.batch_size,
+        vocabulary=torch.arange(*vocabulary.indices(width)),
+    )
+
+
 def compare_with_teacher(
     config: EvaluateConfig,
     student: LoadedModel,
@@ -161,21 +186,11 @@ def compare_with_teacher(
     They are stored and not computed twice.
     """
     path = folder / "agreement.json"
-    teacher_ids = [[response.example_id, response.token_ids] for response in held_out.responses.values()]
-    settings = [config.agreement_tokens, vocabulary.start, vocabulary.stop]
-    key = hash_json([student.fingerprint, teacher.fingerprint, hash_json(teacher_ids), settings])
-    if path.is_file() and read_json(path)["key"] == key:
-        return dict(read_json(path)["values"])
-    width = len(student.adapter.head(student.model).weight)
-    found = agreement(
-        student,
-        teacher,
-        held_out.examples,
-        held_out.responses,
-        load_images,
-        batch_size=config.batch_size,
-        vocabulary=torch.arange(*vocabulary.indices(width)),
-    )
+    key = _agreement_key(config, student, teacher, held_out, vocabulary=vocabulary)
+    saved = on_main(lambda: read_json(path) if path.is_file() else None)
+    if saved is not None and saved["key"] == key:
+        return dict(saved["values"])
+    found = live_agreement(config, student, teacher, held_out, load_images, vocabulary=vocabulary)
     answers = _greedy(
         config, student, held_out.examples, load_images, folder=folder / "held_out", author="student", log=log
     )
@@ -186,5 +201,18 @@ def compare_with_teacher(
     values = {"token_kl": found.token_kl, "top1": found.top1, "answers": sum(equal) / len(equal)}
     counts = {"num_tokens": found.num_tokens, "num_examples": len(equal)}
     counts |= {"num_without_response": found.num_without_response}
-    write_json(path, {"key": key, "values": values, **counts})
+    on_main(lambda: write_json(path, {"key": key, "values": values, **counts}))
     return values
+
+
+def _agreement_key(
+    config: EvaluateConfig,
+    student: LoadedModel,
+    teacher: LoadedModel,
+    held_out: HeldOut,
+    *,
+    vocabulary: slice,
+) -> str:
+    teacher_ids = [[response.example_id, response.token_ids] for response in held_out.responses.values()]
+    settings = [config.agreement_tokens, vocabulary.start, vocabulary.stop]
+    return hash_json([student.fingerprint, teacher.fingerprint, hash_json(teacher_ids), settings])

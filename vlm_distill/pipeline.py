@@ -4,35 +4,42 @@ Every stage skips itself when its inputs and config are unchanged and continues 
 file only puts them in order. What a stage does is in data/, generation/, training/ and evaluation/.
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
-
-import torch
 
 from vlm_distill.adapters.adapter import LoadedModel
 from vlm_distill.adapters.catalog import save_model
 from vlm_distill.adapters.llava import build_llava
 from vlm_distill.adapters.pair import PairReport, load_skeleton, pair_report
-from vlm_distill.config import dump_yaml
+from vlm_distill.adapters.shrink import shrink_student
+from vlm_distill.check import inspect, millions, recipe_of, trains_tokenizer
 from vlm_distill.data.images import ImageStore
-from vlm_distill.data.recipe import Dataset, Recipe, load_recipe, prepare
-from vlm_distill.evaluation.task import load_suite, load_task
+from vlm_distill.data.recipe import Dataset, open_dataset, prepare
+from vlm_distill.evaluation.task import load_suite
 from vlm_distill.files import hash_json, read_json, write_json
+from vlm_distill.losses import ObjectiveConfig
 from vlm_distill.measure import HeldOut, Measured, hold_out, score_both_ways
+from vlm_distill.processes import is_main, on_main, start, stop
 from vlm_distill.records import Example
+from vlm_distill.reporting import write_report
 from vlm_distill.run_config import EvaluateConfig, ModelConfig, RunConfig
 from vlm_distill.run_folder import open_folder, print_log, write_provenance
-from vlm_distill.stages import Context, Log, load, load_student, measure_student, train_student
+from vlm_distill.stages import Context, Log, Turn, load, load_student, measure_student, train_student
 from vlm_distill.summary import summarise
+from vlm_distill.training.config import TrainConfig
 
 
 def run(config: RunConfig, *, log: Log = print_log) -> str:
     """Run every stage that is not done yet; return the summary table, also printed and put in the folder."""
     # What is wrong in the config shows here, before anything is written.
-    _inspect(config)
+    start(config.device)
+    inspect(config)
     with open_folder(config) as folder:
         _announce(config, folder, log)
-        dataset = prepare(load_recipe(config.data.recipe, config.data.overrides), folder / "data", log)
+        # One process writes, the others read what it wrote.
+        on_main(lambda: prepare(recipe_of(config.data), folder / "data", log))
+        dataset = open_dataset(folder / "data")
         examples = _draw(dataset.train, config, log=log)
         teacher = load(config.teacher, config.device) if config.teacher else None
         first, pair = _first_student(config, folder, teacher, texts=_texts(examples), log=log)
@@ -50,48 +57,20 @@ def run(config: RunConfig, *, log: Log = print_log) -> str:
         facts = {"seed": config.seed, "data": dataset.fingerprint, "data_counts": dataset.counts}
         facts |= {"teacher": teacher.fingerprint if teacher else None, "student": student.fingerprint}
         write_provenance(folder, facts)
-        summary = summarise(_stages(context, first), folder=folder)
-        print(summary)
-        return summary
-
-
-def check(config: RunConfig) -> str:
-    """Return the resolved run and the pair report; reads configs, tokenizers, processors and no weights."""
-    recipe, tasks, student, pair = _inspect(config)
-    lines = [dump_yaml(config.model_dump(mode="json")).rstrip()]
-    lines.append(f"data: recipe {recipe.name} with {len(recipe.sources)} source(s)")
-    lines.append(f"evaluation: {', '.join(tasks) or 'none'}")
-    lines += [f"pair: {line}" for line in pair.lines()] if pair else []
-    about = " (more with the tokens that the data will give it)" if _trains_tokenizer(config) else ""
-    lines.append(f"student: {_millions(student)} parameters{about}; the run writes to {config.folder}")
-    return "\n".join(lines)
-
-
-def _inspect(config: RunConfig) -> tuple[Recipe, list[str], LoadedModel, PairReport | None]:
-    """Return recipe, task names, the student without weights and the pair report, or raise what is wrong."""
-    recipe = load_recipe(config.data.recipe, config.data.overrides)
-    suite = load_suite(config.evaluate.suite) if config.evaluate else None
-    tasks = [load_task(entry.task).name for entry in suite.tasks] if suite else []
-    teacher = None
-    if config.teacher:
-        teacher = load_skeleton(config.teacher.model, trust_remote_code=config.teacher.trust_remote_code)
-    if config.student.build:
-        with torch.device("meta"):
-            student = build_llava(config.student.build, teacher=teacher, texts=[], seed=config.seed)
-    else:
-        assert config.student.model is not None
-        student = load_skeleton(config.student.model, trust_remote_code=config.student.trust_remote_code)
-    return recipe, tasks, student, pair_report(teacher, student) if teacher else None
-
-
-def _trains_tokenizer(config: RunConfig) -> bool:
-    return config.student.build is not None and not isinstance(config.student.build.tokenizer, str)
+        measured = _stages(context, first)
+        summary = on_main(lambda: summarise(measured, folder=folder))
+        if is_main():
+            log(f"report: {write_report(folder)}")
+            print(summary)
+    stop()
+    return summary
 
 
 def evaluate_model(
     config: ModelConfig, evaluate: EvaluateConfig, *, folder: Path, device: str, log: Log = print_log
 ) -> str:
     """Score a model on a suite outside a run; return the table, which is also written below `folder`."""
+    assert evaluate.suite is not None
     load_suite(evaluate.suite)
     loaded = load(config, device)
     images = ImageStore(folder / "images")
@@ -110,13 +89,11 @@ def _announce(config: RunConfig, folder: Path, log: Log) -> None:
     if config.rounds:
         assert config.objective is not None
         stages.append(f"{config.rounds} round(s) of student responses and training ({config.objective.kind})")
-    if config.control:
-        stages.append(f"control {config.control.name} with as many trained tokens")
-    log(
-        "stages: "
-        + ", ".join(stages)
-        + (f"; each scored on suite {config.evaluate.suite}" if config.evaluate else "")
-    )
+    if config.controls:
+        names = ", ".join(control.name for control in config.controls)
+        stages.append(f"controls with as many trained tokens ({names})")
+    suite = config.evaluate.suite if config.evaluate else None
+    log("stages: " + ", ".join(stages) + (f"; each scored on suite {suite}" if suite else ""))
 
 
 def _draw(examples: Sequence[Example], config: RunConfig, *, log: Log) -> list[Example]:
@@ -142,18 +119,12 @@ def _first_student(
 ) -> tuple[str, PairReport | None]:
     """Return the name of the student before any training, and how it fits the teacher.
 
-    One that is built from parts is kept in the folder, and built again where its parts changed.
+    One that is made from parts is kept in the folder, and built again where its parts changed.
     """
-    build, name = config.student.build, config.student.model
-    if build is not None:
-        name, record = str(folder / "student_at_random"), folder / "student_at_random.json"
-        parts = [build.model_dump(mode="json"), config.seed, teacher.fingerprint if teacher else None]
-        key = hash_json([*parts, list(texts) if _trains_tokenizer(config) else None])
-        if not record.is_file() or read_json(record)["key"] != key:
-            built = build_llava(build, teacher=teacher, texts=texts, seed=config.seed)
-            save_model(built, Path(name))
-            write_json(record, {"key": key})
-            log(f"student: built from parts, {_millions(built)} parameters, saved to {name}")
+    name = config.student.model
+    if name is None:
+        name = str(folder / "student_at_start")
+        on_main(lambda: _keep_student(config, folder, teacher, texts=texts, log=log))
     assert name is not None
     if teacher is None:
         return name, None
@@ -164,8 +135,29 @@ def _first_student(
     return name, report
 
 
-def _millions(loaded: LoadedModel) -> str:
-    return f"{sum(parameter.numel() for parameter in loaded.model.parameters()) / 1e6:.2f} M"
+def _keep_student(
+    config: RunConfig, folder: Path, teacher: LoadedModel | None, *, texts: Sequence[str], log: Log
+) -> None:
+    """Make the student and save it, unless it is there already and its parts are unchanged."""
+    name, record = folder / "student_at_start", folder / "student_at_start.json"
+    read = list(texts) if trains_tokenizer(config) else None
+    fingerprint = teacher.fingerprint if teacher else None
+    key = hash_json([config.student.model_dump(mode="json"), config.seed, fingerprint, read])
+    if record.is_file() and read_json(record)["key"] == key:
+        return
+    made = _make_student(config, teacher, texts=texts)
+    save_model(made, name)
+    write_json(record, {"key": key})
+    log(f"student: made from parts, {millions(made)} parameters, saved to {name}")
+
+
+def _make_student(config: RunConfig, teacher: LoadedModel | None, *, texts: Sequence[str]) -> LoadedModel:
+    build, shrink = config.student.build, config.student.shrink
+    if build is not None:
+        return build_llava(build, teacher=teacher, texts=texts, seed=config.seed)
+    assert shrink is not None
+    assert teacher is not None
+    return shrink_student(shrink, teacher=teacher)
 
 
 def _hold_out(
@@ -184,14 +176,12 @@ def _hold_out(
 
 
 def _stages(context: Context, first: str) -> list[Measured]:
-    """Run warm-up, rounds and control; return what was measured, the teacher first."""
+    """Run warm-up, rounds and controls; return what was measured, the teacher first."""
     config = context.config
     measured: list[Measured] = []
     if context.teacher is not None:
         measured += measure_student(context, "teacher", context.teacher)
-    measured += measure_student(
-        context, "random" if config.student.build else "student", load_student(context, first)
-    )
+    measured += measure_student(context, _start_label(config), load_student(context, first))
     start: str | Path = first
     if config.warmup:
         warmup = config.warmup
@@ -202,7 +192,7 @@ def _stages(context: Context, first: str) -> list[Measured]:
             warmup.train,
             warmup.objective,
             warmup.objective.build(),
-            round=0,
+            turn=Turn(round=0),
             augment=warmup.augment,
         )
         start = trained.model
@@ -210,28 +200,56 @@ def _stages(context: Context, first: str) -> list[Measured]:
     return measured + _rounds(context, start)
 
 
+def _start_label(config: RunConfig) -> str:
+    if config.student.build:
+        return "random"
+    return "shrunk" if config.student.shrink else "student"
+
+
 def _rounds(context: Context, start: str | Path) -> list[Measured]:
-    """Run the rounds and the control, both from `start`."""
+    """Run the rounds and the controls, all from `start`."""
     config = context.config
-    measured: list[Measured] = []
     if not config.rounds:
-        return measured
+        return []
     assert config.train is not None
     assert config.objective is not None
+    measured, tokens = _track(
+        context,
+        start,
+        config.objective,
+        [config.train] * config.rounds,
+        every_round=config.evaluate is not None and config.evaluate.every_round,
+    )
+    for control in config.controls:
+        rate = control.learning_rate or config.train.learning_rate
+        share = {"steps": None, "epochs": None, "tokens": math.ceil(tokens / control.rounds)}
+        part = config.train.model_copy(update={**share, "learning_rate": rate})
+        measured += _track(context, start, control.objective, [part] * control.rounds, name=control.name)[0]
+    return measured
+
+
+def _track(
+    context: Context,
+    start: str | Path,
+    objective_config: ObjectiveConfig,
+    trains: Sequence[TrainConfig],
+    *,
+    name: str = "",
+    every_round: bool = False,
+) -> tuple[list[Measured], int]:
+    """Train from `start` with one objective, a round per config; return what was measured and all tokens.
+
+    `name` is that of a control, empty for the rounds of the run itself. The last round is always measured.
+    """
+    measured: list[Measured] = []
     # One objective for all rounds: its curricula remember the first one.
-    student, tokens, objective = start, 0, config.objective.build()
-    for number in range(1, config.rounds + 1):
-        label = f"round {number}"
-        trained = train_student(
-            context, student, label, config.train, config.objective, objective, round=number
-        )
+    student, tokens, objective = start, 0, objective_config.build()
+    for number, train in enumerate(trains, start=1):
+        turn = Turn(round=number, num_rounds=len(trains), track=name)
+        trained = train_student(context, student, turn.label, train, objective_config, objective, turn=turn)
         objective.load_state_dict(trained.objective)
         student, tokens = trained.model, tokens + trained.tokens
-        if number == config.rounds or (config.evaluate and config.evaluate.every_round):
+        if every_round or number == len(trains):
+            label = name if name and number == len(trains) else turn.label
             measured += measure_student(context, label, load_student(context, student))
-    if config.control:
-        name, method = config.control.name, config.control.objective
-        budget = config.train.model_copy(update={"steps": None, "epochs": None, "tokens": tokens})
-        trained = train_student(context, start, name, budget, method, method.build(), round=1)
-        measured += measure_student(context, name, load_student(context, trained.model))
-    return measured
+    return measured, tokens

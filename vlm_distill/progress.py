@@ -1,5 +1,6 @@
 """Progress of a long loop: a bar on a terminal, plain lines in a log file."""
 
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
@@ -16,8 +17,12 @@ def progress(
     """Yield the items of `iterable` and report to stderr: a tqdm bar on a terminal, else plain lines.
 
     Lines are at least `interval` seconds apart. `total` defaults to the length where there is one; without it
-    no remaining time is given. A loop that is left early prints no last line.
+    no remaining time is given. A loop that is left early prints no last line. Of several processes under a
+    launcher only the first reports.
     """
+    if os.environ.get("RANK", "0") != "0":
+        yield from iterable
+        return
     if total is None and isinstance(iterable, Sized):
         total = len(iterable)
     if sys.stderr.isatty():

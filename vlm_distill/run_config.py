@@ -5,7 +5,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from vlm_distill.adapters.adapter import Placement
 from vlm_distill.adapters.llava import BuildConfig
+from vlm_distill.adapters.shrink import ShrinkConfig
 from vlm_distill.config import Record, apply_overrides, decode, find_yaml, read_yaml
 from vlm_distill.data.augment import Augment
 from vlm_distill.generation.engine import EngineConfig, Sampling, TransformersEngineConfig
@@ -16,43 +18,59 @@ Objective = Annotated[ObjectiveConfig, Field(discriminator="kind")]
 Engine = Annotated[EngineConfig, Field(discriminator="kind")]
 # Names become folders.
 NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$"
-RESERVED = ("teacher", "student", "random", "warmup", "warm-up", "data", "eval", "responses", "held_out")
+STARTS = ("student", "random", "shrunk")
+RESERVED = ("teacher", *STARTS, "warmup", "warm-up", "data", "eval", "responses", "held_out")
 Dtype = Literal["float32", "bfloat16", "float16", "auto"]
 
 
 class DataConfig(Record):
     """Which recipe is prepared.
 
-    `overrides` change it (`split.held_out=0.2`), `limit` keeps that many training examples.
+    `overrides` change it (`split.held_out=0.2`), `limit` keeps that many training examples. `path` is a table
+    of one's own that replaces the recipe (data/own_table.py).
     """
 
-    recipe: str
+    recipe: str | None = None
+    path: str | None = None
     overrides: tuple[str, ...] = ()
     limit: int | None = Field(default=None, ge=1)
 
+    @model_validator(mode="after")
+    def _one_origin(self) -> "DataConfig":
+        if self.recipe is None and self.path is None:
+            raise ValueError("expected `recipe`, or `path` of a table with prompts")
+        return self
+
 
 class ModelConfig(Record):
-    """A model that exists: a folder, a hub id, or `bundled:NAME`."""
+    """A model that exists: a folder, a hub id, `bundled:NAME`, or a GGUF file.
+
+    `placement` says where its weights live, `quantisation` is the quantization config of transformers
+    (`{quant_method: bitsandbytes, load_in_4bit: true}`).
+    """
 
     model: str
     dtype: Dtype = "float32"
     trust_remote_code: bool = False
+    placement: Placement = "same_device"
+    quantisation: dict[str, Any] | None = None
 
 
 class StudentConfig(Record):
-    """A model that exists, or one that is built from parts; exactly one of the two.
+    """A model that exists, one that is built from parts, or the teacher with fewer layers; exactly one.
 
     It is trained in float32; `train.precision` says in which precision its forward runs.
     """
 
     model: str | None = None
     build: BuildConfig | None = None
+    shrink: ShrinkConfig | None = None
     trust_remote_code: bool = False
 
     @model_validator(mode="after")
     def _one_origin(self) -> "StudentConfig":
-        if (self.model is None) == (self.build is None):
-            raise ValueError("expected either `model` or `build`")
+        if sum(one is not None for one in (self.model, self.build, self.shrink)) != 1:
+            raise ValueError("expected exactly one of `model`, `build` and `shrink`")
         return self
 
 
@@ -77,11 +95,14 @@ class GenerateConfig(Record):
 class ControlConfig(Record):
     """A student for comparison.
 
-    It starts from the same warm-up and trains with this objective on as many tokens as all rounds together.
+    It starts from the same warm-up and trains with this objective on as many tokens as all rounds together,
+    in `rounds` equal parts, each with new student responses where the objective stores them.
     """
 
     name: str = Field(pattern=NAME)
     objective: Objective
+    rounds: int = Field(default=1, ge=1)
+    learning_rate: float | None = Field(default=None, gt=0, description="default: that of `train`")
 
     @field_validator("name")
     @classmethod
@@ -92,14 +113,14 @@ class ControlConfig(Record):
 
 
 class EvaluateConfig(Record):
-    """What is measured after each stage.
+    """What is measured after each stage: a suite, agreement with the teacher on held-out prompts, or both.
 
     `limit` caps the questions of each task (whole images are drawn), `agreement_examples` the held-out
     prompts on which student and teacher are compared, on greedy responses of up to `agreement_tokens`;
     `shuffle_images` repeats the suite with permuted images for the table's drop.
     """
 
-    suite: str
+    suite: str | None = None
     limit: int | None = Field(default=None, ge=1)
     every_round: bool = True
     agreement_examples: int = Field(default=500, ge=0)
@@ -126,7 +147,7 @@ class RunConfig(Record):
     generate: GenerateConfig = GenerateConfig()
     objective: Objective | None = None
     train: TrainConfig | None = None
-    control: ControlConfig | None = None
+    controls: tuple[ControlConfig, ...] = ()
     evaluate: EvaluateConfig | None = None
 
     @model_validator(mode="after")
@@ -135,13 +156,18 @@ class RunConfig(Record):
             raise ValueError("rounds need `objective` and `train`; set `rounds: 0` to run the warm-up only")
         if not self.rounds and self.warmup is None:
             raise ValueError("without rounds and without `warmup` there is nothing to train")
-        if not self.rounds and self.control is not None:
-            raise ValueError("`control` compares with rounds, and there are none")
+        if not self.rounds and self.controls:
+            raise ValueError("`controls` compare with rounds, and there are none")
+        names = [control.name for control in self.controls]
+        if len(set(names)) < len(names):
+            raise ValueError("`controls` need distinct names, which become folders")
         if self.teacher is None and (self.rounds or (self.warmup and self.warmup.objective.kind != "sft")):
             raise ValueError(
                 "this objective needs `teacher`; without one only `warmup` with `objective: {kind: sft}` "
                 "can run"
             )
+        if self.teacher is None and self.student.shrink is not None:
+            raise ValueError("`student.shrink` takes layers of a teacher: add `teacher`")
         if self.warmup and self.train and self.warmup.train.precision != self.train.precision:
             raise ValueError("`warmup.train.precision` and `train.precision` must be equal in one run")
         return self

@@ -1,12 +1,11 @@
-"""The folder of a run: one process at a time, one config for its life, and where everything came from."""
+"""The folder of a run: one job at a time, one config for its life, and where everything came from."""
 
 import fcntl
-import os
 import platform
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 from vlm_distill.config import dump_yaml, read_yaml
 from vlm_distill.errors import ConfigError, DataError
 from vlm_distill.files import atomic_path, write_json
+from vlm_distill.processes import is_main, num_processes, on_main, wait
 from vlm_distill.run_config import RunConfig
 from vlm_distill.training.config import MECHANICAL
 
@@ -34,7 +34,7 @@ FREE_KEYS = (
     "evaluate",
     "output",
     "device",
-    "control",
+    "controls",
     "rounds",
     "generate.engine",
     *(f"{stage}.{key}" for stage in ("train", "warmup.train") for key in MECHANICAL),
@@ -43,21 +43,35 @@ ARTEFACTS = ("*/stage.json", "*/checkpoints", "responses/*/manifest.json")
 
 
 def print_log(line: str) -> None:
-    """Print one line of progress with the time of day."""
+    """Print one line of progress with the time of day, from the main process only."""
+    if not is_main():
+        return
     print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr, flush=True)
 
 
 @contextmanager
 def open_folder(config: RunConfig) -> Iterator[Path]:
-    """Yield the run folder, locked against a second process and bound to this config.
+    """Yield the run folder, locked against a second job and bound to this config by the main process.
 
     Raises:
         ConfigError: the folder was started with another config.
-        DataError: another process is running in it.
+        DataError: another job is running in it.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError("`run` works in one process: start it without a launcher")
     folder = config.folder
+    with ExitStack() as held:
+
+        def claim() -> None:
+            held.enter_context(_locked(folder))
+            _bind(config, folder)
+
+        on_main(claim)
+        yield folder
+        # The lock outlasts the last reader.
+        wait()
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as lock:
         try:
@@ -66,8 +80,7 @@ def open_folder(config: RunConfig) -> Iterator[Path]:
             raise DataError(
                 f"{folder}: another process is running here; wait for it or give another `output`"
             ) from None
-        _bind(config, folder)
-        yield folder
+        yield
 
 
 def _bind(config: RunConfig, folder: Path) -> None:
@@ -97,7 +110,12 @@ def _differences(old: Any, new: Any, prefix: str = "") -> Iterator[str]:
 
 
 def write_provenance(folder: Path, facts: dict[str, Any]) -> None:
-    """Write versions, machine and the given facts (fingerprints, seeds) beside the results."""
+    """Write versions, machine and the given facts (fingerprints, seeds) beside the results.
+
+    The main process writes.
+    """
+    if not is_main():
+        return
     write_json(
         folder / "provenance.json",
         {
@@ -105,6 +123,7 @@ def write_provenance(folder: Path, facts: dict[str, Any]) -> None:
             "packages": {name: _version(name) for name in PACKAGES},
             "python": platform.python_version(),
             "machine": platform.machine(),
+            "num_processes": num_processes(),
             **facts,
         },
     )

@@ -3,9 +3,12 @@
 Their order is in pipeline.py.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -17,17 +20,22 @@ from vlm_distill.data.augment import Augment
 from vlm_distill.data.images import ImageStore
 from vlm_distill.data.recipe import Dataset
 from vlm_distill.files import hash_json
+from vlm_distill.generation.engine import Engine, TransformersEngineConfig, VllmEngineConfig
+from vlm_distill.generation.live import sample_responses
 from vlm_distill.generation.references import encode_references
 from vlm_distill.generation.run import generate_responses
 from vlm_distill.generation.transformers_engine import TransformersEngine
+from vlm_distill.generation.vllm_engine import VllmEngine
 from vlm_distill.losses import Objective, ObjectiveConfig
-from vlm_distill.measure import HeldOut, Measured, compare_with_teacher, score_both_ways
+from vlm_distill.measure import HeldOut, Measured, compare_with_teacher, live_agreement, score_both_ways
+from vlm_distill.processes import local_device
 from vlm_distill.records import Author, Example, Response
 from vlm_distill.run_config import ModelConfig, RunConfig
 from vlm_distill.training.config import TrainConfig
 from vlm_distill.training.items import ImageLoader, TrainItem, build_items
+from vlm_distill.training.reference import reference_log_probs
 from vlm_distill.training.run import Trained, finished, train
-from vlm_distill.training.trainer import Stage
+from vlm_distill.training.stage import HELD_OUT_KL, Evaluate, Sample, Stage
 
 Log = Callable[[str], None]
 
@@ -49,20 +57,34 @@ class Context:
         return [self.dataset.images.load(image) for image in example.images]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Turn:
+    """Which round of which track a stage is: 0 is the warm-up, `track` the name of a control or empty."""
+
+    round: int
+    num_rounds: int = 1
+    track: str = ""
+
+    @property
+    def label(self) -> str:
+        if not self.track:
+            return f"round {self.round}"
+        return self.track if self.num_rounds == 1 else f"{self.track} round {self.round}"
+
+
 def load(config: ModelConfig, device: str) -> LoadedModel:
     """Load the model that a config names; `device` "auto" is the accelerator of this machine, or the CPU."""
-    options = LoadOptions(
-        dtype=config.dtype, device=pick_device(device), trust_remote_code=config.trust_remote_code
+    return load_model(config.model, load_options(config, device))
+
+
+def load_options(config: ModelConfig, device: str) -> LoadOptions:
+    return LoadOptions(
+        dtype=config.dtype,
+        device=local_device(device),
+        trust_remote_code=config.trust_remote_code,
+        placement=config.placement,
+        quantisation=config.quantisation,
     )
-    return load_model(config.model, options)
-
-
-def pick_device(device: str) -> str:
-    if device != "auto":
-        return device
-    # The current accelerator is that of the torch build, whether or not this machine has one.
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return accelerator.type if accelerator is not None else "cpu"
 
 
 def load_student(context: Context, name: str | Path) -> LoadedModel:
@@ -84,37 +106,118 @@ def train_student(
     objective_config: ObjectiveConfig,
     objective: Objective,
     *,
-    round: int,
+    turn: Turn,
     augment: Augment | None = None,
 ) -> Trained:
     """Run one training stage with its responses, or return what it left when it is done already."""
     student = load_student(context, start)
-    responses = _responses(context, student, objective.authors, round=round)
-    items, missing = build_items(context.examples, responses, authors=objective.authors)
+    authors, started = objective.stored_authors, time.monotonic()
+    stored = _responses(context, student, authors, turn=turn)
+    seconds = time.monotonic() - started
+    examples = context.examples if authors == objective.authors else _fitting(context, student, label)
+    items, missing = build_items(examples, stored, authors=authors)
+    missing += len(context.examples) - len(examples)
     if missing:
         prompts = f"{missing:,} of {len(context.examples):,} prompts"
         context.log(f"{label}: {prompts} have no usable response and are left out")
-    seed = context.config.seed * 1009 + max(1, round)
-    settings = [asdict(objective_config), augment.model_dump() if augment else None, round, seed]
+    seed, number = context.config.seed * 1009 + max(1, turn.round), turn.round
+    settings: list[Any] = [asdict(objective_config), augment.model_dump() if augment else None, number, seed]
+    if authors != objective.authors:
+        settings.append(context.config.generate.sampling.model_dump(mode="json"))
+    load_images = _augmented(context.load_images, augment) if augment else context.load_images
     stage = Stage(
         student=student,
         teacher=context.teacher,
         vocabulary=context.pair.vocabulary if context.pair else slice(None),
         objective=objective,
         items=items,
-        load_images=_augmented(context.load_images, augment) if augment else context.load_images,
+        load_images=load_images,
         folder=context.folder / label.replace(" ", "_"),
         key=hash_json([_inputs_hash(context, student, items), config.decisive(), settings]),
         label=label,
         seed=seed,
-        round=max(1, round),
-        num_rounds=max(1, context.config.rounds),
+        round=max(1, number),
+        num_rounds=turn.num_rounds,
+        sample=_sampler(context, student, load_images),
+        evaluate=_evaluator(context, student),
     )
     done = finished(stage.folder, key=stage.key)
     if done:
         context.log(f"{label}: unchanged, the trained student in {done.model} is used")
         return done
-    return train(config, stage, log=context.log)
+    if objective.needs_reference:
+        stage = replace(stage, reference_log_probs=reference_log_probs(stage, config, log=context.log))
+    return train(config, stage, log=context.log, seconds_before=seconds, left_out=missing)
+
+
+def _engine(context: Context, loaded: LoadedModel, load_images: ImageLoader) -> TransformersEngine:
+    """Return the engine inside this process, which never writes what the other model could not read.
+
+    A student in the middle of its training answers with it whatever `generate.engine` says.
+    """
+    config = context.config.generate.engine
+    # The batch of vLLM counts what is handed over, not what is decoded together.
+    own = config if isinstance(config, TransformersEngineConfig) else TransformersEngineConfig()
+    return TransformersEngine(
+        loaded=loaded,
+        load_images=load_images,
+        batch_size=own.batch_size,
+        forbidden_ids=context.pair.unshared_ids if context.pair else (),
+    )
+
+
+@contextmanager
+def _stored_engine(context: Context, loaded: LoadedModel, author: Author) -> Iterator[Engine]:
+    """Yield the engine that `generate.engine` names, for responses that are stored; free it afterwards."""
+    config = context.config
+    if not isinstance(config.generate.engine, VllmEngineConfig):
+        yield _engine(context, loaded, context.load_images)
+        return
+    settings = config.teacher if author == "teacher" else config.student
+    with VllmEngine(
+        loaded=loaded,
+        load_images=context.load_images,
+        config=config.generate.engine,
+        forbidden_ids=context.pair.unshared_ids if context.pair else (),
+        trust_remote_code=settings is not None and settings.trust_remote_code,
+    ) as engine:
+        yield engine
+
+
+def _fitting(context: Context, student: LoadedModel, label: str) -> list[Example]:
+    """Return the prompts that the student can answer during training within its context."""
+    engine = _engine(context, student, context.load_images)
+    plan = engine.plan(context.examples, context.config.generate.sampling)
+    fitting = [context.examples[index] for index in sorted(index for batch in plan for index in batch)]
+    if len(fitting) < len(context.examples):
+        context.log(f"{label}: {len(context.examples) - len(fitting):,} prompts are too long and left out")
+    return fitting
+
+
+def _sampler(context: Context, student: LoadedModel, load_images: ImageLoader) -> Sample:
+    """Return a function that lets the student, as it is at that moment, answer prompts with a seed."""
+    engine = _engine(context, student, load_images)
+    sampling = context.config.generate.sampling.model_copy(update={"num_samples": 1})
+
+    def sample(examples: Sequence[Example], seed: int) -> list[Response]:
+        seeded = sampling.model_copy(update={"seed": seed})
+        return sample_responses(engine, examples, seeded, batch_size=engine.batch_size)
+
+    return sample
+
+
+def _evaluator(context: Context, student: LoadedModel) -> Evaluate | None:
+    """Return a function that compares the live student with its teacher, None where there is nothing to."""
+    config, teacher, held_out = context.config.evaluate, context.teacher, context.held_out
+    if config is None or teacher is None or held_out is None:
+        return None
+
+    def evaluate() -> dict[str, float]:
+        vocabulary = context.pair.vocabulary if context.pair else slice(None)
+        found = live_agreement(config, student, teacher, held_out, context.load_images, vocabulary=vocabulary)
+        return {HELD_OUT_KL: found.token_kl, "held_out_top1": found.top1}
+
+    return evaluate
 
 
 def _inputs_hash(context: Context, student: LoadedModel, items: Sequence[TrainItem]) -> str:
@@ -125,7 +228,7 @@ def _inputs_hash(context: Context, student: LoadedModel, items: Sequence[TrainIt
 
 
 def _responses(
-    context: Context, student: LoadedModel, authors: frozenset[Author], *, round: int
+    context: Context, student: LoadedModel, authors: frozenset[Author], *, turn: Turn
 ) -> list[Response]:
     """Return the responses by the wanted authors.
 
@@ -143,33 +246,29 @@ def _responses(
         )
     if "teacher" in authors:
         assert context.teacher is not None
-        responses += _generate(context, context.teacher, "teacher", round=0)
+        responses += _generate(context, context.teacher, "teacher", turn=Turn(round=0))
     if "student" in authors:
-        responses += _generate(context, student, "student", round=round)
+        responses += _generate(context, student, "student", turn=turn)
     return responses
 
 
-def _generate(context: Context, loaded: LoadedModel, author: Author, *, round: int) -> list[Response]:
-    settings, pair = context.config.generate, context.pair
-    name = author if author == "teacher" else f"{author}_round_{round}"
+def _generate(context: Context, loaded: LoadedModel, author: Author, *, turn: Turn) -> list[Response]:
+    settings = context.config.generate
+    prefix = f"{turn.track}_" if turn.track else ""
+    name = author if author == "teacher" else f"{prefix}{author}_round_{turn.round}"
     # Every author and round draws its own random numbers.
-    seed = int(hash_json([settings.sampling.seed, context.config.seed, author, round])[:8], 16)
-    engine = TransformersEngine(
-        loaded=loaded,
-        load_images=context.load_images,
-        batch_size=settings.engine.batch_size,
-        forbidden_ids=pair.unshared_ids if pair else (),
-    )
-    return generate_responses(
-        engine,
-        context.examples,
-        settings.sampling.model_copy(update={"seed": seed}),
-        folder=context.folder / "responses" / name,
-        author=author,
-        round=round,
-        log=context.log,
-        label=f"{name.replace('_', ' ')} responses",
-    )
+    seed = int(hash_json([settings.sampling.seed, context.config.seed, author, turn.round])[:8], 16)
+    with _stored_engine(context, loaded, author) as engine:
+        return generate_responses(
+            engine,
+            context.examples,
+            settings.sampling.model_copy(update={"seed": seed}),
+            folder=context.folder / "responses" / name,
+            author=author,
+            round=turn.round,
+            log=context.log,
+            label=f"{name.replace('_', ' ')} responses",
+        )
 
 
 def _augmented(load_images: ImageLoader, augment: Augment) -> ImageLoader:

@@ -1,4 +1,5 @@
 import copy
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -149,3 +150,12 @@ def test_the_report_reads_as_lines_with_both_names():
     assert lines[0] == "route: identical tokenizers: ids are shared; losses compare ids 0 to 299"
     assert lines[1].startswith(f"teacher: {teacher.path}, 0.0")
     assert "4 tokens per probe image, stops at <|end|> (1)" in lines[2]
+
+
+def test_without_a_generation_config_the_stop_ids_are_those_of_the_config(tmp_path: Path):
+    save_model(tiny_text_model(), tmp_path / "model")
+    (tmp_path / "model" / "generation_config.json").unlink()
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps({**config, "eos_token_id": [1, 4]}))
+    name = str(tmp_path / "model")
+    assert load_side(name).stop_ids == load_model(name).stop_ids == (1, 4)

@@ -160,6 +160,36 @@ def test_a_damaged_or_missing_manifest_is_an_error(store: ResponseStore) -> None
         ResponseStore(store.folder)
 
 
+def test_a_store_lists_the_shards_of_its_parts_and_of_what_they_gain(store: ResponseStore) -> None:
+    part = ResponseStore.create_or_resume(store.folder / "rank_1", "key one")
+    store.append([response(0)])
+    part.append([response(1)])
+    for _ in range(2):
+        store.adopt(part)
+    assert store.read() == [response(0), response(1)]
+    part.append([response(2)])
+    store.adopt(ResponseStore(part.folder))
+    store.append([response(3)])
+    assert ResponseStore(store.folder).read() == [response(number) for number in range(4)]
+    assert store.ids() == {response(number).id for number in range(4)}
+    # Deleted with the rest.
+    store.reset("key two")
+    assert not list(store.folder.rglob("*.parquet"))
+
+
+def test_a_part_with_stored_ids_or_a_damaged_shard_is_not_taken_over(store: ResponseStore) -> None:
+    part = ResponseStore.create_or_resume(store.folder / "rank_1", "key one")
+    store.append([response(0)])
+    part.append([response(0), response(1)])
+    with pytest.raises(DataError, match=f"1 response ids would stand twice, the first is {response(0).id}"):
+        store.adopt(part)
+    shard = part.folder / "responses-00000.parquet"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(DataError, match=r"rank_1/responses-00000.parquet: the shard is damaged"):
+        store.adopt(part)
+    assert ResponseStore(store.folder).read() == [response(0)]
+
+
 def examples(count: int) -> list[Example]:
     return [
         Example(id=f"e-{n}", messages=(Message(role="user", content=(Text(text="q"),)),))

@@ -1,9 +1,16 @@
+from typing import Annotated
+
 import pytest
+from pydantic import Field
 
 from tests.tiny import example, tiny_text_model
-from vlm_distill.config import decode
+from vlm_distill.config import Record, decode
 from vlm_distill.errors import ConfigError, EngineError
 from vlm_distill.generation.engine import EngineConfig, Sampling, ScriptedEngine
+
+
+class Generate(Record):
+    engine: Annotated[EngineConfig, Field(discriminator="kind")]
 
 
 def scripted(script: dict[str, tuple[str, ...]]) -> ScriptedEngine:
@@ -38,6 +45,7 @@ def test_an_example_without_a_script_names_the_nearest_one() -> None:
 
 
 def test_an_unknown_engine_is_an_error() -> None:
-    assert decode(EngineConfig, {"kind": "transformers", "batch_size": 3}, where="x").batch_size == 3
-    with pytest.raises(ConfigError, match="kind"):
-        decode(EngineConfig, {"kind": "transformer"}, where="x")
+    values = {"kind": "transformers", "batch_size": 3}
+    assert decode(Generate, {"engine": values}, where="x").engine.batch_size == 3
+    with pytest.raises(ConfigError, match=r"engine\.kind: unknown kind 'transformer'; did you mean"):
+        decode(Generate, {"engine": {"kind": "transformer"}}, where="x")

@@ -1,5 +1,3 @@
-from itertools import islice
-
 import pytest
 import torch
 
@@ -25,11 +23,13 @@ def response(example_id: str, author: Author, ids: tuple[int, ...], sample_index
 
 
 @pytest.mark.parametrize(("num_items", "batch_size"), [(10, 3), (4, 9), (5, 5), (1, 4)])
-def test_a_step_is_the_same_whether_it_is_reached_or_looked_up(num_items: int, batch_size: int) -> None:
+def test_steps_run_through_one_permutation_after_the_other(num_items: int, batch_size: int) -> None:
     plan = Plan(num_items=num_items, batch_size=batch_size, seed=3)
-    for number, step in enumerate(islice(plan.steps(), 12)):
-        assert plan.step(number) == step
-        assert len(step) == batch_size
+    steps = [plan.step(number) for number in range(12)]
+    assert {len(step) for step in steps} == {batch_size}
+    order = [index for step in steps for index in step]
+    for start in range(0, len(order) - num_items, num_items):
+        assert sorted(order[start : start + num_items]) == list(range(num_items))
 
 
 def test_every_epoch_is_a_new_permutation_of_all_items() -> None:

@@ -11,10 +11,13 @@ from tests.training.test_items import response
 from vlm_distill.adapters.adapter import LoadedModel
 from vlm_distill.errors import AdapterError, DataError
 from vlm_distill.losses import SFT, DistiLLM2, SeqKD
+from vlm_distill.training.budget import Budget, learning_rate
 from vlm_distill.training.config import Trainable, TrainConfig
 from vlm_distill.training.items import TrainItem
+from vlm_distill.training.parts import prepare_parts
 from vlm_distill.training.run import finished, train
-from vlm_distill.training.trainer import Stage, Trainer, freeze, learning_rate, num_steps
+from vlm_distill.training.stage import Stage
+from vlm_distill.training.trainer import Trainer
 
 COLORS = ("red", "green", "blue", "teal", "black", "gray")
 
@@ -97,7 +100,7 @@ def test_gradients_do_not_depend_on_how_a_step_is_cut_into_micro_batches(tmp_pat
         # before the step.
         trainer = Trainer(config(batch_size=6, micro_batch_size=size, max_grad_norm=1e9), stage, print)
         trainer.optimizer.zero_grad = lambda: None
-        loss = trainer.optimizer_step(0)["loss_sum"]
+        loss = trainer.optimizer_step()["loss_sum"]
         gradients.append((loss, [parameter.grad for parameter in stage.student.model.parameters()]))
     for loss, found in gradients[1:]:
         assert loss == pytest.approx(gradients[0][0], rel=1e-7)
@@ -118,10 +121,10 @@ class KilledError(RuntimeError):
 def stop_after(trainer: Trainer, steps: int) -> None:
     real = trainer.optimizer_step
 
-    def step(number: int) -> dict[str, float]:
-        if number == steps:
+    def step() -> dict[str, float]:
+        if trainer.step == steps:
             raise KilledError
-        return real(number)
+        return real()
 
     trainer.optimizer_step = step
     with pytest.raises(KilledError):
@@ -135,7 +138,7 @@ def test_a_run_killed_between_checkpoints_ends_with_the_weights_of_an_undisturbe
     lines: list[str] = []
     again = make_stage(tmp_path / "cut")
     train(config(), again, log=lines.append)
-    assert "test: continuing after step 4 of 6" in lines
+    assert "test: continuing after step 4, 67% done" in lines
     assert_same(weights(whole.student), weights(again.student))
     assert whole.objective.state_dict() == again.objective.state_dict()
     steps = [
@@ -189,8 +192,8 @@ def test_frozen_components_do_not_move_and_the_others_do(tmp_path: Path) -> None
     assert moved
     assert all(name.startswith(("model.language_model.", "lm_head.")) for name in moved)
     with pytest.raises(AdapterError, match="at least one"):
-        freeze(
-            stage.student, config(trainable=Trainable(vision="frozen", projector="frozen", language="frozen"))
+        prepare_parts(
+            stage.student, Trainable(vision="frozen", projector="frozen", language="frozen"), seed=0
         )
 
 
@@ -215,26 +218,29 @@ def test_an_infinite_loss_stops_before_the_step_and_names_the_place(tmp_path: Pa
         torch.testing.assert_close(value, before[name], equal_nan=True, rtol=0, atol=0)
 
 
-def test_a_token_budget_ends_with_the_first_step_that_reaches_it() -> None:
+def test_a_token_budget_ends_with_the_first_step_that_reaches_it(tmp_path: Path) -> None:
     items = make_items(6)
     total = sum(item.num_tokens for item in items)
-    assert num_steps(TrainConfig(tokens=2 * total, batch_size=3), items, seed=0) == 4
-    assert num_steps(TrainConfig(tokens=2 * total + 1, batch_size=3), items, seed=0) == 5
-    assert num_steps(TrainConfig(epochs=1.5, batch_size=4), items, seed=0) == 3
+    for tokens, steps in ((2 * total, 4), (2 * total + 1, 5)):
+        settings = config(steps=None, tokens=tokens, batch_size=3)
+        assert train(settings, make_stage(tmp_path / str(tokens)), log=print).steps == steps
+    assert Budget.of(TrainConfig(epochs=1.5, batch_size=4), num_items=6).steps == 3
     empty = [replace(items[0], responses=(response("e0", "teacher", ()),))]
     with pytest.raises(DataError, match="every response is empty"):
-        num_steps(TrainConfig(tokens=5), empty, seed=0)
+        Trainer(config(), make_stage(tmp_path, items=empty, objective=SeqKD().build()), print)
 
 
 def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
-    settings = TrainConfig(steps=100, learning_rate=1.0, warmup_ratio=0.1)
-    rates = [learning_rate(settings, step, 100) for step in range(100)]
-    assert rates[:3] == pytest.approx([0.1, 0.2, 0.3])
-    assert max(rates) == rates[9] == rates[10] == 1.0
-    assert rates[55] == pytest.approx(0.5)
-    assert 0 < rates[99] < 1e-3
+    def rates(settings: TrainConfig) -> list[float]:
+        return [learning_rate(settings, before=step / 100, after=(step + 1) / 100) for step in range(100)]
+
+    found = rates(TrainConfig(steps=100, learning_rate=1.0, warmup_ratio=0.1))
+    assert found[:3] == pytest.approx([0.1, 0.2, 0.3])
+    assert max(found) == found[9] == found[10] == 1.0
+    assert found[55] == pytest.approx(0.5)
+    assert 0 < found[99] < 1e-3
     constant = TrainConfig(steps=100, learning_rate=1.0, warmup_ratio=0.0, schedule="constant")
-    assert {learning_rate(constant, step, 100) for step in range(100)} == {1.0}
+    assert set(rates(constant)) == {1.0}
 
 
 def test_sft_reads_references_and_no_teacher(tmp_path: Path) -> None:

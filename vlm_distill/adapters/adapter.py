@@ -6,7 +6,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -17,14 +17,23 @@ from vlm_distill.batches import Head, PromptBatch
 from vlm_distill.records import Example
 
 Part = str  # "vision", "projector" or "language"
+Placement = Literal["same_device", "device_map", "cpu_offload"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoadOptions:
-    """How a model is loaded: dtype by name ("auto" is that of the files), device, may its own code run."""
+    """How a model is loaded: dtype by name ("auto" is that of the files), where, may its own code run.
+
+    `placement` `device_map` spreads it over all accelerators of this machine, `cpu_offload` keeps its decoder
+    layers on the CPU and moves each to `device` for its forward. `quantisation` is a quantization config of
+    transformers (`{"quant_method": "bitsandbytes", "load_in_4bit": True}`). Both are for models that are not
+    trained.
+    """
 
     dtype: str = "float32"
     device: str = "cpu"
+    placement: Placement = "same_device"
+    quantisation: Mapping[str, Any] | None = None
     trust_remote_code: bool = False
 
 
@@ -36,8 +45,9 @@ class Adapter:
     `encode(processor, examples, images)` applies the chat template and returns a left-padded batch;
     `images[i]` are the pictures of `examples[i]`. Every prompt is processed alone, so that `extra_counts`
     follow from the rows it adds. It never truncates. `backbone(model, input_ids, attention_mask,
-    position_ids, extras, cache)` returns hidden states after the final norm; a key-value cache of
-    transformers is appended to, and the mask then covers what it holds as well; None keeps nothing.
+    position_ids, extras, cache)` returns hidden states after the final norm, on the device of the ids; a
+    key-value cache of transformers is appended to, and the mask then covers what it holds as well; None keeps
+    nothing.
     `position_ids(model, input_ids, attention_mask, extras)` returns positions that ignore padding.
     `head(model)` returns the output layer. `parts` maps vision, projector and language to module-name
     prefixes. `branches_cache` says that several continuations of one prefix can share its cache, which
@@ -80,7 +90,10 @@ class LoadedModel:
 
     @property
     def device(self) -> torch.device:
-        return next(self.model.parameters()).device
+        """Where prompts and responses go: beside the input embeddings, wherever other weights live."""
+        model: Any = self.model
+        device: torch.device = model.get_input_embeddings().weight.device
+        return device
 
     def encode(self, examples: Sequence[Example], images: Sequence[Sequence[Image.Image]]) -> PromptBatch:
         return self.adapter.encode(self.processor, examples, images)

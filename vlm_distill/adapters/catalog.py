@@ -1,7 +1,7 @@
 """Known model families, and models by name: find the folder, load it, identify it, save it.
 
-A model name in a config is a path, a hub id or `bundled:NAME` (package data). Models are built from parts in
-llava.py.
+A model name in a config is a path, a hub id, `bundled:NAME` (data of this package) or `package:NAME/path`
+(data of another); a path may end at a GGUF file. Models are built from parts in llava.py and shrink.py.
 """
 
 import hashlib
@@ -31,6 +31,9 @@ from vlm_distill.adapters.chat import (
     image_text_adapter,
     one_line,
 )
+from vlm_distill.adapters.gguf import SUFFIX, UNREADABLE, is_gguf, load_gguf, location
+from vlm_distill.adapters.package_data import PACKAGE, package_path
+from vlm_distill.adapters.qwen_vl import QWEN_VL
 from vlm_distill.errors import AdapterError, did_you_mean
 from vlm_distill.files import hash_json, read_json, sha256_file, write_json
 
@@ -82,7 +85,7 @@ LLAVA = image_text_adapter(
         "language": ("model.language_model.", "lm_head."),
     },
 )
-ADAPTERS: dict[str, Adapter] = {"causal_lm": CAUSAL_LM, "llava": LLAVA}
+ADAPTERS: dict[str, Adapter] = {"causal_lm": CAUSAL_LM, "llava": LLAVA, "qwen_vl": QWEN_VL}
 
 
 def find_adapter(model_type: str) -> Adapter:
@@ -116,12 +119,12 @@ def bundled_models() -> dict[str, Path]:
 
 
 def resolve(name: str, *, weights: bool = True, trust_remote_code: bool = False) -> Path:
-    """Return the local folder that a model name means, downloading a hub id if it is not in the cache.
+    """Return the local folder or GGUF file that a name means, downloading a hub id that is not in the cache.
 
     Without `weights`, only config, tokenizer and processor are fetched and required.
 
     Raises:
-        AdapterError: there is no such folder, bundled model or hub repository, or files are missing in it.
+        AdapterError: there is no such folder, file, package or hub repository, or files are missing in it.
     """
     if name.startswith(BUNDLED):
         known = bundled_models()
@@ -130,17 +133,22 @@ def resolve(name: str, *, weights: bool = True, trust_remote_code: bool = False)
                 f"{name}: no such bundled model; {did_you_mean(name.removeprefix(BUNDLED), known)}"
             )
         folder = known[name.removeprefix(BUNDLED)]
+    elif name.startswith(PACKAGE):
+        folder = package_path(name)
     elif Path(name).expanduser().exists():
         folder = Path(name).expanduser()
     else:
         folder = _download(name, weights=weights, trust_remote_code=trust_remote_code)
-    if weights:
+    if weights and not is_gguf(folder):
         _require_weights(folder, name)
     return folder
 
 
 def _download(name: str, *, weights: bool, trust_remote_code: bool) -> Path:
     known = [f"{BUNDLED}{model}" for model in bundled_models()]
+    if name.endswith(SUFFIX):
+        beside = [str(path) for path in Path(name).expanduser().parent.glob(f"*{SUFFIX}")]
+        raise AdapterError(f"{name}: no such file; {did_you_mean(name, beside)}")
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise AdapterError(
             f"{name}: no such folder, and not a hub id (owner/name); {did_you_mean(name, known)}"
@@ -172,16 +180,30 @@ def load_model(name: str, options: LoadOptions = LoadOptions()) -> LoadedModel: 
     Raises:
         AdapterError: the name means nothing, the folder is incomplete, or no adapter knows its family.
     """
-    folder = resolve(name, trust_remote_code=options.trust_remote_code)
-    try:
-        config = AutoConfig.from_pretrained(
-            folder, trust_remote_code=options.trust_remote_code, local_files_only=True
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise AdapterError(f"{name}: config.json cannot be read: {one_line(error)}") from None
+    path = resolve(name, trust_remote_code=options.trust_remote_code)
+    config = load_config(path, name, trust_remote_code=options.trust_remote_code)
     adapter = find_adapter(config.model_type)
-    model, processor = adapter.load(str(folder), options)
-    return wrap_model(adapter, model, processor, path=name, fingerprint=fingerprint(folder))
+    if is_gguf(path):
+        model, processor = load_gguf(str(path), config, options)
+    else:
+        model, processor = adapter.load(str(path), options)
+    known = fingerprint(path)
+    if options.quantisation is not None:
+        # Quantised weights answer differently.
+        known = hash_json([known, dict(options.quantisation)])
+    return wrap_model(adapter, model, processor, path=name, fingerprint=known)
+
+
+def load_config(path: Path, name: str, *, trust_remote_code: bool = False) -> Any:
+    """Return the transformers config of a model folder or GGUF file; `name` stands in errors."""
+    try:
+        return AutoConfig.from_pretrained(
+            **location(path), trust_remote_code=trust_remote_code, local_files_only=True
+        )
+    except UNREADABLE as error:
+        raise AdapterError(
+            f"{name}: {'it' if is_gguf(path) else 'config.json'} cannot be read: {one_line(error)}"
+        ) from None
 
 
 def wrap_model(
@@ -202,13 +224,13 @@ def wrap_model(
 
 
 def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
-    """Return the tokenizer in the folder or hub repository `name`, which needs no weights."""
-    folder = resolve(name, weights=False, trust_remote_code=trust_remote_code)
+    """Return the tokenizer of the model `name`, which needs no weights."""
+    path = resolve(name, weights=False, trust_remote_code=trust_remote_code)
     try:
         return AutoTokenizer.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=trust_remote_code
+            **location(path), local_files_only=True, trust_remote_code=trust_remote_code
         )
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except UNREADABLE as error:
         raise AdapterError(f"{name}: no tokenizer can be loaded: {one_line(error)}") from None
 
 
@@ -216,11 +238,14 @@ def fingerprint(model: Path | str | LoadedModel) -> str:
     """Return a hash of everything that decides what a model answers.
 
     Of a folder: weights, config, tokenizer and processor files, not their location or other files beside
-    them. Of a model in memory: the bytes of its state dict. The two hashes of one model differ.
+    them. Of a GGUF file: the file. Of a model in memory: the bytes of its state dict. The two hashes of one
+    model differ.
     """
     if isinstance(model, LoadedModel):
         return weights_fingerprint(model.model)
     folder = Path(model)
+    if is_gguf(folder):
+        return hash_json({"gguf": sha256_file(folder)})
     files = [folder / name for name in SETTINGS_FILES] + sorted(folder.glob("*.safetensors"))
     return hash_json({path.name: sha256_file(path) for path in files if path.is_file()})
 

@@ -14,6 +14,7 @@ from PIL import Image as Picture
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoProcessor,
@@ -22,6 +23,7 @@ from transformers import (
 )
 
 from vlm_distill.adapters.adapter import Adapter, LoadOptions
+from vlm_distill.adapters.placement import is_placed, placement_arguments, require_readable
 from vlm_distill.batches import Head, PromptBatch
 from vlm_distill.errors import AdapterError, did_you_mean
 from vlm_distill.records import Example, Text
@@ -44,21 +46,40 @@ def load_image_text_model(path: str, options: LoadOptions) -> tuple[nn.Module, A
 
 
 def _load(model_class: Any, processor_class: Any, path: str, options: LoadOptions) -> tuple[nn.Module, Any]:
-    if options.dtype not in DTYPES:
-        raise AdapterError(f"{path}: unknown dtype {options.dtype!r}; {did_you_mean(options.dtype, DTYPES)}")
+    require_dtype(path, options)
     shared = {"trust_remote_code": options.trust_remote_code, "local_files_only": True}
+    placing = (
+        placement_arguments(model_class, AutoConfig.from_pretrained(path, **shared), options)
+        if is_placed(options)
+        else {}
+    )
     try:
         processor = processor_class.from_pretrained(path, **shared)
         # Pickled weights could run code, so safetensors is the only format that is read.
         model, report = model_class.from_pretrained(
-            path, dtype=options.dtype, use_safetensors=True, output_loading_info=True, **shared
+            path, dtype=options.dtype, use_safetensors=True, output_loading_info=True, **placing, **shared
         )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise AdapterError(f"{path}: transformers cannot load it: {one_line(error)}") from None
+    return finish_loading(model, report, path=path, options=options), processor
+
+
+def require_dtype(path: str, options: LoadOptions) -> None:
+    if options.dtype not in DTYPES:
+        raise AdapterError(f"{path}: unknown dtype {options.dtype!r}; {did_you_mean(options.dtype, DTYPES)}")
+
+
+def finish_loading(
+    model: nn.Module, report: Mapping[str, Any], *, path: str, options: LoadOptions
+) -> nn.Module:
+    """Return what `from_pretrained` gave, in eval mode and on its device, or say what is missing in it."""
     if missing := sorted(report["missing_keys"]):
         # transformers would go on with random values.
         raise AdapterError(f"{path}: {len(missing)} weights are missing in its files (first: {missing[:3]})")
-    return _on_device(model, options.device).eval(), processor
+    if is_placed(options):
+        require_readable(model, path=path)
+        return model.eval()
+    return _on_device(model, options.device).eval()
 
 
 def _on_device(model: nn.Module, device: str) -> nn.Module:
@@ -195,8 +216,9 @@ def hidden_states(
     cache: Cache | None,
 ) -> Float[Tensor, "b t width"]:
     """Return the hidden states after the final norm and compute no logits; `cache` grows by the tokens."""
-    # A selection of prompts without images still carries their empty tensors. Processors make float32 pixels.
-    dtype = next(model.parameters()).dtype
+    # A selection of prompts without images still carries their empty tensors. Processors make float32 pixels;
+    # quantised weights are integers.
+    dtype = next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
     present = {
         name: value.to(dtype) if value.is_floating_point() else value
         for name, value in extras.items()
@@ -212,7 +234,8 @@ def hidden_states(
         **present,
     )
     hidden: Tensor = output.last_hidden_state
-    return hidden
+    # The last layer may live on another device than the first.
+    return hidden.to(input_ids.device)
 
 
 def sequential_positions(

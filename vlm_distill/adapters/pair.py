@@ -13,7 +13,6 @@ import torch
 from PIL import Image as Picture
 from torch import nn
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoProcessor,
@@ -21,7 +20,7 @@ from transformers import (
 )
 
 from vlm_distill.adapters.adapter import Adapter, LoadedModel
-from vlm_distill.adapters.catalog import find_adapter, load_tokenizer, resolve
+from vlm_distill.adapters.catalog import find_adapter, load_config, load_tokenizer, resolve
 from vlm_distill.adapters.chat import find_placeholder_ids, find_stop_ids, one_line
 from vlm_distill.errors import AdapterError
 from vlm_distill.records import Example, Image, Message, Text
@@ -123,18 +122,20 @@ def side_of(loaded: LoadedModel) -> Side:
 
 
 def load_side(name: str, *, trust_remote_code: bool = False) -> Side:
-    """Return the side that a path, hub id or `bundled:NAME` is; no weights are read or fetched."""
-    folder = resolve(name, weights=False, trust_remote_code=trust_remote_code)
+    """Return the side that the model `name` is (see catalog.py); no weights are read or fetched."""
+    path = resolve(name, weights=False, trust_remote_code=trust_remote_code)
+    config = load_config(path, name, trust_remote_code=trust_remote_code)
+    adapter = find_adapter(config.model_type)
+    tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
+    is_text = set(adapter.parts) == {"language"}
     shared = {"trust_remote_code": trust_remote_code, "local_files_only": True}
+    has_generation = (path / "generation_config.json").is_file()
     try:
-        config = AutoConfig.from_pretrained(folder, **shared)
-        adapter = find_adapter(config.model_type)
-        tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
-        is_text = set(adapter.parts) == {"language"}
-        processor = tokenizer if is_text else AutoProcessor.from_pretrained(folder, **shared)
-        has_generation = (folder / "generation_config.json").is_file()
+        processor = tokenizer if is_text else AutoProcessor.from_pretrained(path, **shared)
         generation = (
-            GenerationConfig.from_pretrained(folder, local_files_only=True) if has_generation else None
+            GenerationConfig.from_pretrained(path, local_files_only=True)
+            if has_generation
+            else GenerationConfig.from_model_config(config)
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise AdapterError(f"{name}: cannot be read: {one_line(error)}") from None
@@ -257,7 +258,7 @@ def _describe(side: Side) -> SideReport:
         num_parameters=count_parameters(side),
         vocabulary_width=_width(side),
         num_tokens=len(tokenizer),
-        num_image_tokens=_num_image_tokens(side),
+        num_image_tokens=num_image_tokens(side),
         special_tokens={
             token: tokenizer.convert_tokens_to_ids(token) for token in tokenizer.all_special_tokens
         },
@@ -277,7 +278,8 @@ def _meta_model(side: Side) -> nn.Module:
     return model.eval()
 
 
-def _num_image_tokens(side: Side) -> int:
+def num_image_tokens(side: Side) -> int:
+    """Return how many prompt tokens a probe image of common size costs, 0 for a text model."""
     placeholders = find_placeholder_ids(side.config)
     if not placeholders:
         return 0

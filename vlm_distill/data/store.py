@@ -1,4 +1,7 @@
-"""Responses on disk: append-only Parquet shards and a manifest of checksums. One process writes a folder."""
+"""Responses on disk: append-only Parquet shards and a manifest of checksums. One process writes a folder.
+
+Several processes write a folder each below that of their stage, whose manifest then lists their shards too.
+"""
 
 import dataclasses
 from collections import Counter
@@ -99,11 +102,7 @@ class ResponseStore:
         if not responses:
             return
         ids = [response.id for response in responses]
-        twice = sorted((self.ids() & set(ids)) | {id for id, count in Counter(ids).items() if count > 1})
-        if twice:
-            raise DataError(
-                f"{self.folder}: {len(twice)} response ids would stand twice, the first is {twice[0]}"
-            )
+        self._check_new(ids)
         shards = self._manifest["shards"]
         path = self.folder / f"responses-{len(shards):05d}.parquet"
         table = pa.Table.from_pylist([_to_row(response) for response in responses], schema=_SCHEMA)
@@ -113,14 +112,30 @@ class ResponseStore:
         self._save({**self._manifest, "shards": [*shards, shard]})
         self.ids().update(ids)
 
+    def adopt(self, part: "ResponseStore") -> None:
+        """List the shards of a store below this folder as well; nothing is moved, so a kill loses nothing.
+
+        Shards that are listed already are left, so `part` may grow and be adopted again.
+
+        Raises:
+            DataError: an id of `part` is stored here too, or a shard is damaged.
+        """
+        assert part.key == self.key, f"{part.folder} has another key"
+        prefix = part.folder.relative_to(self.folder).as_posix()
+        listed = self._manifest["shards"]
+        names = {shard["name"] for shard in listed}
+        shards = [{**shard, "name": f"{prefix}/{shard['name']}"} for shard in part._manifest["shards"]]
+        new = [shard for shard in shards if shard["name"] not in names]
+        ids = [id for shard in new for id in self._shard_ids(shard)]
+        self._check_new(ids)
+        if new:
+            self._save({**self._manifest, "shards": [*listed, *new]})
+            self.ids().update(ids)
+
     def ids(self) -> set[str]:
         """Return the ids of all stored responses; the shards are verified the first time."""
         if self._ids is None:
-            self._ids = {
-                id
-                for shard in self._manifest["shards"]
-                for id in self._table(shard, ["id"]).column("id").to_pylist()
-            }
+            self._ids = {id for shard in self._manifest["shards"] for id in self._shard_ids(shard)}
         return self._ids
 
     def read(self) -> list[Response]:
@@ -138,6 +153,17 @@ class ResponseStore:
     def finish(self) -> None:
         """Mark the stage as complete."""
         self._save({**self._manifest, "complete": True})
+
+    def _check_new(self, ids: Sequence[str]) -> None:
+        twice = sorted((self.ids() & set(ids)) | {id for id, count in Counter(ids).items() if count > 1})
+        if twice:
+            raise DataError(
+                f"{self.folder}: {len(twice)} response ids would stand twice, the first is {twice[0]}"
+            )
+
+    def _shard_ids(self, shard: dict[str, Any]) -> list[str]:
+        ids: list[str] = self._table(shard, ["id"]).column("id").to_pylist()
+        return ids
 
     def _save(self, manifest: dict[str, Any]) -> None:
         _write_manifest(self.folder, manifest)

@@ -1,6 +1,7 @@
 """Evaluating a model on a task: examples, predictions (stored, resumed, skipped when unchanged), scores.
 
-What a score is, is in scorers/ and scoring.py; what lies on disk is in results.py.
+What a score is, is in scorers/ and scoring.py; what lies on disk is in results.py. Several processes share
+the predictions; the main one reads the questions, scores and writes.
 """
 
 import platform
@@ -27,6 +28,7 @@ from vlm_distill.evaluation.task import Task
 from vlm_distill.files import hash_json
 from vlm_distill.generation.engine import Engine, Sampling
 from vlm_distill.generation.run import generate_responses, read_counts
+from vlm_distill.processes import on_main
 from vlm_distill.records import Example
 
 PACKAGES = ("vlm-distill", "torch", "transformers", "numpy", "scipy", "pillow", "jinja2")
@@ -71,11 +73,13 @@ def evaluate_task(
     """
     target = result_folder(folder, task, shuffle_images=shuffle_images)
     label = f"eval {target.name}"
-    questions, data_counts = _questions(task, images, limit=limit, shuffle_images=shuffle_images)
+    questions, data_counts = on_main(
+        lambda: _questions(task, images, limit=limit, shuffle_images=shuffle_images)
+    )
     sampling = Sampling(temperature=0.0, max_new_tokens=task.output.max_new_tokens, stop=task.output.stop)
     key = _key(task, engine, sampling, questions, limit=limit)
     provenance = _provenance(task, engine, sampling, key=key, limit=limit, shuffle_images=shuffle_images)
-    saved = _saved(target, key, log=log, label=label)
+    saved = on_main(lambda: _saved(target, key, log=log, label=label))
     if saved is None:
         asked = [question.asked for question in questions]
         predictions, responses = predict(
@@ -85,7 +89,14 @@ def evaluate_task(
     else:
         predictions = {one.id: Prediction(text=one.prediction, finish=one.finish) for one in saved.samples}
         provenance = saved.provenance
-    result = score(task, [_sample(task, one, predictions[one.example.id]) for one in questions], provenance)
+    samples = [_sample(task, one, predictions[one.example.id]) for one in questions]
+    return on_main(lambda: _score_and_write(task, samples, provenance, target))
+
+
+def _score_and_write(
+    task: Task, samples: Sequence[Sample], provenance: Provenance, target: Path
+) -> TaskResult:
+    result = score(task, samples, provenance)
     write_result(target, result)
     return result
 

@@ -95,7 +95,7 @@ def decode_batch(
         if ended.any():
             # The cache is copied in every step when it grows by one token: taking rows out at once is cheap.
             live = (~ended).nonzero()[:, 0]
-            rows, chosen, positions, mask = rows[live], chosen[live], positions[live], mask[live]
+            rows, chosen, positions, mask = rows[live], chosen[live], positions[..., live, :], mask[live]
             cache.reorder_cache(live)
         positions, mask = positions + 1, torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
         logits = _step(loaded.model, chosen, cache, positions=positions, mask=mask)
@@ -114,8 +114,8 @@ def _undecoded(num_rows: int, sampling: Sampling, device: torch.device) -> Decod
 
 def _prefill(
     loaded: LoadedModel, prompts: PromptBatch, *, prompt_of_row: Int[Tensor, " row"]
-) -> tuple[Float[Tensor, "row vocab"], Any, Int[Tensor, "row 1"], Int[Tensor, "row prompt_token"]]:
-    """Return, per row: logits after the prompt, cache, position of the last prompt token, mask.
+) -> tuple[Float[Tensor, "row vocab"], Any, Int[Tensor, "*axes row 1"], Int[Tensor, "row prompt_token"]]:
+    """Return, per row: logits after the prompt, cache, position of the last prompt token on every axis, mask.
 
     Every prompt is forwarded once, however many rows continue it.
     """
@@ -138,8 +138,8 @@ def _prefill(
     cache = output.past_key_values
     # Unlike batch_repeat_interleave, reorder_cache exists for recurrent states too.
     cache.reorder_cache(prompt_of_row)
-    logits, last = output.logits[:, -1], positions[:, -1:]
-    return logits[prompt_of_row], cache, last[prompt_of_row], prompts.attention_mask[prompt_of_row]
+    logits, last = output.logits[:, -1], positions[..., prompt_of_row, -1:]
+    return logits[prompt_of_row], cache, last, prompts.attention_mask[prompt_of_row]
 
 
 def _step(
@@ -147,7 +147,7 @@ def _step(
     token_ids: Int[Tensor, " live"],
     cache: Any,
     *,
-    positions: Int[Tensor, "live 1"],
+    positions: Int[Tensor, "*axes live 1"],
     mask: Int[Tensor, "live seen"],
 ) -> Float[Tensor, "live vocab"]:
     """Return the logits after one more token; `cache` grows by it."""

@@ -2,8 +2,13 @@
 
 The batch is the unit of resume: a batch whose responses are all stored (or were dropped and counted) is
 skipped. Rows have their own seeds, so what is generated again comes out the same.
+
+Of several processes each generates every Nth of the remaining batches into a store of its own below the
+stage's, `rank_K`; the main process lists their shards in the one manifest when all are done, and at the next
+start where they were cut short, however many processes there are then.
 """
 
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -14,6 +19,7 @@ from vlm_distill.data.store import MANIFEST, ResponseStore
 from vlm_distill.errors import DataError, EngineError
 from vlm_distill.files import hash_json, read_json, write_json
 from vlm_distill.generation.engine import Engine, Sampling
+from vlm_distill.processes import num_processes, on_main, rank, wait
 from vlm_distill.progress import progress
 from vlm_distill.records import Author, Example, Response, response_id
 
@@ -23,6 +29,8 @@ SHARD_ROWS = 8192
 SHARD_SECONDS = 15.0
 
 DROPPED, COUNTS = "dropped.json", "counts.json"
+# Where each of several processes stores what it generated.
+PART, PARTS = "rank_{}", "rank_*"
 
 Drop = Literal["empty", "aborted"]
 
@@ -122,6 +130,25 @@ class _Results:
             self.store.append(self.pending)
         self.pending, self.flushed_at = [], time.monotonic()
 
+    def own_part(self) -> "_Results":
+        """Return where this process writes: the store itself, or its part of it among several processes."""
+        if num_processes() == 1:
+            return self
+        store = ResponseStore.create_or_resume(self.store.folder / PART.format(rank()), self.key)
+        return _Results(
+            store=store, key=self.key, done=set(self.done), dropped=_read_dropped(store.folder, self.key)
+        )
+
+    def adopt_parts(self) -> None:
+        """Take over what each of several processes stored, of this start or an earlier one."""
+        for folder in sorted(self.store.folder.glob(PARTS)):
+            part = ResponseStore(folder)
+            dropped = _read_dropped(folder, self.key)
+            self.dropped.update(dropped)
+            self.flush()
+            self.store.adopt(part)
+            self.done |= part.ids() | dropped.keys()
+
 
 def generate_responses(
     engine: Engine,
@@ -137,6 +164,9 @@ def generate_responses(
 ) -> list[Response]:
     """Return the responses to `examples`, in their order, generating those that `folder` does not hold yet.
 
+    Several processes call it together, with the same arguments and a folder that all can write; each gets all
+    responses.
+
     Finished work is keyed by model, engine settings, sampling, prompts, author, round and `key_extra` (JSON);
     a folder with another key is emptied. Empty and aborted responses and overlong prompts are missing from
     the result and counted in counts.json beside the shards (`read_counts`).
@@ -149,12 +179,13 @@ def generate_responses(
     stage = _Stage(
         engine=engine, examples=examples, sampling=sampling, author=author, round=round, log=log, label=label
     )
-    results = _open(folder, stage.key(key_extra), log=log, label=label)
+    key = stage.key(key_extra)
+    results = on_main(lambda: _open(folder, key, log=log, label=label))
     if results.store.is_complete:
         log(f"{label}: unchanged, {len(results.done) - len(results.dropped):,} stored responses are used")
     else:
         _fill(results, stage)
-    by_id = {response.id: response for response in results.store.read()}
+    by_id = {response.id: response for response in ResponseStore(folder).read()}
     return [by_id[one] for example in examples for one in stage.ids(example) if one in by_id]
 
 
@@ -169,6 +200,8 @@ def _open(folder: Path, key: str, *, log: Callable[[str], None], label: str) -> 
         if (folder / MANIFEST).is_file()
         else ResponseStore.create_or_resume(folder, key)
     )
+    # Those of another key are what a kill left of a reset.
+    _remove_parts(folder, but=store.key)
     if store.key != key:
         log(
             f"{label}: model, sampling or prompts changed since {len(store):,} responses were stored; "
@@ -176,15 +209,31 @@ def _open(folder: Path, key: str, *, log: Callable[[str], None], label: str) -> 
         )
         (folder / COUNTS).unlink(missing_ok=True)
         store.reset(key)
-    dropped: dict[str, Drop] = {}
-    if (folder / DROPPED).is_file():
-        stored = read_json(folder / DROPPED)
-        dropped = stored["dropped"] if stored["key"] == key else {}
-    return _Results(store=store, key=key, done=store.ids() | dropped.keys(), dropped=dropped)
+        _remove_parts(folder, but=key)
+    dropped = _read_dropped(folder, key)
+    results = _Results(store=store, key=key, done=store.ids() | dropped.keys(), dropped=dropped)
+    if not store.is_complete:
+        results.adopt_parts()
+    return results
+
+
+def _read_dropped(folder: Path, key: str) -> dict[str, Drop]:
+    if not (folder / DROPPED).is_file():
+        return {}
+    stored = read_json(folder / DROPPED)
+    dropped: dict[str, Drop] = stored["dropped"] if stored["key"] == key else {}
+    return dropped
+
+
+def _remove_parts(folder: Path, *, but: str) -> None:
+    """Delete the stores of single processes, except those under the key `but`."""
+    for part in folder.glob(PARTS):
+        if not (part / MANIFEST).is_file() or ResponseStore(part).key != but:
+            shutil.rmtree(part)
 
 
 def _fill(results: _Results, stage: _Stage) -> None:
-    plan = stage.engine.plan(stage.examples, stage.sampling)
+    plan = on_main(lambda: stage.engine.plan(stage.examples, stage.sampling))
     num_fitting = sum(len(batch) for batch in plan)
     overlong = len(stage.examples) - num_fitting
     if stage.examples and not plan:
@@ -201,14 +250,25 @@ def _fill(results: _Results, stage: _Stage) -> None:
         f"{stage.label}: {num_fitting:,} prompts, {stage.sampling.num_samples} responses each, "
         f"in {len(plan):,} batches, {len(plan) - len(remaining):,} of them done; "
         f"{overlong:,} prompts are too long and skipped"
+        + (f"; shared by {num_processes()} processes" if num_processes() > 1 else "")
     )
-    for batch in progress(remaining, label=stage.label, total=len(remaining)):
-        results.add(stage.generate(batch))
-    results.flush()
-    _finish(results, stage, overlong=overlong)
+    part, share = results.own_part(), remaining[rank() :: num_processes()]
+    for batch in progress(share, label=stage.label, total=len(share)):
+        part.add(stage.generate(batch))
+    part.flush()
+    wait()
+    on_main(lambda: _finish(results, stage, overlong=overlong))
 
 
 def _finish(results: _Results, stage: _Stage, *, overlong: int) -> None:
+    parts = [results.store.folder / PART.format(number) for number in range(num_processes())]
+    lost = [part.name for part in parts if not part.is_dir()]
+    if lost and num_processes() > 1:
+        raise DataError(
+            f"{results.store.folder}: found no responses of process {', '.join(lost)}; "
+            "give the run an output folder that all machines share"
+        )
+    results.adopt_parts()
     finishes, drops = [response.finish for response in results.store.read()], list(results.dropped.values())
     counts = Counts(
         prompts=len(stage.examples),

@@ -40,7 +40,7 @@ class Table:
 
 def count_tables(run: RunFiles, sets: Sequence[ResponseSet]) -> list[Table]:
     """Return the counts of data, responses and evaluations, without empty tables."""
-    tables = [_data(run), _responses(run, sets), _evaluations(run)]
+    tables = [_data(run), _responses(run, sets), _training(run), _evaluations(run)]
     return [table for table in tables if table.rows]
 
 
@@ -82,6 +82,13 @@ def _held_out_counts(run: RunFiles) -> Iterator[tuple[str, Any]]:
     for label, folder in places:
         if (folder / COUNTS).is_file():
             yield label, folder / COUNTS
+
+
+def _training(run: RunFiles) -> Table:
+    found = ((path.parent.name, read_json(path)) for path in sorted(run.folder.glob("*/stage.json")))
+    rows = [(name, (stage["left_out"], stage["steps"], stage["tokens"])) for name, stage in found]
+    columns = ("prompts left out", "optimiser steps", "response tokens trained")
+    return Table(title="Training", columns=columns, rows=rows)
 
 
 def _evaluations(run: RunFiles) -> Table:

@@ -1,8 +1,8 @@
 """Training checkpoints: written under a temporary name, then renamed; the newest intact one is resumed.
 
-Learning rate, data order and random numbers are pure functions of the step, so the state is weights,
-optimiser moments, the objective's schedules and the step. Exported models are written elsewhere
-(adapters/catalog.py).
+Learning rate, data order and random numbers are pure functions of the step, so the state is the learning
+weights, optimiser moments, the objective's schedules, the replay buffer and the step. Models are written
+elsewhere (adapters/catalog.py).
 """
 
 import shutil
@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vlm_distill.errors import DataError
 from vlm_distill.files import read_json, sha256_file, write_json
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 WEIGHTS, OPTIMIZER, STATE = "model.safetensors", "optimizer.pt", "state.json"
 
 
@@ -33,10 +34,33 @@ class Checkpoint:
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, key: str, keep_last: int) -> Path:
-    """Write `folder/step_N` atomically, then delete all but the `keep_last` newest."""
+    """Write `folder/step_N` atomically, then delete all but the `keep_last` newest.
+
+    Raises:
+        DataError: it cannot be written, for example because the disk is full; the older ones stay.
+    """
     target = folder / f"step_{checkpoint.step:08d}"
     temporary = folder / f".{target.name}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        _write(temporary, checkpoint, key=key)
+        shutil.rmtree(target, ignore_errors=True)
+        temporary.rename(target)
+    # Each of the three libraries has its own error for a full disk.
+    except (OSError, RuntimeError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        kept = _steps(folder)
+        rest = f"{kept[-1].name} is kept and will be continued" if kept else "there is no older one"
+        raise DataError(
+            f"{target}: the checkpoint cannot be written ({error}); {rest}: make room and start the same "
+            "command again"
+        ) from None
+    for old in _steps(folder)[:-keep_last]:
+        shutil.rmtree(old)
+    return target
+
+
+def _write(temporary: Path, checkpoint: Checkpoint, *, key: str) -> None:
     temporary.mkdir(parents=True)
     save_file(_unshared(checkpoint.weights), temporary / WEIGHTS)
     torch.save(checkpoint.optimizer, temporary / OPTIMIZER)
@@ -51,11 +75,6 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, key: str, keep_last
             "sha256": checksums,
         },
     )
-    shutil.rmtree(target, ignore_errors=True)
-    temporary.rename(target)
-    for old in _steps(folder)[:-keep_last]:
-        shutil.rmtree(old)
-    return target
 
 
 def load_latest(folder: Path, *, key: str, log: Callable[[str], None]) -> Checkpoint | None:

@@ -1,18 +1,37 @@
-"""The record of one training stage. What the values do is in trainer.py."""
+"""The record of one training stage. What the values do is in trainer.py, parts.py and budget.py."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
+from vlm_distill.adapters.lora import Lora
 from vlm_distill.config import Record
 
 # How a stage is carried out; it may change when a stage goes on, for example after memory ran out.
-MECHANICAL = ("micro_batch_size", "checkpoint_every", "keep_last", "log_every", "loss_byte_budget")
-Treatment = Literal["full", "frozen"]
+MECHANICAL = (
+    "micro_batch_size",
+    "gradient_checkpointing",
+    "checkpoint_every",
+    "keep_last",
+    "log_every",
+    "loss_byte_budget",
+    "trackers",
+)
+Precision = Literal["float32", "bf16", "fp16"]
+
+
+def _treatment(value: Any) -> str:
+    return "word" if isinstance(value, str) else "lora"
+
+
+Treatment = Annotated[
+    Annotated[Literal["full", "frozen"], Tag("word")] | Annotated[Lora, Tag("lora")],
+    Discriminator(_treatment),
+]
 
 
 class Trainable(Record):
-    """Which components learn."""
+    """Which components learn: all weights, none, or LoRA matrices beside frozen weights."""
 
     vision: Treatment = "full"
     projector: Treatment = "full"
@@ -24,7 +43,9 @@ class TrainConfig(Record):
 
     `tokens` counts trained student response tokens, so that methods with one and with two responses per
     prompt get equal budgets. `batch_size` is the number of prompts of one optimiser step over all processes,
-    `micro_batch_size` of one forward.
+    `micro_batch_size` of one forward. With `evaluate_every` the live student is compared with its teacher on
+    held-out prompts every so many steps; `patience` such evaluations in a row without a new lowest KL end the
+    stage, and the student of the lowest one is its result.
     """
 
     steps: int | None = Field(default=None, ge=1)
@@ -38,20 +59,26 @@ class TrainConfig(Record):
     weight_decay: float = Field(default=0.0, ge=0)
     betas: tuple[float, float] = (0.9, 0.95)
     max_grad_norm: float = Field(default=1.0, gt=0)
-    precision: Literal["float32", "bf16"] = "float32"
+    precision: Precision = "float32"
+    gradient_checkpointing: bool = False
     trainable: Trainable = Trainable()
+    evaluate_every: int | None = Field(default=None, ge=1)
+    patience: int | None = Field(default=None, ge=1)
     checkpoint_every: int = Field(default=200, ge=1)
     keep_last: int = Field(default=2, ge=1)
     log_every: int = Field(default=10, ge=1)
     loss_byte_budget: int = Field(default=256 * 2**20, ge=1)
+    trackers: tuple[str, ...] = ()
 
     @model_validator(mode="after")
-    def _one_length(self) -> "TrainConfig":
+    def _consistent(self) -> "TrainConfig":
         given = [name for name in ("steps", "epochs", "tokens") if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(
                 f"expected exactly one of steps, epochs, tokens, found {' and '.join(given) or 'none'}"
             )
+        if self.patience is not None and self.evaluate_every is None:
+            raise ValueError("`patience` counts evaluations of the live student: set `evaluate_every` too")
         return self
 
     def decisive(self) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """What a training step reads: items, their deterministic order, and their collation into tensors."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,11 +35,24 @@ class TrainBatch:
     teacher_prompts: PromptBatch | None
     responses: ResponseBatch
 
+    def to(
+        self, device: torch.device | str, *, teacher_device: torch.device | str | None = None
+    ) -> "TrainBatch":
+        """Return the batch on the device of the student, the teacher's prompts on that of the teacher."""
+        prompts = self.teacher_prompts
+        return TrainBatch(
+            student_prompts=self.student_prompts.to(device),
+            teacher_prompts=None if prompts is None else prompts.to(teacher_device or device),
+            responses=self.responses.to(device),
+        )
+
 
 def build_items(
     examples: Sequence[Example], responses: Sequence[Response], *, authors: frozenset[Author]
 ) -> tuple[list[TrainItem], int]:
     """Join responses to examples by id; return the items and the number of examples that lack an author.
+
+    Without authors, every example is an item without responses: the student will write them in training.
 
     Raises:
         DataError: no example has responses of all authors, or a response has no example.
@@ -82,24 +95,18 @@ class Plan:
         }
         return [orders[position // self.num_items][position % self.num_items] for position in positions]
 
-    def steps(self) -> Iterator[list[int]]:
-        """Yield the steps one after the other without end."""
-        pending: list[int] = []
-        epoch = 0
-        while True:
-            while len(pending) < self.batch_size:
-                pending += self._order(epoch)
-                epoch += 1
-            yield pending[: self.batch_size]
-            pending = pending[self.batch_size :]
-
     def _order(self, epoch: int) -> list[int]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
         return torch.randperm(self.num_items, generator=generator).tolist()
 
 
 def collate(
-    items: Sequence[TrainItem], *, student: LoadedModel, teacher: LoadedModel | None, load_images: ImageLoader
+    items: Sequence[TrainItem],
+    *,
+    student: LoadedModel,
+    teacher: LoadedModel | None,
+    load_images: ImageLoader,
+    reference_log_probs: Mapping[str, float] | None = None,
 ) -> TrainBatch:
     """Encode the prompts once per model, each with its own processor, and pad the responses."""
     examples = [item.example for item in items]
@@ -107,5 +114,5 @@ def collate(
     return TrainBatch(
         student_prompts=student.encode(examples, images),
         teacher_prompts=teacher.encode(examples, images) if teacher else None,
-        responses=pad_responses([item.responses for item in items]),
+        responses=pad_responses([item.responses for item in items], reference_log_probs=reference_log_probs),
     )

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from vlm_distill.adapters.catalog import save_model
+from vlm_distill.adapters.lora import merge_lora
 from vlm_distill.errors import DataError
 from vlm_distill.files import read_json, write_json
 from vlm_distill.training.config import TrainConfig
-from vlm_distill.training.trainer import Stage, Trainer
+from vlm_distill.training.stage import Stage
+from vlm_distill.training.trainer import Trainer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,31 +49,48 @@ def finished(folder: Path, *, key: str) -> Trained | None:
     )
 
 
-def train(config: TrainConfig, stage: Stage, *, log: Callable[[str], None]) -> Trained:
-    """Train, save the model under `stage.folder / "model"` and record that the stage is complete."""
+def train(
+    config: TrainConfig,
+    stage: Stage,
+    *,
+    log: Callable[[str], None],
+    seconds_before: float = 0.0,
+    left_out: int = 0,
+) -> Trained:
+    """Train, save the model under `stage.folder / "model"` and record that the stage is complete.
+
+    stage.json also says how many seconds this process trained, and `seconds_before`, what the stored
+    responses took; neither counts what an earlier, interrupted process did. `left_out` prompts had no usable
+    response.
+    """
     trainer = Trainer(config, stage, log)
+    stored = sum(item.num_tokens for item in stage.items)
     log(
-        f"{stage.label}: {trainer.total:,} steps of {config.batch_size} prompts out of {len(stage.items):,}, "
-        f"{sum(item.num_tokens for item in stage.items):,} response tokens an epoch"
+        f"{stage.label}: {trainer.budget} with {config.batch_size} prompts a step out of "
+        f"{len(stage.items):,}, {stored:,} stored response tokens an epoch"
     )
     started = time.monotonic()
     trainer.run()
     trained = Trained(
         model=stage.folder / "model",
-        steps=trainer.total,
+        steps=trainer.step,
         tokens=trainer.trained_tokens,
         objective=stage.objective.state_dict(),
     )
     if trainer.accelerator.is_main_process:
+        merge_lora(stage.student)
         save_model(stage.student, trained.model)
         result = {
             "key": stage.key,
             "steps": trained.steps,
             "tokens": trained.tokens,
             "objective": trained.objective,
+            "left_out": left_out,
+            "seconds": {"responses": seconds_before, "training": time.monotonic() - started},
         }
         write_json(stage.folder / "stage.json", result)
-        shutil.rmtree(stage.folder / "checkpoints", ignore_errors=True)
+        for leftover in ("checkpoints", "best"):
+            shutil.rmtree(stage.folder / leftover, ignore_errors=True)
     trainer.accelerator.wait_for_everyone()
     log(f"{stage.label}: {trained.tokens:,} response tokens trained in {time.monotonic() - started:.0f} s")
     return trained

@@ -1,22 +1,22 @@
-"""The training loop, explicit, on accelerate: the only file that imports it.
+"""The training loop, explicit, on accelerate.
 
 The same loop trains text and vision-language students with every objective: it knows batches, an objective
-and two models. What is trained on (items), what is optimised (losses) and where models come from (adapters)
-are elsewhere.
+and two models. What is trained on (items, responses), what is optimised (losses), which parameters learn
+(parts) and where models come from (adapters) are elsewhere.
 """
 
-import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import gather_object
+from torch import Tensor
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -25,117 +25,27 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from vlm_distill.adapters.adapter import LoadedModel
+from vlm_distill.adapters.recompute import keep_activations, recompute_activations
 from vlm_distill.batches import pad_responses
-from vlm_distill.errors import AdapterError, DataError
-from vlm_distill.files import append_jsonl, atomic_path
-from vlm_distill.forward import response_hidden
-from vlm_distill.losses import Objective, ObjectiveLoss, Rows, explain_non_finite
+from vlm_distill.errors import ConfigError, DataError, did_you_mean
+from vlm_distill.losses import Stored, explain_non_finite
 from vlm_distill.progress import progress
+from vlm_distill.training.budget import Budget, learning_rate
 from vlm_distill.training.checkpoint import Checkpoint, load_latest, save_checkpoint
 from vlm_distill.training.config import TrainConfig
-from vlm_distill.training.items import ImageLoader, Plan, TrainBatch, TrainItem, collate
+from vlm_distill.training.early_stop import EarlyStop
+from vlm_distill.training.items import Plan, TrainBatch, TrainItem, collate
+from vlm_distill.training.metrics import append_row, drop_rows_after, merge_steps
+from vlm_distill.training.parts import decay_groups, prepare_parts
+from vlm_distill.training.responses import Responses
+from vlm_distill.training.stage import HELD_OUT_KL, Stage, StepModule, model_rows
 
-PRECISIONS = {"float32": "no", "bf16": "bf16"}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Stage:
-    """What one training stage works on.
-
-    `vocabulary` is the id range that both models define, `key` names inputs and config.
-    """
-
-    student: LoadedModel
-    teacher: LoadedModel | None
-    vocabulary: slice
-    objective: Objective
-    items: Sequence[TrainItem]
-    load_images: ImageLoader
-    folder: Path
-    key: str
-    label: str
-    seed: int
-    round: int = 1
-    num_rounds: int = 1
-
-
-class StepModule(nn.Module):
-    """One micro-batch from prompts to loss.
-
-    All in one forward, so that wrappers (DDP, FSDP) see body and head together.
-    """
-
-    def __init__(self, stage: Stage, byte_budget: int) -> None:
-        super().__init__()
-        self.student = stage.student.model
-        self._stage = stage
-        self._byte_budget = byte_budget
-
-    def forward(self, batch: TrainBatch, denominators: Tensor) -> ObjectiveLoss:
-        student, teacher = model_rows(self._stage, batch)
-        return self._stage.objective.loss(student, teacher, batch.responses, denominators, self._byte_budget)
-
-
-def model_rows(stage: Stage, batch: TrainBatch) -> tuple[Rows, Rows | None]:
-    """Return what the loss core reads of both models: hidden states of the response tokens and heads."""
-    teacher = None
-    if stage.teacher is not None and batch.teacher_prompts is not None:
-        with torch.no_grad():
-            teacher = _rows(stage.teacher, batch, batch.teacher_prompts, stage.vocabulary)
-    return _rows(stage.student, batch, batch.student_prompts, stage.vocabulary), teacher
-
-
-def _rows(loaded: LoadedModel, batch: TrainBatch, prompts: Any, vocabulary: slice) -> Rows:
-    hidden = response_hidden(loaded, prompts, batch.responses)
-    return Rows(hidden=hidden, head=loaded.adapter.head(loaded.model), vocabulary=vocabulary)
-
-
-def freeze(loaded: LoadedModel, config: TrainConfig) -> list[nn.Parameter]:
-    """Set which parameters learn, by component; return the learning ones.
-
-    Raises:
-        AdapterError: nothing would learn.
-    """
-    frozen = [part for part, treatment in config.trainable.model_dump().items() if treatment == "frozen"]
-    prefixes = tuple(prefix for part in frozen for prefix in loaded.adapter.parts.get(part, ()))
-    for name, parameter in loaded.model.named_parameters():
-        parameter.requires_grad_(not (prefixes and name.startswith(prefixes)))
-    learning = [parameter for parameter in loaded.model.parameters() if parameter.requires_grad]
-    if not learning:
-        raise AdapterError(
-            f"train.trainable: every component of {loaded.path} is frozen; let at least one learn"
-        )
-    return learning
-
-
-def num_steps(config: TrainConfig, items: Sequence[TrainItem], *, seed: int) -> int:
-    """Return how many optimiser steps the stage lasts; the first step that reaches a token budget ends it."""
-    if config.steps is not None:
-        return config.steps
-    if config.epochs is not None:
-        return max(1, math.ceil(config.epochs * len(items) / config.batch_size))
-    assert config.tokens is not None
-    if not any(item.num_tokens for item in items):
-        raise DataError("training items: every response is empty, so a token budget can never be met")
-    done = 0
-    for step, indices in enumerate(
-        Plan(num_items=len(items), batch_size=config.batch_size, seed=seed).steps(), start=1
-    ):
-        done += sum(items[index].num_tokens for index in indices)
-        if done >= config.tokens:
-            return step
-    raise AssertionError("the plan has no end")
-
-
-def learning_rate(config: TrainConfig, step: int, total: int) -> float:
-    """Return the rate of optimiser step `step` (from 0): linear warm-up, then cosine to 0, or constant."""
-    warmup = math.ceil(config.warmup_ratio * total)
-    if step < warmup:
-        return config.learning_rate * (step + 1) / warmup
-    if config.schedule == "constant":
-        return config.learning_rate
-    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+PRECISIONS = {"float32": "no", "bf16": "bf16", "fp16": "fp16"}
+# Only what learns is saved: the rest is the student that the stage started from, which its key names.
+LEARNING = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+# Parameters that the forward never uses (a tower's norm after the chosen layer) have no moments.
+LENIENT = StateDictOptions(full_state_dict=True, ignore_frozen_params=True, strict=False)
+SMALLEST_SCALE = 2.0**-10
 
 
 class Trainer:
@@ -143,44 +53,76 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, stage: Stage, log: Callable[[str], None]) -> None:
         self.config, self.stage, self.log = config, stage, log
-        on_cpu = stage.student.device.type == "cpu"
-        self.accelerator = Accelerator(mixed_precision=PRECISIONS[config.precision], cpu=on_cpu)
-        freeze(stage.student, config)
+        self.accelerator = _accelerator(config, stage)
+        prepare_parts(stage.student, config.trainable, seed=stage.seed)
         stage.student.model.train()
-        self.total = num_steps(config, stage.items, seed=stage.seed)
+        if config.gradient_checkpointing:
+            recompute_activations(stage.student.model)
+        self.budget = Budget.of(config, num_items=len(stage.items))
         self.plan = Plan(num_items=len(stage.items), batch_size=config.batch_size, seed=stage.seed)
         module = StepModule(stage, config.loss_byte_budget)
-        optimizer = torch.optim.AdamW(
-            _decay_groups(module, config.weight_decay), lr=config.learning_rate, betas=config.betas
-        )
+        groups = decay_groups(module.named_parameters(), config.weight_decay)
+        optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas)
         self.module, self.optimizer = self.accelerator.prepare(module, optimizer)
+        processes = self.accelerator.process_index, self.accelerator.num_processes
+        gather = gather_object if processes[1] > 1 else list
+        self.responses = Responses(
+            stage=stage, process_index=processes[0], num_processes=processes[1], gather=gather
+        )
+        self.early_stop = EarlyStop(patience=config.patience)
         self.step = self.trained_tokens = 0
-        stage.objective.start_round(stage.round, self.total, num_rounds=stage.num_rounds)
+        stage.objective.start_round(stage.round, num_rounds=stage.num_rounds)
+        _check(self.accelerator, config, stage)
         self._resume()
 
-    def run(self) -> None:
-        """Train to the last step, writing checkpoints and metrics on the way."""
-        started, tokens_before = time.monotonic(), self.trained_tokens
-        remaining = range(self.step, self.total)
-        pending: list[dict[str, float]] = []
-        for step in progress(remaining, total=len(remaining), label=self.stage.label):
-            metrics = self.optimizer_step(step)
-            self.step = step + 1
-            pending.append(metrics)
-            if self.step % self.config.log_every == 0 or self.step == self.total:
-                seconds = time.monotonic() - started
-                self._write_metrics(pending, rate=(self.trained_tokens - tokens_before) / seconds)
-                pending = []
-            if self.step % self.config.checkpoint_every == 0 and self.step < self.total:
-                self._save()
-        self.stage.student.model.eval()
+    @property
+    def fraction(self) -> float:
+        """The used share of the stage's budget."""
+        return self.budget.fraction(step=self.step, tokens=self.trained_tokens)
 
-    def optimizer_step(self, step: int) -> dict[str, float]:
+    @property
+    def ended(self) -> bool:
+        return self.fraction >= 1 or self.early_stop.stops
+
+    @property
+    def num_steps_left(self) -> int | None:
+        """How many steps the rest of the budget will take; an estimate for tokens, None without any idea."""
+        if self.budget.steps is not None:
+            return self.budget.steps - self.step
+        assert self.budget.tokens is not None
+        num_tokens = sum(item.num_tokens for item in self.stage.items) * self.config.batch_size
+        left = max(0, self.budget.tokens - self.trained_tokens)
+        return math.ceil(left * len(self.stage.items) / num_tokens) if num_tokens else None
+
+    def run(self) -> None:
+        """Train to the end of the budget, writing checkpoints and metrics on the way."""
+        started, tokens_before = time.monotonic(), self.trained_tokens
+        pending: list[dict[str, float]] = []
+        for _ in progress(self._steps(), label=self.stage.label, total=self.num_steps_left):
+            pending.append(self.optimizer_step())
+            evaluated = self._evaluate()
+            if evaluated or self.ended or self.step % self.config.log_every == 0:
+                rate = (self.trained_tokens - tokens_before) / (time.monotonic() - started)
+                self._log(pending, {"tokens_per_second": rate, **evaluated})
+                pending = []
+            if not self.ended and self.step % self.config.checkpoint_every == 0:
+                self._save(self.stage.folder / "checkpoints", self.config.keep_last)
+        self._finish()
+
+    def _steps(self) -> Iterator[int]:
+        while not self.ended:
+            yield self.step
+
+    def optimizer_step(self) -> dict[str, float]:
         """Run one optimiser step over this process's micro-batches; return metrics reduced over processes."""
+        step = self.step
+        drawn = self.responses.items(step, self.plan.step(step))
+        chunks = self._micro_batches(drawn.items)
+        # After the responses, which draw random numbers of their own.
         self._seed(step)
-        chunks = self._micro_batches(step)
-        denominators = self._denominators(chunks)
-        rate = learning_rate(self.config, step, self.total)
+        denominators, num_tokens = self._denominators(chunks)
+        after = self.budget.fraction(step=step + 1, tokens=self.trained_tokens + num_tokens)
+        rate = learning_rate(self.config, before=self.fraction, after=after)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         sums: dict[str, Tensor] = {}
@@ -191,23 +133,31 @@ class Trainer:
                 result = self.module(batch, denominators)
                 # Data parallel wrappers average gradients over processes; the denominator is already global.
                 self.accelerator.backward(result.loss * self.accelerator.num_processes)
-            for name, value in {**result.metrics, "tokens": batch.responses.mask.sum()}.items():
+            for name, value in result.metrics.items():
                 sums[name] = sums[name] + value if name in sums else value
         reduced = self._reduce(sums)
         norm = float(self.accelerator.clip_grad_norm_(self.module.parameters(), self.config.max_grad_norm))
-        if not (math.isfinite(reduced["loss_sum"]) and math.isfinite(norm)):
-            # Before the step: the weights of the last checkpoint and of this moment stay usable.
-            raise self._explain(chunks)
+        self._require_finite(reduced["loss_sum"], norm, chunks)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.stage.objective.update(reduced)
-        self.trained_tokens += int(reduced["tokens"])
+        self.step, self.trained_tokens = step + 1, self.trained_tokens + num_tokens
+        self.stage.objective.update(reduced, fraction=min(1.0, self.fraction))
+        if not isinstance(self.stage.objective.source, Stored):
+            reduced |= {"fresh_sum": float(drawn.is_fresh), "fresh_count": 1.0}
         return reduced | {"learning_rate": rate, "grad_norm": norm}
 
     def _seed(self, step: int) -> None:
         """Make random numbers a function of the step: a resumed run draws what an undisturbed one does."""
         process, num_processes = self.accelerator.process_index, self.accelerator.num_processes
         torch.manual_seed(self.stage.seed * 1_000_003 + step * num_processes + process)
+
+    def _require_finite(self, loss: float, norm: float, chunks: Sequence[Sequence[TrainItem]]) -> None:
+        """Raise before the optimiser's step: the weights of the last checkpoint and of now stay usable."""
+        scaler = self.accelerator.scaler
+        # A scaler finds its scale by overflows: it leaves out such a step and halves itself.
+        searching = scaler is not None and math.isfinite(loss) and scaler.get_scale() > SMALLEST_SCALE
+        if not (math.isfinite(loss) and math.isfinite(norm)) and not searching:
+            raise self._explain(chunks)
 
     @torch.no_grad()
     def _explain(self, chunks: Sequence[Sequence[TrainItem]]) -> DataError:
@@ -225,41 +175,42 @@ class Trainer:
             f"{where}: loss or gradient is not finite although these logits are; lower the learning rate"
         )
 
-    def _micro_batches(self, step: int) -> list[list[TrainItem]]:
-        """Return this process's share of the step, cut into forwards."""
-        accelerator, size = self.accelerator, self.config.micro_batch_size
-        indices = self.plan.step(step)[accelerator.process_index :: accelerator.num_processes]
-        if not indices:
+    def _micro_batches(self, items: Sequence[TrainItem]) -> list[Sequence[TrainItem]]:
+        """Cut this process's share of the step into forwards."""
+        size = self.config.micro_batch_size
+        if not items:
             raise DataError(
-                f"train.batch_size: expected at least one prompt per process, got {self.config.batch_size}"
+                f"{self.stage.label}, step {self.step + 1}: a process has nothing to train on; expected a "
+                f"train.batch_size of at least one prompt per process and usable responses, got "
+                f"{self.config.batch_size} for {self.accelerator.num_processes} process(es)"
             )
-        return [
-            [self.stage.items[index] for index in indices[i : i + size]] for i in range(0, len(indices), size)
-        ]
+        return [items[start : start + size] for start in range(0, len(items), size)]
 
-    def _denominators(self, chunks: Sequence[Sequence[TrainItem]]) -> Tensor:
-        """Count tokens and responses per term, before the first forward.
+    def _denominators(self, chunks: Sequence[Sequence[TrainItem]]) -> tuple[Tensor, int]:
+        """Count what each term divides by, and response tokens, before the first forward.
 
         Over the whole optimiser step and all processes.
         """
-        counts = [
-            self.stage.objective.counts(pad_responses([item.responses for item in chunk])) for chunk in chunks
-        ]
-        total = torch.stack(counts).sum(dim=0).to(self.accelerator.device, torch.float32)
-        return self.accelerator.reduce(total, "sum") if self.accelerator.num_processes > 1 else total
+        batches = [pad_responses([item.responses for item in chunk]) for chunk in chunks]
+        counts = [self.stage.objective.counts(batch) for batch in batches]
+        tokens = torch.stack([batch.mask.sum() for batch in batches]).sum()
+        total = torch.cat([torch.stack(counts).sum(dim=0).to(torch.float64), tokens[None].to(torch.float64)])
+        if self.accelerator.num_processes > 1:
+            total = self.accelerator.reduce(total.to(self.accelerator.device), "sum")
+        denominators = total[:-1].to(self.accelerator.device, torch.float32)
+        return denominators, int(total[-1])
 
     def _collate(self, chunk: Sequence[TrainItem]) -> TrainBatch:
         stage = self.stage
         teacher = stage.teacher if stage.objective.needs_teacher else None
-        batch = collate(chunk, student=stage.student, teacher=teacher, load_images=stage.load_images)
-        device, prompts = self.accelerator.device, batch.teacher_prompts
-        return TrainBatch(
-            student_prompts=batch.student_prompts.to(device),
-            teacher_prompts=prompts.to(teacher.device)
-            if teacher is not None and prompts is not None
-            else None,
-            responses=batch.responses.to(device),
+        batch = collate(
+            chunk,
+            student=stage.student,
+            teacher=teacher,
+            load_images=stage.load_images,
+            reference_log_probs=stage.reference_log_probs if stage.objective.needs_reference else None,
         )
+        return batch.to(self.accelerator.device, teacher_device=teacher.device if teacher else None)
 
     def _reduce(self, sums: dict[str, Tensor]) -> dict[str, float]:
         names = sorted(sums)
@@ -268,52 +219,82 @@ class Trainer:
             stacked = self.accelerator.reduce(stacked, "sum")
         return dict(zip(names, stacked.tolist(), strict=True))
 
-    def _write_metrics(self, pending: Sequence[dict[str, float]], *, rate: float) -> None:
-        names = pending[-1]
-        # Sums add up over the steps since the last line; rate and norm are those of the last step.
-        merged = {name: sum(metrics[name] for metrics in pending) for name in names}
-        last = {name: pending[-1][name] for name in ("learning_rate", "grad_norm")}
-        row: dict[str, Any] = {
-            "step": self.step,
-            "steps": self.total,
-            "round": self.stage.round,
-            "tokens": self.trained_tokens,
-        }
-        row |= last | {"tokens_per_second": rate} | self.stage.objective.metrics_view(merged)
-        if self.accelerator.is_main_process:
-            append_jsonl(self.stage.folder / "metrics.jsonl", [row])
+    def _evaluate(self) -> dict[str, float]:
+        """Measure the live student where it is due; return what was found."""
+        every, measure = self.config.evaluate_every, self.stage.evaluate
+        if every is None or measure is None or not (self.fraction >= 1 or self.step % every == 0):
+            return {}
+        found = measure()
+        self.stage.objective.source.observe_validation(found[HELD_OUT_KL])
+        if self.early_stop.observe(found[HELD_OUT_KL], step=self.step) and self.early_stop.patience:
+            self._save(self.stage.folder / "best", keep_last=1)
+        return found
 
-    def _save(self) -> None:
-        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        weights: dict[str, Any] = get_model_state_dict(self.module, options=options)
-        optimizer = get_optimizer_state_dict(self.module, _inner(self.optimizer), options=options)
-        if self.accelerator.is_main_process:
-            state = {"objective": self.stage.objective.state_dict(), "trained_tokens": self.trained_tokens}
-            checkpoint = Checkpoint(step=self.step, weights=weights, optimizer=optimizer, state=state)
-            save_checkpoint(
-                self.stage.folder / "checkpoints",
-                checkpoint,
-                key=self.stage.key,
-                keep_last=self.config.keep_last,
+    def _finish(self) -> None:
+        """Leave the student as the stage's result, in eval mode."""
+        if self.early_stop.patience is not None and self.early_stop.best_step < self.step:
+            best = load_latest(self.stage.folder / "best", key=self.stage.key, log=self.log)
+            if best is None or best.step != self.early_stop.best_step:
+                raise DataError(
+                    f"{self.stage.folder / 'best'}: the student of step {self.early_stop.best_step} is "
+                    "missing or damaged; delete the stage's folder to train it again"
+                )
+            set_model_state_dict(self.module, dict[str, Any](best.weights), options=LENIENT)
+            self.log(
+                f"{self.stage.label}: ends after step {self.step} with the student of step {best.step}, "
+                f"whose held-out KL of {self.early_stop.best:.4f} was the lowest"
             )
+        if self.config.trackers:
+            self.accelerator.end_training()
+        keep_activations(self.stage.student.model)
+        self.stage.student.model.eval()
+
+    def _log(self, pending: Sequence[dict[str, float]], extra: dict[str, float]) -> None:
+        last, sums = merge_steps(pending)
+        row: dict[str, Any] = {"step": self.step, "round": self.stage.round, "tokens": self.trained_tokens}
+        row |= {"fraction": self.fraction} | last | extra | self.stage.objective.metrics_view(sums)
+        if self.accelerator.is_main_process:
+            append_row(self.stage.folder / "metrics.jsonl", row)
+        if self.config.trackers:
+            self.accelerator.log(row, step=self.step)
+
+    def _save(self, folder: Path, keep_last: int) -> None:
+        weights: dict[str, Any] = get_model_state_dict(self.module, options=LEARNING)
+        # The alias of a frozen tied weight is not left out by torch.
+        plain = self.accelerator.unwrap_model(self.module).named_parameters(remove_duplicate=False)
+        learning = {name for name, parameter in plain if parameter.requires_grad}
+        weights = {name: value for name, value in weights.items() if name in learning}
+        optimizer = get_optimizer_state_dict(self.module, _inner(self.optimizer), options=LEARNING)
+        if self.accelerator.is_main_process:
+            scaler = self.accelerator.scaler
+            state = {
+                "objective": self.stage.objective.state_dict(),
+                "trained_tokens": self.trained_tokens,
+                "early_stop": self.early_stop.state_dict(),
+                "buffer": self.responses.state_dict(),
+                "scaler": None if scaler is None else scaler.state_dict(),
+            }
+            checkpoint = Checkpoint(step=self.step, weights=weights, optimizer=optimizer, state=state)
+            save_checkpoint(folder, checkpoint, key=self.stage.key, keep_last=keep_last)
         self.accelerator.wait_for_everyone()
 
     def _resume(self) -> None:
         found = load_latest(self.stage.folder / "checkpoints", key=self.stage.key, log=self.log)
         metrics = self.stage.folder / "metrics.jsonl"
-        if found is None:
-            metrics.unlink(missing_ok=True)
-            return
-        options = StateDictOptions(full_state_dict=True)
-        weights: dict[str, Any] = found.weights
-        set_model_state_dict(self.module, weights, options=options)
-        # Parameters that the forward never uses (a tower's norm after the chosen layer) have no moments.
-        lenient = StateDictOptions(full_state_dict=True, strict=False)
-        set_optimizer_state_dict(self.module, _inner(self.optimizer), found.optimizer, options=lenient)
-        self.stage.objective.load_state_dict(found.state["objective"])
-        self.step, self.trained_tokens = found.step, found.state["trained_tokens"]
-        _drop_metrics_after(metrics, self.step)
-        self.log(f"{self.stage.label}: continuing after step {self.step} of {self.total}")
+        if found is not None:
+            set_model_state_dict(self.module, dict[str, Any](found.weights), options=LENIENT)
+            set_optimizer_state_dict(self.module, _inner(self.optimizer), found.optimizer, options=LENIENT)
+            self.stage.objective.load_state_dict(found.state["objective"])
+            self.step, self.trained_tokens = found.step, found.state["trained_tokens"]
+            self.early_stop.load_state_dict(found.state["early_stop"])
+            self.responses.load_state_dict(found.state["buffer"])
+            if self.accelerator.scaler is not None:
+                self.accelerator.scaler.load_state_dict(found.state["scaler"])
+            self.log(f"{self.stage.label}: continuing after step {self.step}, {self.fraction:.0%} done")
+        if self.accelerator.is_main_process:
+            drop_rows_after(metrics, self.step)
+        # All read the same checkpoint before any of them writes the next.
+        self.accelerator.wait_for_everyone()
 
 
 def _inner(optimizer: Any) -> torch.optim.Optimizer:
@@ -321,25 +302,55 @@ def _inner(optimizer: Any) -> torch.optim.Optimizer:
     return inner
 
 
-def _decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Norms and biases are not decayed."""
-    learning = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    return [
-        {"params": [parameter for parameter in learning if parameter.ndim > 1], "weight_decay": weight_decay},
-        {"params": [parameter for parameter in learning if parameter.ndim <= 1], "weight_decay": 0.0},
-    ]
+def _accelerator(config: TrainConfig, stage: Stage) -> Accelerator:
+    """Return accelerate's view of the processes, with the trackers of the config started.
+
+    Raises:
+        ConfigError: a tracker is unknown or not installed, or the device cannot autocast the precision.
+    """
+    on_cpu = stage.student.device.type == "cpu"
+    if config.precision == "fp16" and on_cpu:
+        raise ConfigError("train.precision: fp16 needs an accelerator; use float32 or bf16 on a CPU")
+    # accelerate drops what is not installed with no more than a debug message.
+    available = sorted(tracker.value for tracker in get_available_trackers())
+    for tracker in config.trackers:
+        if tracker not in available:
+            raise ConfigError(
+                f"train.trackers: {tracker!r} is not installed here or not a tracker of accelerate; "
+                f"{did_you_mean(tracker, available)}"
+            )
+    accelerator = Accelerator(
+        mixed_precision=PRECISIONS[config.precision],
+        cpu=on_cpu,
+        log_with=list(config.trackers) or None,
+        project_dir=stage.folder,
+    )
+    if config.trackers:
+        settings = config.decisive().items()
+        flat = {key: value for key, value in settings if isinstance(value, int | float | str)}
+        accelerator.init_trackers(stage.label.replace(" ", "_"), config=flat)
+    return accelerator
 
 
-def _drop_metrics_after(path: Path, step: int) -> None:
-    """Drop log lines of steps that will be done again, and a last line that a kill cut short."""
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if row["step"] <= step:
-            kept.append(row)
-    with atomic_path(path) as temporary:
-        temporary.touch()
-        append_jsonl(temporary, kept)
+def _check(accelerator: Accelerator, config: TrainConfig, stage: Stage) -> None:
+    """Refuse what cannot work before the first step."""
+    source = stage.objective.source
+    if source.needs_validation and (config.evaluate_every is None or stage.evaluate is None):
+        raise ConfigError(
+            "train.evaluate_every: the adaptive off-policy share of this objective follows the held-out KL; "
+            "set it, and let the recipe hold prompts out"
+        )
+    if config.evaluate_every is not None and stage.evaluate is None:
+        raise ConfigError(
+            "train.evaluate_every: nothing to evaluate on; it needs a teacher, `evaluate` with "
+            "agreement_examples, and a recipe that holds prompts out"
+        )
+    if isinstance(source, Stored):
+        if not any(item.num_tokens for item in stage.items):
+            raise DataError("training items: every response is empty, so there is nothing to train on")
+        return
+    if accelerator.distributed_type.value == "FSDP":
+        raise ConfigError(
+            "objective: sampling during training needs the whole student on every process, which FSDP does "
+            "not keep; launch with data parallelism (MULTI_GPU) or choose an objective on stored responses"
+        )

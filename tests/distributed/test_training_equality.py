@@ -1,0 +1,42 @@
+"""One optimiser step is the same for any split into micro-batches and processes."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.distributed.torchrun import torchrun
+from tests.distributed.training_jobs import CASES, Case, Found, step
+from vlm_distill.files import read_json
+
+JOBS = "tests.distributed.training_jobs"
+
+
+def assert_equal(found: Found, expected: Found, case: Case) -> None:
+    # A divergence is a difference of logarithms that nearly cancel.
+    rounding = 1e-6 if case.dtype == torch.float64 else 1e-5
+    assert found.loss == pytest.approx(expected.loss, rel=rounding), case
+    assert found.gradients.keys() == expected.gradients.keys(), case
+    names = sorted(expected.gradients)
+    size = float(torch.cat([expected.gradients[name].flatten() for name in names]).norm())
+    # Gradients are sums that partly cancel, and those of key biases are 0 but for rounding.
+    relative, absolute = (1e-6, 1e-9) if case.dtype == torch.float64 else (0.0, 2e-6)
+    for name in names:
+        distance = float((found.gradients[name] - expected.gradients[name]).norm())
+        allowed = relative * float(expected.gradients[name].norm()) + absolute * size
+        assert distance <= allowed, (str(case), name, distance / size)
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_two_processes_take_the_step_of_one(tmp_path: Path, kind: str) -> None:
+    job = torchrun(JOBS, kind, tmp_path)
+    assert job.returncode == 0, job.output
+    alone: dict[object, Found] = {}
+    for case in CASES[kind]:
+        found = Found(
+            loss=read_json(tmp_path / f"{case}.json"),
+            gradients=load_file(tmp_path / f"{case}.safetensors"),
+        )
+        expected = alone.setdefault((case.model, case.objective, case.dtype), step(case, tmp_path / "alone"))
+        assert_equal(found, expected, case)

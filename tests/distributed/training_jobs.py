@@ -1,0 +1,151 @@
+"""One optimiser step, in DDP or with fully sharded weights.
+
+`python -m tests.distributed.training_jobs KIND FOLDER` writes the loss and the gradients of every case to
+FOLDER/CASE.json and FOLDER/CASE.safetensors.
+"""
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+
+from tests.tiny import tiny_llava, tiny_text_model
+from tests.training.test_trainer import config, fresh, make_items, make_stage
+from vlm_distill import processes
+from vlm_distill.adapters.adapter import LoadedModel
+from vlm_distill.files import write_json
+from vlm_distill.losses import DistiLLM2, SeqKD
+from vlm_distill.training.stage import Stage
+from vlm_distill.training.trainer import Trainer
+
+OBJECTIVES = {
+    "distillm2": DistiLLM2(),
+    "distillm2_token": DistiLLM2(reduction="token"),
+    "seqkd": SeqKD(),
+    "seqkd_sequence": SeqKD(reduction="sequence"),
+}
+MODELS: Mapping[str, Callable[[int, int], LoadedModel]] = {
+    "text_untied": lambda seed, width: tiny_text_model(seed, hidden_size=width),
+    "llava_tied": lambda seed, width: tiny_llava(seed, hidden_size=width),
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Case:
+    """What is trained on how, in one optimiser step of `batch_size` prompts over all processes."""
+
+    model: str
+    objective: str
+    batch_size: int
+    micro_batch_size: int
+    dtype: torch.dtype = torch.float64
+
+    def __str__(self) -> str:
+        sizes = f"{self.batch_size}-{self.micro_batch_size}"
+        return f"{self.model}-{self.objective}-{sizes}-{self.dtype}".replace("torch.", "")
+
+    def stage(self, folder: Path) -> Stage:
+        student, teacher = (fresh(MODELS[self.model](seed, width)) for seed, width in ((0, 16), (1, 32)))
+        student.model.to(self.dtype)
+        teacher.model.to(self.dtype)
+        return make_stage(
+            folder / str(self),
+            student=student,
+            teacher=teacher,
+            objective=OBJECTIVES[self.objective].build(),
+            items=make_items(self.batch_size, num_images=0 if self.model.startswith("text") else 1),
+        )
+
+
+def cases(*, batch_size: int, micro_batch_sizes: tuple[int, ...]) -> list[Case]:
+    """Return every model with every objective and split in float64, and one of each model in float32.
+
+    In float64 a wrong denominator cannot hide behind rounding.
+    """
+    return [
+        *(
+            Case(model=model, objective=objective, batch_size=batch_size, micro_batch_size=size)
+            for model in MODELS
+            for objective in OBJECTIVES
+            for size in micro_batch_sizes
+        ),
+        *(
+            Case(
+                model=model,
+                objective="distillm2",
+                batch_size=batch_size,
+                micro_batch_size=2,
+                dtype=torch.float32,
+            )
+            for model in MODELS
+        ),
+    ]
+
+
+CASES = {
+    # Seven prompts are four and three in two processes, or four and three forwards.
+    "ddp": cases(batch_size=7, micro_batch_sizes=(7, 2, 1)),
+    # Sharded forwards are collective, so every process needs as many of them.
+    "fsdp": cases(batch_size=6, micro_batch_sizes=(6, 2)),
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Found:
+    """The loss of an optimiser step over all processes, and its gradients by parameter name."""
+
+    loss: float
+    gradients: dict[str, Tensor]
+
+
+def step(case: Case, folder: Path) -> Found:
+    """Take the step; a clip far above the norm leaves the gradients alone."""
+    stage = case.stage(folder)
+    sizes = {"batch_size": case.batch_size, "micro_batch_size": case.micro_batch_size}
+    trainer = Trainer(config(**sizes, max_grad_norm=1e9), stage, print)
+    trainer.optimizer.zero_grad = lambda: None
+    loss = trainer.optimizer_step()["loss_sum"]
+    found = {name: value.grad for name, value in stage.student.model.named_parameters()}
+    return Found(loss=loss, gradients={name: whole(grad) for name, grad in found.items() if grad is not None})
+
+
+def whole(value: Tensor) -> Tensor:
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def shard(_: Accelerator, module: nn.Module, optimizer: torch.optim.AdamW) -> tuple[nn.Module, Any]:
+    """Shard every layer, and the rest with the head, over the processes: what accelerate does on GPUs.
+
+    On a CPU accelerate shards nothing.
+    """
+    for list_of_layers in [child for child in module.modules() if isinstance(child, nn.ModuleList)]:
+        for layer in list_of_layers:
+            fully_shard(layer)
+    fully_shard(module)
+    assert all(isinstance(parameter, DTensor) for parameter in module.parameters())
+    settings = {name: optimizer.defaults[name] for name in ("lr", "betas", "weight_decay")}
+    return module, torch.optim.AdamW(module.parameters(), **settings)
+
+
+def main(kind: str, folder: Path) -> None:
+    processes.start("cpu")
+    if kind == "fsdp":
+        Accelerator.prepare = shard
+    for case in CASES[kind]:
+        found = step(case, folder)
+        if processes.is_main():
+            write_json(folder / f"{case}.json", found.loss)
+            save_file(found.gradients, folder / f"{case}.safetensors")
+    processes.stop()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))

@@ -1,0 +1,83 @@
+"""What every back end needs of prompts and answers: ids, lengths, room in the context, generated text."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from PIL import Image
+
+from vlm_distill.adapters.adapter import LoadedModel
+from vlm_distill.batches import PromptBatch
+from vlm_distill.records import Example, Message
+
+# How many prompts are encoded at once when only their ids are wanted.
+ENCODED_TOGETHER = 64
+
+LoadImages = Callable[[Example], list[Image.Image]]
+FoundT = TypeVar("FoundT")
+
+
+def prompt_ids(
+    loaded: LoadedModel, load_images: LoadImages, examples: Sequence[Example]
+) -> list[tuple[int, ...]]:
+    """Return the ids of each prompt, image tokens included."""
+    return _of_each_prompt(loaded, load_images, examples, tuple)
+
+
+def prompt_lengths(loaded: LoadedModel, load_images: LoadImages, examples: Sequence[Example]) -> list[int]:
+    """Return prompt lengths in tokens, image tokens included; no ids are kept."""
+    return _of_each_prompt(loaded, load_images, examples, len)
+
+
+def _of_each_prompt(
+    loaded: LoadedModel,
+    load_images: LoadImages,
+    examples: Sequence[Example],
+    take: Callable[[list[int]], FoundT],
+) -> list[FoundT]:
+    """Return `take` of each prompt's ids.
+
+    They follow from messages and image sizes, so each distinct pair of these is encoded once.
+    """
+    sizes: dict[tuple[str, ...], tuple[tuple[int, int], ...]] = {}
+    keys: list[tuple[tuple[Message, ...], tuple[tuple[int, int], ...]]] = []
+    for example in examples:
+        if example.images not in sizes:
+            sizes[example.images] = tuple(image.size for image in load_images(example))
+        keys.append((example.messages, sizes[example.images]))
+    first = dict(zip(reversed(keys), reversed(examples), strict=True))
+    distinct, found = list(first.values()), list[FoundT]()
+    for start in range(0, len(distinct), ENCODED_TOGETHER):
+        some = distinct[start : start + ENCODED_TOGETHER]
+        found += map(take, unpadded(loaded.encode(some, [load_images(example) for example in some])))
+    found_of = dict(zip(first, found, strict=True))
+    return [found_of[key] for key in keys]
+
+
+def unpadded(prompts: PromptBatch) -> list[list[int]]:
+    """Return the ids of each prompt without its padding."""
+    lengths = prompts.attention_mask.sum(dim=1).tolist()
+    rows = prompts.input_ids.tolist()
+    return [row[len(row) - length :] for row, length in zip(rows, lengths, strict=True)]
+
+
+def max_positions(loaded: LoadedModel) -> int | None:
+    """Return how many positions the language model has, None for families without a limit in their config."""
+    config: Any = loaded.model.config
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
+def response_text(loaded: LoadedModel, token_ids: Sequence[int], stop: Sequence[str]) -> str:
+    """Return the text of generated ids: without the stop token, and cut at the first of the stop strings."""
+    # A stop token need not be a special token, so it is taken off here and not left to the tokenizer.
+    shown = token_ids[:-1] if token_ids and token_ids[-1] in loaded.stop_ids else token_ids
+    text = decode_ids(loaded.tokenizer, shown)
+    ends = [text.find(string) for string in stop if string in text]
+    return text[: min(ends)] if ends else text
+
+
+def decode_ids(tokenizer: Any, token_ids: Sequence[int]) -> str:
+    """Return the text of ids as it stands, special tokens left out."""
+    text: str = tokenizer.decode(
+        list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
+    return text

@@ -1,0 +1,37 @@
+"""The log of a stage: one JSON line every few optimiser steps, and the trackers of accelerate."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vlm_distill.files import append_jsonl, atomic_path
+
+# Values of the last step; everything else is a sum over the steps since the last line.
+LAST = ("learning_rate", "grad_norm")
+
+
+def merge_steps(pending: Sequence[dict[str, float]]) -> tuple[dict[str, float], dict[str, float]]:
+    """Return the values of the last step and the sums over all `pending` steps, whose names may differ."""
+    names = dict.fromkeys(name for metrics in pending for name in metrics if name not in LAST)
+    sums = {name: sum(metrics.get(name, 0.0) for metrics in pending) for name in names}
+    return {name: pending[-1][name] for name in LAST}, sums
+
+
+def append_row(path: Path, row: dict[str, Any]) -> None:
+    append_jsonl(path, [row])
+
+
+def drop_rows_after(path: Path, step: int) -> None:
+    """Drop log lines of steps that will be done again, and a last line that a kill cut short."""
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if row["step"] <= step:
+            kept.append(row)
+    with atomic_path(path) as temporary:
+        temporary.touch()
+        append_jsonl(temporary, kept)

@@ -1,0 +1,72 @@
+"""Log-probabilities of the stored responses under the student before the stage: the reference of DPO.
+
+Scored once and kept in a file, so that no second copy of the student stays in memory.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from vlm_distill.files import append_jsonl
+from vlm_distill.generation.decoding import evaluating
+from vlm_distill.losses import RowGroup, linear_divergence
+from vlm_distill.losses.divergences import NegativeLogLikelihood
+from vlm_distill.progress import progress
+from vlm_distill.training.config import TrainConfig
+from vlm_distill.training.items import TrainItem, collate
+from vlm_distill.training.stage import Stage, model_rows
+
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def reference_log_probs(stage: Stage, config: TrainConfig, *, log: Callable[[str], None]) -> dict[str, float]:
+    """Return the summed log-probability, in nats, of every stored response under `stage.student`, by id.
+
+    What an interrupted start has scored is not scored again.
+    """
+    path = stage.folder / f"reference_{stage.key[:16]}.jsonl"
+    found = _read(path)
+    items = [item for item in stage.items if any(one.id not in found for one in item.responses)]
+    size = config.micro_batch_size
+    batches = [items[start : start + size] for start in range(0, len(items), size)]
+    log(f"{stage.label}: log-probabilities of the starting student, {len(items):,} prompts to score")
+    for batch in progress(batches, label=f"{stage.label} reference"):
+        scored = _score(stage, batch, config)
+        append_jsonl(path, [{"id": name, "log_prob": value} for name, value in scored.items()])
+        found |= scored
+    return found
+
+
+def _read(path: Path) -> dict[str, float]:
+    found = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue  # a kill cut the line short; it is scored again
+        found[row["id"]] = row["log_prob"]
+    return found
+
+
+@torch.no_grad()
+def _score(stage: Stage, items: Sequence[TrainItem], config: TrainConfig) -> dict[str, float]:
+    batch = collate(items, student=stage.student, teacher=None, load_images=stage.load_images)
+    batch = batch.to(stage.student.device)
+    device, half = stage.student.device.type, config.precision != "float32"
+    # In the precision of the training forward, so that the first step finds no difference.
+    autocast = torch.autocast(device, dtype=HALF.get(config.precision), enabled=half)
+    with evaluating(stage.student.model), autocast:
+        student, _ = model_rows(stage, batch)
+    rows = torch.arange(len(student.hidden), device=student.hidden.device)
+    group = RowGroup(
+        divergence=NegativeLogLikelihood(), rows=rows, weight=torch.ones_like(rows, dtype=torch.float32)
+    )
+    labels, budget = batch.responses.labels, config.loss_byte_budget
+    result = linear_divergence(student, None, groups=[group], labels=labels, byte_budget=budget)
+    log_probs = result.student_label_log_probs.double()
+    sums = log_probs.new_zeros(len(batch.responses.input_ids))
+    sums = sums.index_add(0, batch.responses.response_index, log_probs)
+    names = [response.id for item in items for response in item.responses]
+    return dict(zip(names, sums.tolist(), strict=True))

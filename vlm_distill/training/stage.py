@@ -1,0 +1,83 @@
+"""What one training stage works on, and one micro-batch from prompts to loss as a module."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vlm_distill.adapters.adapter import LoadedModel
+from vlm_distill.forward import response_hidden
+from vlm_distill.losses import Objective, ObjectiveLoss, Rows
+from vlm_distill.records import Example, Response
+from vlm_distill.training.items import ImageLoader, TrainBatch, TrainItem
+
+HELD_OUT_KL = "held_out_kl"
+
+Sample = Callable[[Sequence[Example], int], list[Response]]
+"""Draws one response of the live student per example with a seed; failed ones are missing."""
+Evaluate = Callable[[], dict[str, float]]
+"""Measures the live student, `HELD_OUT_KL` among the results; the same on every process."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stage:
+    """What one training stage works on.
+
+    `vocabulary` is the id range that both models define, `key` names inputs and config. `sample` and
+    `evaluate` work on `student` as it is at that moment. `reference_log_probs` are those of the stored
+    responses under the student before the stage, by response id, where the objective needs them.
+    """
+
+    student: LoadedModel
+    teacher: LoadedModel | None
+    vocabulary: slice
+    objective: Objective
+    items: Sequence[TrainItem]
+    load_images: ImageLoader
+    folder: Path
+    key: str
+    label: str
+    seed: int
+    round: int = 1
+    num_rounds: int = 1
+    sample: Sample | None = None
+    evaluate: Evaluate | None = None
+    reference_log_probs: Mapping[str, float] = field(default_factory=dict)
+
+
+class StepModule(nn.Module):
+    """One micro-batch from prompts to loss.
+
+    All in one forward, so that wrappers (DDP, FSDP) see body and head together.
+    """
+
+    def __init__(self, stage: Stage, byte_budget: int) -> None:
+        super().__init__()
+        self.student = stage.student.model
+        # accelerate's FSDP2 shards the classes that a module names here; families also name some they lack.
+        present = {type(part).__name__ for part in self.student.modules()}
+        named = getattr(self.student, "_no_split_modules", None) or ()
+        self._no_split_modules = sorted(present & set(named))
+        self._stage = stage
+        self._byte_budget = byte_budget
+
+    def forward(self, batch: TrainBatch, denominators: Tensor) -> ObjectiveLoss:
+        student, teacher = model_rows(self._stage, batch)
+        return self._stage.objective.loss(student, teacher, batch.responses, denominators, self._byte_budget)
+
+
+def model_rows(stage: Stage, batch: TrainBatch) -> tuple[Rows, Rows | None]:
+    """Return what the loss core reads of both models: hidden states of the response tokens and heads."""
+    teacher = None
+    if stage.teacher is not None and batch.teacher_prompts is not None:
+        with torch.no_grad():
+            teacher = _rows(stage.teacher, batch, batch.teacher_prompts, stage.vocabulary)
+    return _rows(stage.student, batch, batch.student_prompts, stage.vocabulary), teacher
+
+
+def _rows(loaded: LoadedModel, batch: TrainBatch, prompts: Any, vocabulary: slice) -> Rows:
+    hidden = response_hidden(loaded, prompts, batch.responses)
+    return Rows(hidden=hidden, head=loaded.adapter.head(loaded.model), vocabulary=vocabulary)
