@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import gather_object
+from accelerate.utils import DistributedDataParallelKwargs, gather_object
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -319,7 +319,10 @@ def _accelerator(config: TrainConfig, stage: Stage) -> Accelerator:
                 f"train.trackers: {tracker!r} is not installed here or not a tracker of accelerate; "
                 f"{did_you_mean(tracker, available)}"
             )
+    # A learning tower has a norm behind the layer that is read, and prompts without images skip it whole.
+    has_unused = "vision" in stage.student.adapter.parts and config.trainable.vision != "frozen"
     accelerator = Accelerator(
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=has_unused)],
         mixed_precision=PRECISIONS[config.precision],
         cpu=on_cpu,
         log_with=list(config.trackers) or None,
