@@ -1,6 +1,7 @@
 import importlib.util
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -73,6 +74,19 @@ def test_a_model_from_gguf_is_saved_as_an_ordinary_one(file: Path, tmp_path: Pat
     again = load_model(str(tmp_path / "saved"))
     torch.testing.assert_close(logits_of(again), logits_of(loaded), atol=0, rtol=0)
     assert "quantization_config" not in (tmp_path / "saved" / "config.json").read_text()
+
+
+@needs_gguf
+@pytest.mark.parametrize("placement", ["device_map", "cpu_offload"])
+def test_the_placement_of_a_gguf_model_changes_nothing(file: Path, placement: Any):
+    placed = load_model(str(file), LoadOptions(placement=placement))
+    torch.testing.assert_close(logits_of(placed), logits_of(load_model(str(file))), atol=0, rtol=0)
+
+
+@needs_gguf
+def test_a_gguf_file_is_not_quantised_again(file: Path):
+    with pytest.raises(AdapterError, match="quantisation is for model folders"):
+        load_model(str(file), LoadOptions(quantisation={"quant_method": "fp8"}))
 
 
 @needs_gguf

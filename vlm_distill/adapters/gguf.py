@@ -4,14 +4,13 @@ transformers dequantises the weights while loading; the result is an ordinary mo
 saved.
 """
 
-import copy
 import importlib.util
 import struct
 from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from vlm_distill.adapters.adapter import LoadOptions
 from vlm_distill.adapters.chat import finish_loading, one_line, require_dtype
@@ -42,19 +41,23 @@ def load_gguf(path: str, config: Any, options: LoadOptions) -> tuple[nn.Module, 
     `config` is that of the file: every look into it takes seconds, because its tokens are read one by one.
     """
     require_dtype(path, options)
+    if options.quantisation is not None:
+        raise AdapterError(
+            f"{path}: quantisation is for model folders; the weights of a GGUF file are dequantised"
+        )
     where: dict[str, Any] = {**location(Path(path)), "local_files_only": True}
     placing = placement_arguments(AutoModelForCausalLM, config, options)
     try:
         tokenizer = AutoTokenizer.from_pretrained(**where)
-        read, report = AutoModelForCausalLM.from_pretrained(
-            **where, config=config, dtype=options.dtype, output_loading_info=True
-        )
-        # transformers refuses to save a model that it read from GGUF, so the weights, which are shared and
-        # not copied, move into a model that knows nothing of the file.
-        plain = copy.deepcopy(read.config)
-        del plain.quantization_config
-        model = type(read).from_pretrained(
-            None, config=plain, state_dict=read.state_dict(), dtype=read.dtype, **placing
+        model, report = AutoModelForCausalLM.from_pretrained(
+            **where,
+            config=config,
+            dtype=options.dtype,
+            # Otherwise the model cannot be saved, and some families keep their weights packed, with a kernel
+            # that is downloaded.
+            quantization_config=GgufConfig(dequantize=True),
+            output_loading_info=True,
+            **placing,
         )
     except UNREADABLE as error:
         raise AdapterError(f"{path}: transformers cannot load it: {one_line(error)}") from None
