@@ -138,20 +138,20 @@ def _check(options: argparse.Namespace) -> None:
 def _eval(options: argparse.Namespace) -> None:
     _quiet_libraries()
     from vlm_distill.pipeline import evaluate_model
+    from vlm_distill.processes import is_main, stop
     from vlm_distill.run_config import EvaluateConfig, ModelConfig
 
     name = options.model.removeprefix("bundled:").strip("./").replace("/", "_")
     settings = {"suite": options.suite, "limit": options.limit, "batch_size": options.batch_size}
-    print(
-        evaluate_model(
-            ModelConfig(
-                model=options.model, dtype=options.dtype, trust_remote_code=options.trust_remote_code
-            ),
-            EvaluateConfig(**settings, shuffle_images=options.shuffle_images),
-            folder=options.output or Path("eval_results") / name,
-            device=options.device,
-        )
+    table = evaluate_model(
+        ModelConfig(model=options.model, dtype=options.dtype, trust_remote_code=options.trust_remote_code),
+        EvaluateConfig(**settings, shuffle_images=options.shuffle_images),
+        folder=options.output or Path("eval_results") / name,
+        device=options.device,
     )
+    if is_main():
+        print(table)
+    stop()
 
 
 def _report(options: argparse.Namespace) -> None:

@@ -190,7 +190,9 @@ def compare_with_teacher(
     saved = on_main(lambda: read_json(path) if path.is_file() else None)
     if saved is not None and saved["key"] == key:
         return dict(saved["values"])
-    found = live_agreement(config, student, teacher, held_out, load_images, vocabulary=vocabulary)
+    found = on_main(
+        lambda: live_agreement(config, student, teacher, held_out, load_images, vocabulary=vocabulary)
+    )
     answers = _greedy(
         config, student, held_out.examples, load_images, folder=folder / "held_out", author="student", log=log
     )

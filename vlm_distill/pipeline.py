@@ -71,6 +71,7 @@ def evaluate_model(
 ) -> str:
     """Score a model on a suite outside a run; return the table, which is also written below `folder`."""
     assert evaluate.suite is not None
+    start(device)
     load_suite(evaluate.suite)
     loaded = load(config, device)
     images = ImageStore(folder / "images")
@@ -78,7 +79,7 @@ def evaluate_model(
         evaluate, loaded, label=config.model, folder=folder, images=images, log=log
     )
     one = Measured(label=config.model, fingerprint=loaded.fingerprint, results=results, shuffled=shuffled)
-    return summarise([one], folder=folder)
+    return on_main(lambda: summarise([one], folder=folder))
 
 
 def _announce(config: RunConfig, folder: Path, log: Log) -> None:

@@ -28,7 +28,7 @@ from vlm_distill.generation.transformers_engine import TransformersEngine
 from vlm_distill.generation.vllm_engine import VllmEngine
 from vlm_distill.losses import Objective, ObjectiveConfig
 from vlm_distill.measure import HeldOut, Measured, compare_with_teacher, live_agreement, score_both_ways
-from vlm_distill.processes import local_device
+from vlm_distill.processes import local_device, on_main
 from vlm_distill.records import Author, Example, Response
 from vlm_distill.run_config import ModelConfig, RunConfig
 from vlm_distill.training.config import TrainConfig
@@ -146,7 +146,8 @@ def train_student(
         context.log(f"{label}: unchanged, the trained student in {done.model} is used")
         return done
     if objective.needs_reference:
-        stage = replace(stage, reference_log_probs=reference_log_probs(stage, config, log=context.log))
+        scored = on_main(lambda: reference_log_probs(stage, config, log=context.log))
+        stage = replace(stage, reference_log_probs=scored)
     return train(config, stage, log=context.log, seconds_before=seconds, left_out=missing)
 
 
@@ -214,7 +215,12 @@ def _evaluator(context: Context, student: LoadedModel) -> Evaluate | None:
 
     def evaluate() -> dict[str, float]:
         vocabulary = context.pair.vocabulary if context.pair else slice(None)
-        found = live_agreement(config, student, teacher, held_out, context.load_images, vocabulary=vocabulary)
+        # Measured once: processes that differ in the last bit would stop early at different steps.
+        found = on_main(
+            lambda: live_agreement(
+                config, student, teacher, held_out, context.load_images, vocabulary=vocabulary
+            )
+        )
         return {HELD_OUT_KL: found.token_kl, "held_out_top1": found.top1}
 
     return evaluate

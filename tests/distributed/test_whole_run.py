@@ -53,6 +53,24 @@ def test_a_run_in_two_processes_is_that_of_one(tmp_path: Path) -> None:
     assert again.returncode == 0, again.output
     assert "round 2: unchanged" in again.output
 
+    model, suite = two.parent / "run" / "round_2" / "model", two.parent / "suite.yaml"
+    scored = torchrun("vlm_distill.cli", "eval", model, "--suite", suite, "--output", tmp_path / "scored")
+    assert scored.returncode == 0, scored.output
+    assert scored.output.count("tiny exact_match") == 1
+    [row] = json.loads((tmp_path / "scored" / "summary.json").read_text())["rows"]
+    assert row["scores"] == rows(two.parent)["round 2"]["scores"]
+
+
+@pytest.mark.timeout(600)
+def test_dpo_and_early_stopping_run_in_two_processes(tmp_path: Path) -> None:
+    stage = {"steps": 4, "batch_size": 4, "checkpoint_every": 2, "evaluate_every": 1, "patience": 2}
+    dpo = {"objective": {"kind": "dpo"}, "rounds": 1, "train": stage, "controls": []}
+    one, two = new_run(tmp_path / "one", **dpo), new_run(tmp_path / "two", **dpo)
+    assert main(["run", str(one)]) == 0
+    job = torchrun("vlm_distill.cli", "run", two)
+    assert job.returncode == 0, job.output
+    assert_same_students(two.parent, one.parent)
+
 
 @pytest.mark.timeout(600)
 def test_a_run_goes_on_in_one_process_after_a_kill_in_two(tmp_path: Path) -> None:

@@ -6,15 +6,18 @@ It is skipped when it is done and resumed when it was killed.
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vlm_distill.adapters.catalog import save_model
+from vlm_distill.adapters.adapter import LoadedModel, LoadOptions
+from vlm_distill.adapters.catalog import load_model, save_model
 from vlm_distill.adapters.lora import merge_lora
 from vlm_distill.errors import DataError
 from vlm_distill.files import read_json, write_json
+from vlm_distill.processes import wait
 from vlm_distill.training.config import TrainConfig
+from vlm_distill.training.parts import prepare_parts
 from vlm_distill.training.stage import Stage
 from vlm_distill.training.trainer import Trainer
 
@@ -77,9 +80,11 @@ def train(
         tokens=trainer.trained_tokens,
         objective=stage.objective.state_dict(),
     )
+    learned = trainer.learned() if trainer.is_sharded else {}
     if trainer.accelerator.is_main_process:
-        merge_lora(stage.student)
-        save_model(stage.student, trained.model)
+        student = _whole(config, stage, learned) if trainer.is_sharded else stage.student
+        merge_lora(student)
+        save_model(student, trained.model)
         result = {
             "key": stage.key,
             "steps": trained.steps,
@@ -91,6 +96,20 @@ def train(
         write_json(stage.folder / "stage.json", result)
         for leftover in ("checkpoints", "best"):
             shutil.rmtree(stage.folder / leftover, ignore_errors=True)
-    trainer.accelerator.wait_for_everyone()
+    wait()
     log(f"{stage.label}: {trained.tokens:,} response tokens trained in {time.monotonic() - started:.0f} s")
     return trained
+
+
+def _whole(config: TrainConfig, stage: Stage, learned: dict[str, Any]) -> LoadedModel:
+    """Return a student in one piece: its start, from where it was loaded, with the weights that learned."""
+    loaded = load_model(stage.student.path, LoadOptions())
+    student = replace(loaded, tokenizer=stage.student.tokenizer, processor=stage.student.processor)
+    # It may stop at its teacher's stop ids as well by now.
+    fresh: Any = student.model
+    fresh.generation_config = stage.student.model.generation_config
+    prepare_parts(student, config.trainable, seed=stage.seed)
+    weights = {name.removeprefix("student."): value for name, value in learned.items()}
+    unknown = student.model.load_state_dict(weights, strict=False).unexpected_keys
+    assert not unknown, unknown
+    return student

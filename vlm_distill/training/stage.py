@@ -3,13 +3,13 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from vlm_distill.adapters.adapter import LoadedModel
-from vlm_distill.forward import response_hidden
+from vlm_distill.forward import response_hidden, separate_hidden
 from vlm_distill.losses import Objective, ObjectiveLoss, Rows
 from vlm_distill.records import Example, Response
 from vlm_distill.training.items import ImageLoader, TrainBatch, TrainItem
@@ -51,8 +51,12 @@ class Stage:
 class StepModule(nn.Module):
     """One micro-batch from prompts to loss.
 
-    All in one forward, so that wrappers (DDP, FSDP) see body and head together.
+    All in one forward, so that wrappers (DDP, FSDP) see body and head together. With sharded weights every
+    forward of a layer waits for the other processes, so `is_sharded` makes their number independent of the
+    batch.
     """
+
+    is_sharded = False
 
     def __init__(self, stage: Stage, byte_budget: int) -> None:
         super().__init__()
@@ -65,19 +69,24 @@ class StepModule(nn.Module):
         self._byte_budget = byte_budget
 
     def forward(self, batch: TrainBatch, denominators: Tensor) -> ObjectiveLoss:
-        student, teacher = model_rows(self._stage, batch)
+        student, teacher = model_rows(self._stage, batch, is_sharded=self.is_sharded)
         return self._stage.objective.loss(student, teacher, batch.responses, denominators, self._byte_budget)
 
 
-def model_rows(stage: Stage, batch: TrainBatch) -> tuple[Rows, Rows | None]:
-    """Return what the loss core reads of both models: hidden states of the response tokens and heads."""
+def model_rows(stage: Stage, batch: TrainBatch, *, is_sharded: bool = False) -> tuple[Rows, Rows | None]:
+    """Return what the loss core reads of both models: hidden states of the response tokens and heads.
+
+    A student that `is_sharded` runs once whatever the batch, without sharing prefixes.
+    """
+    student_hidden = separate_hidden if is_sharded else response_hidden
     teacher = None
     if stage.teacher is not None and batch.teacher_prompts is not None:
         with torch.no_grad():
-            teacher = _rows(stage.teacher, batch, batch.teacher_prompts, stage.vocabulary)
-    return _rows(stage.student, batch, batch.student_prompts, stage.vocabulary), teacher
+            hidden = response_hidden(stage.teacher, batch.teacher_prompts, batch.responses)
+            teacher = _rows(stage.teacher, hidden, stage.vocabulary)
+    hidden = student_hidden(stage.student, batch.student_prompts, batch.responses)
+    return _rows(stage.student, hidden, stage.vocabulary), teacher
 
 
-def _rows(loaded: LoadedModel, batch: TrainBatch, prompts: Any, vocabulary: slice) -> Rows:
-    hidden = response_hidden(loaded, prompts, batch.responses)
+def _rows(loaded: LoadedModel, hidden: Float[Tensor, "row width"], vocabulary: slice) -> Rows:
     return Rows(hidden=hidden, head=loaded.adapter.head(loaded.model), vocabulary=vocabulary)

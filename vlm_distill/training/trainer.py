@@ -24,11 +24,13 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.fsdp import FSDPModule
 
 from vlm_distill.adapters.recompute import keep_activations, recompute_activations
 from vlm_distill.batches import pad_responses
 from vlm_distill.errors import ConfigError, DataError, did_you_mean
 from vlm_distill.losses import Stored, explain_non_finite
+from vlm_distill.processes import wait
 from vlm_distill.progress import progress
 from vlm_distill.training.budget import Budget, learning_rate
 from vlm_distill.training.checkpoint import Checkpoint, load_latest, save_checkpoint
@@ -64,6 +66,7 @@ class Trainer:
         groups = decay_groups(module.named_parameters(), config.weight_decay)
         optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas)
         self.module, self.optimizer = self.accelerator.prepare(module, optimizer)
+        self.is_sharded = module.is_sharded = isinstance(self.module, FSDPModule)
         processes = self.accelerator.process_index, self.accelerator.num_processes
         gather = gather_object if processes[1] > 1 else list
         self.responses = Responses(
@@ -72,7 +75,9 @@ class Trainer:
         self.early_stop = EarlyStop(patience=config.patience)
         self.step = self.trained_tokens = 0
         stage.objective.start_round(stage.round, num_rounds=stage.num_rounds)
-        _check(self.accelerator, config, stage)
+        _check(config, stage)
+        if self.is_sharded:
+            _check_sharded(config, stage, num_processes=processes[1])
         self._resume()
 
     @property
@@ -258,12 +263,16 @@ class Trainer:
         if self.config.trackers:
             self.accelerator.log(row, step=self.step)
 
-    def _save(self, folder: Path, keep_last: int) -> None:
+    def learned(self) -> dict[str, Any]:
+        """Return the weights that learn, whole and on the CPU; all processes call it together."""
         weights: dict[str, Any] = get_model_state_dict(self.module, options=LEARNING)
         # The alias of a frozen tied weight is not left out by torch.
         plain = self.accelerator.unwrap_model(self.module).named_parameters(remove_duplicate=False)
         learning = {name for name, parameter in plain if parameter.requires_grad}
-        weights = {name: value for name, value in weights.items() if name in learning}
+        return {name: value for name, value in weights.items() if name in learning}
+
+    def _save(self, folder: Path, keep_last: int) -> None:
+        weights = self.learned()
         optimizer = get_optimizer_state_dict(self.module, _inner(self.optimizer), options=LEARNING)
         if self.accelerator.is_main_process:
             scaler = self.accelerator.scaler
@@ -276,7 +285,7 @@ class Trainer:
             }
             checkpoint = Checkpoint(step=self.step, weights=weights, optimizer=optimizer, state=state)
             save_checkpoint(folder, checkpoint, key=self.stage.key, keep_last=keep_last)
-        self.accelerator.wait_for_everyone()
+        wait()
 
     def _resume(self) -> None:
         found = load_latest(self.stage.folder / "checkpoints", key=self.stage.key, log=self.log)
@@ -294,7 +303,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             drop_rows_after(metrics, self.step)
         # All read the same checkpoint before any of them writes the next.
-        self.accelerator.wait_for_everyone()
+        wait()
 
 
 def _inner(optimizer: Any) -> torch.optim.Optimizer:
@@ -335,7 +344,7 @@ def _accelerator(config: TrainConfig, stage: Stage) -> Accelerator:
     return accelerator
 
 
-def _check(accelerator: Accelerator, config: TrainConfig, stage: Stage) -> None:
+def _check(config: TrainConfig, stage: Stage) -> None:
     """Refuse what cannot work before the first step."""
     source = stage.objective.source
     if source.needs_validation and (config.evaluate_every is None or stage.evaluate is None):
@@ -348,12 +357,32 @@ def _check(accelerator: Accelerator, config: TrainConfig, stage: Stage) -> None:
             "train.evaluate_every: nothing to evaluate on; it needs a teacher, `evaluate` with "
             "agreement_examples, and a recipe that holds prompts out"
         )
-    if isinstance(source, Stored):
-        if not any(item.num_tokens for item in stage.items):
-            raise DataError("training items: every response is empty, so there is nothing to train on")
-        return
-    if accelerator.distributed_type.value == "FSDP":
+    if isinstance(source, Stored) and not any(item.num_tokens for item in stage.items):
+        raise DataError("training items: every response is empty, so there is nothing to train on")
+
+
+def _check_sharded(config: TrainConfig, stage: Stage, *, num_processes: int) -> None:
+    """Refuse what needs the whole student on every process.
+
+    Also steps in which the processes would not run the same layers equally often, and so wait forever.
+    """
+    hint = "launch with data parallelism (MULTI_GPU) instead of FSDP"
+    if not isinstance(stage.objective.source, Stored):
         raise ConfigError(
-            "objective: sampling during training needs the whole student on every process, which FSDP does "
-            "not keep; launch with data parallelism (MULTI_GPU) or choose an objective on stored responses"
+            f"objective: sampling during training needs the whole student on every process; {hint} or choose "
+            "an objective on stored responses"
+        )
+    if config.evaluate_every is not None:
+        raise ConfigError(
+            f"train.evaluate_every: the live student is needed whole on every process; {hint} or leave it out"
+        )
+    if config.batch_size % num_processes:
+        raise ConfigError(
+            f"train.batch_size: expected a multiple of the {num_processes} processes, got "
+            f"{config.batch_size}; sharded weights need as many prompts on each"
+        )
+    if len({bool(item.example.images) for item in stage.items}) > 1:
+        raise ConfigError(
+            f"data: some prompts have images and some have none, so processes would not run the same layers; "
+            f"{hint}"
         )
