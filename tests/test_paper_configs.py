@@ -37,15 +37,26 @@ def run_of(name: str) -> RunConfig:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_large_run_generates_with_vllm_and_trains_in_bf16_with_recomputed_activations(name: str):
+def test_a_large_run_trains_in_bf16_with_recomputed_activations(name: str):
     config = run_of(name)
-    assert isinstance(config.generate.engine, VllmEngineConfig)
-    assert config.generate.sampling.max_new_tokens < (config.generate.engine.max_model_len or 0)
     assert config.teacher.dtype == "bfloat16"
     for train in (config.train, *([config.warmup.train] if config.warmup else [])):
         assert (train.precision, train.gradient_checkpointing) == ("bf16", True)
         # Sharded forwards are collective: every process needs as many of them.
         assert train.batch_size % (NUM_GPUS * train.micro_batch_size) == 0
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_large_run_samples_with_an_engine_that_its_own_command_allows(name: str):
+    engine, text = load_run(name).generate.engine, (asset_folder("configs") / f"{name}.yaml").read_text()
+    if isinstance(engine, VllmEngineConfig):
+        assert f"vlm-distill run configs/{name}.yaml\n" in text
+        assert load_run(name).generate.sampling.max_new_tokens < (engine.max_model_len or 0)
+        launched = next(line for line in text.splitlines() if "accelerate launch" in line)
+        override = launched.partition('"')[2].rstrip('"')
+        assert load_run(name, [override]).generate.engine.kind == "transformers"
+    else:
+        assert "accelerate launch" in text
 
 
 @pytest.mark.parametrize("name", CONFIGS)

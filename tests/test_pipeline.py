@@ -162,6 +162,7 @@ MISTAKES = {
     ),
     "wrong type": (["train.steps=many"], "train.steps: input should be a valid integer"),
     "missing recipe": (["data.recipe=nowhere.yaml"], "nowhere.yaml: no such file"),
+    "missing vllm": (["generate.engine={kind: vllm}"], "vllm is not installed"),
     "missing model": (["teacher.model=/no/such/folder"], "/no/such/folder: no such folder"),
     "unknown bundled model": (["teacher.model=bundled:nothing"], "bundled:nothing: no such bundled model"),
     "a control that would overwrite a stage": (

@@ -73,6 +73,7 @@ def test_a_resolved_config_decodes_to_itself(tmp_path: Path) -> None:
         ("train.epochs=fast", "train.epochs: input should be a valid number"),
         ("train.steps=5", "train: expected exactly one of steps, epochs, tokens, found steps and epochs"),
         ("student.model=x", "student: expected exactly one of `model`, `build` and `shrink`"),
+        ("controls=[{name: kd_round_1, objective: {kind: kd}}]", "ends like the folder of a control's round"),
         ("data.recipe=null", "data: expected `recipe`, or `path` of a table with prompts"),
         ("train.patience=2", "train: `patience` counts evaluations of the live student"),
         ("controls=[{name: a, objective: {kind: kd}}, {name: a, objective: {kind: sft}}]", "distinct names"),
@@ -86,6 +87,13 @@ def test_mistakes_are_named_by_dotted_path(override: str, message: str) -> None:
         load_run(MAIN, [override])
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_vllm_does_not_sample_from_a_quantised_teacher() -> None:
+    overrides = ["generate.engine={kind: vllm}", "teacher.quantisation={quant_method: bitsandbytes}"]
+    assert load_run(MAIN, overrides[:1]).generate.engine.kind == "vllm"
+    with pytest.raises(ConfigError, match="vllm would sample from its full weights"):
+        load_run(MAIN, overrides)
 
 
 def test_an_unknown_config_names_the_nearest_shipped_one() -> None:

@@ -53,25 +53,14 @@ def export(
         _require_login(push_to)
     run, chosen = _open(source, stage, log)
     folder = chosen.folder / "model" if chosen is not None else resolve(str(source))
-    trusted = run is not None and run.setting("student.trust_remote_code") is True
-    options = LoadOptions(dtype=dtype or "auto", trust_remote_code=trusted)
+    title = _title(source, run, chosen, push_to)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
     try:
         files = temporary / "model"
-        facts = _copy(folder, files, options)
-        exported = Exported(
-            title=_title(source, run, chosen, push_to),
-            name=push_to,
-            settings=_settings(folder, run),
-            fingerprint=fingerprint(files),
-            source_fingerprint=fingerprint(folder),
-            **facts,
-        )
+        exported = _write(folder, files, title=title, name=push_to, dtype=dtype, run=run)
         with atomic_path(files / CARD) as card:
             card.write_text(model_card(exported, run, chosen), encoding="utf-8")
-        for path in files.iterdir():
-            path.chmod(0o644)  # safetensors writes for the owner alone
         # An empty folder may stand in its place.
         os.replace(files, target)
     finally:
@@ -80,6 +69,23 @@ def export(
     if push_to is not None:
         _push(target, push_to, log)
     return target
+
+
+def _write(
+    folder: Path, files: Path, *, title: str, name: str | None, dtype: str | None, run: RunFiles | None
+) -> Exported:
+    """Write the model to `files`; return what its card says of it."""
+    trusted = run is not None and run.setting("student.trust_remote_code") is True
+    options = LoadOptions(dtype=dtype or "auto", trust_remote_code=trusted)
+    facts = _copy(folder, files, options)
+    return Exported(
+        title=title,
+        name=name,
+        settings=_settings(folder, run),
+        fingerprint=fingerprint(files),
+        source_fingerprint=fingerprint(folder),
+        **facts,
+    )
 
 
 def choose_stage(run: RunFiles, name: str | None) -> Stage:

@@ -18,6 +18,7 @@ from vlm_distill.data.images import ImageStore
 from vlm_distill.data.recipe import Dataset, open_dataset, prepare
 from vlm_distill.evaluation.task import load_suite
 from vlm_distill.files import hash_json, read_json, write_json
+from vlm_distill.generation.vllm_engine import require_vllm
 from vlm_distill.losses import ObjectiveConfig
 from vlm_distill.measure import HeldOut, Measured, hold_out, score_both_ways
 from vlm_distill.processes import is_main, on_main, start, stop
@@ -32,9 +33,11 @@ from vlm_distill.training.config import TrainConfig
 
 def run(config: RunConfig, *, log: Log = print_log) -> str:
     """Run every stage that is not done yet; return the summary table, also printed and put in the folder."""
-    # What is wrong in the config shows here, before anything is written.
     start(config.device)
+    # What is wrong in the config or missing on this machine shows here, before anything is written.
     inspect(config)
+    if config.generate.engine.kind == "vllm":
+        require_vllm()
     with open_folder(config) as folder:
         _announce(config, folder, log)
         # One process writes, the others read what it wrote.

@@ -1,5 +1,6 @@
 """The run: one record for every YAML in configs/, assembled from records that lie beside their owners."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -109,6 +110,8 @@ class ControlConfig(Record):
     def _is_free(cls, name: str) -> str:
         if name in RESERVED or name.startswith("round"):
             raise ValueError(f"names another stage; expected none of {', '.join(RESERVED)}, round...")
+        if re.search(r"_round_\d+$", name):
+            raise ValueError("ends like the folder of a control's round; expected another name")
         return name
 
 
@@ -168,6 +171,11 @@ class RunConfig(Record):
             )
         if self.teacher is None and self.student.shrink is not None:
             raise ValueError("`student.shrink` takes layers of a teacher: add `teacher`")
+        if self.teacher and self.teacher.quantisation and self.generate.engine.kind == "vllm":
+            raise ValueError(
+                "`teacher.quantisation` is for the teacher in this process, and vllm would sample from its "
+                "full weights; choose `generate.engine: {kind: transformers}`"
+            )
         if self.warmup and self.train and self.warmup.train.precision != self.train.precision:
             raise ValueError("`warmup.train.precision` and `train.precision` must be equal in one run")
         return self

@@ -23,6 +23,7 @@ PACKAGES = (
     "torch",
     "transformers",
     "accelerate",
+    "peft",
     "open_clip_torch",
     "datasets",
     "tokenizers",

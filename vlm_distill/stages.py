@@ -120,35 +120,63 @@ def train_student(
     if missing:
         prompts = f"{missing:,} of {len(context.examples):,} prompts"
         context.log(f"{label}: {prompts} have no usable response and are left out")
-    seed, number = context.config.seed * 1009 + max(1, turn.round), turn.round
-    settings: list[Any] = [asdict(objective_config), augment.model_dump() if augment else None, number, seed]
+    seed = context.config.seed * 1009 + max(1, turn.round)
+    settings: list[Any] = [
+        asdict(objective_config),
+        augment.model_dump() if augment else None,
+        turn.round,
+        seed,
+    ]
     if authors != objective.authors:
         settings.append(context.config.generate.sampling.model_dump(mode="json"))
+    key = hash_json([_inputs_hash(context, student, items), config.decisive(), settings])
+    done = finished(_stage_folder(context, label), key=key)
+    if done:
+        context.log(f"{label}: unchanged, the trained student in {done.model} is used")
+        return done
     load_images = _augmented(context.load_images, augment) if augment else context.load_images
-    stage = Stage(
+    stage = _stage(
+        context, student, label, objective, items, load_images=load_images, key=key, seed=seed, turn=turn
+    )
+    if objective.needs_reference:
+        scored = on_main(lambda: reference_log_probs(stage, config, log=context.log))
+        stage = replace(stage, reference_log_probs=scored)
+    return train(config, stage, log=context.log, seconds_before=seconds, left_out=missing)
+
+
+def _stage_folder(context: Context, label: str) -> Path:
+    return context.folder / label.replace(" ", "_")
+
+
+def _stage(
+    context: Context,
+    student: LoadedModel,
+    label: str,
+    objective: Objective,
+    items: Sequence[TrainItem],
+    *,
+    load_images: ImageLoader,
+    key: str,
+    seed: int,
+    turn: Turn,
+) -> Stage:
+    return Stage(
         student=student,
         teacher=context.teacher,
         vocabulary=context.pair.vocabulary if context.pair else slice(None),
         objective=objective,
         items=items,
         load_images=load_images,
-        folder=context.folder / label.replace(" ", "_"),
-        key=hash_json([_inputs_hash(context, student, items), config.decisive(), settings]),
+        folder=_stage_folder(context, label),
+        key=key,
         label=label,
         seed=seed,
-        round=max(1, number),
+        round=max(1, turn.round),
         num_rounds=turn.num_rounds,
         sample=_sampler(context, student, load_images),
         evaluate=_evaluator(context, student),
+        trust_remote_code=context.config.student.trust_remote_code,
     )
-    done = finished(stage.folder, key=stage.key)
-    if done:
-        context.log(f"{label}: unchanged, the trained student in {done.model} is used")
-        return done
-    if objective.needs_reference:
-        scored = on_main(lambda: reference_log_probs(stage, config, log=context.log))
-        stage = replace(stage, reference_log_probs=scored)
-    return train(config, stage, log=context.log, seconds_before=seconds, left_out=missing)
 
 
 def _engine(context: Context, loaded: LoadedModel, load_images: ImageLoader) -> TransformersEngine:

@@ -182,6 +182,15 @@ def test_counts_of_what_was_left_out_appear(finished: Path, copy: Copy) -> None:
     assert found["teacher: tiny"][0] == "10"
 
 
+def test_prompts_that_a_stage_could_not_train_on_appear(finished: Path, copy: Copy) -> None:
+    run = copy(finished)
+    stage = json.loads((run / "round_1" / "stage.json").read_text())
+    (run / "round_1" / "stage.json").write_text(json.dumps(stage | {"left_out": 4321}))
+    text = write_report(run).read_text(encoding="utf-8")
+    assert "prompts left out" in text
+    assert re.search(r"<th scope=\"row\">round_1</th><td[^>]*>4,321</td>", text)
+
+
 def test_a_folder_with_only_a_config_gets_a_page_that_names_every_missing_part(
     finished: Path, tmp_path: Path
 ) -> None:

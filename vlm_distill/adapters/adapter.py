@@ -48,7 +48,8 @@ class Adapter:
     position_ids, extras, cache)` returns hidden states after the final norm, on the device of the ids; a
     key-value cache of transformers is appended to, and the mask then covers what it holds as well; None keeps
     nothing.
-    `position_ids(model, input_ids, attention_mask, extras)` returns positions that ignore padding.
+    `position_ids(model, input_ids, attention_mask, extras)` returns positions that ignore padding, [b, t], or
+    [axes, b, t] for families with several; on every axis a response goes on from the prompt's last one.
     `head(model)` returns the output layer. `parts` maps vision, projector and language to module-name
     prefixes. `branches_cache` says that several continuations of one prefix can share its cache, which
     recurrent states do not allow.
@@ -59,11 +60,18 @@ class Adapter:
     load: Callable[[str, LoadOptions], tuple[nn.Module, Any]]
     encode: Callable[[Any, Sequence[Example], Sequence[Sequence[Image.Image]]], PromptBatch]
     backbone: Callable[
-        [nn.Module, Int[Tensor, "b t"], Int[Tensor, "b seen"], Int[Tensor, "b t"], Mapping[str, Tensor], Any],
+        [
+            nn.Module,
+            Int[Tensor, "b t"],
+            Int[Tensor, "b seen"],
+            Int[Tensor, "*axes b t"],
+            Mapping[str, Tensor],
+            Any,
+        ],
         Float[Tensor, "b t width"],
     ]
     position_ids: Callable[
-        [nn.Module, Int[Tensor, "b t"], Int[Tensor, "b t"], Mapping[str, Tensor]], Int[Tensor, "b t"]
+        [nn.Module, Int[Tensor, "b t"], Int[Tensor, "b t"], Mapping[str, Tensor]], Int[Tensor, "*axes b t"]
     ]
     head: Callable[[nn.Module], Head]
     parts: Mapping[Part, tuple[str, ...]]

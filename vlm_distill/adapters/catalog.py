@@ -276,6 +276,7 @@ def save_model(loaded: LoadedModel, folder: Path) -> None:
             _rename_weights(temporary)
         for path in temporary.rglob("*"):
             if path.is_file():
+                path.chmod(0o644)  # safetensors writes for the owner alone
                 with path.open("rb") as handle:
                     os.fsync(handle.fileno())
         temporary.chmod(0o755)  # mkdtemp makes it private

@@ -211,7 +211,7 @@ def hidden_states(
     model: nn.Module,
     input_ids: Int[Tensor, "b t"],
     attention_mask: Int[Tensor, "b seen"],
-    position_ids: Int[Tensor, "b t"],
+    position_ids: Int[Tensor, "*axes b t"],
     extras: Mapping[str, Tensor],
     cache: Cache | None,
 ) -> Float[Tensor, "b t width"]:

@@ -9,12 +9,16 @@ no part of an example.
 from collections.abc import Mapping
 from typing import Any
 
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor, nn
-from transformers import Cache
 
 from vlm_distill.adapters.adapter import Adapter
-from vlm_distill.adapters.chat import encode_image_text, load_image_text_model, output_head
+from vlm_distill.adapters.chat import (
+    encode_image_text,
+    hidden_states,
+    load_image_text_model,
+    output_head,
+)
 
 
 def multi_axis_positions(
@@ -42,36 +46,12 @@ def multi_axis_positions(
     return positions.to(input_ids.device)
 
 
-def multi_axis_hidden_states(
-    model: nn.Module,
-    input_ids: Int[Tensor, "b t"],
-    attention_mask: Int[Tensor, "b seen"],
-    position_ids: Int[Tensor, "axis b t"],
-    extras: Mapping[str, Tensor],
-    cache: Cache | None,
-) -> Float[Tensor, "b t width"]:
-    """Return the hidden states after the final norm, as chat.py does for positions on one axis."""
-    base: Any = model.base_model
-    output = base(
-        input_ids=input_ids,
-        attention_mask=attention_mask,
-        position_ids=position_ids,
-        past_key_values=cache,
-        use_cache=cache is not None,
-        # A selection of prompts without images still carries their empty tensors. The tower casts pixels
-        # itself.
-        **{name: value for name, value in extras.items() if value.shape[0] > 0},
-    )
-    hidden: Tensor = output.last_hidden_state
-    return hidden.to(input_ids.device)
-
-
 QWEN_VL = Adapter(
     name="qwen_vl",
     model_types=("qwen2_vl", "qwen2_5_vl", "qwen3_vl"),
     load=load_image_text_model,
     encode=encode_image_text,
-    backbone=multi_axis_hidden_states,
+    backbone=hidden_states,
     position_ids=multi_axis_positions,
     head=output_head,
     # The projector lies inside the tower; the longest prefix that fits wins.

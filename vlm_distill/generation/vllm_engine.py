@@ -53,7 +53,8 @@ ENVIRONMENT = {
 
 
 def require_vllm() -> None:
-    """Raise the EngineError of a missing vLLM; it is only looked for, because importing it takes seconds."""
+    """Raise an EngineError where vLLM is missing or cannot be used: it is looked for and not imported yet."""
+    _require_one_process()
     if importlib.util.find_spec("vllm") is None:
         raise EngineError(
             "generate.engine.kind: vllm is not installed; run `pip install 'vlm-distill[vllm]'` (CUDA), "
@@ -165,7 +166,6 @@ class VllmEngine:
 
     def _started(self) -> Any:
         if self._llm is None:
-            _require_one_process()
             require_vllm()
             folder, config = self._folder(), self.config
             optional: dict[str, Any] = {
@@ -309,5 +309,5 @@ def _vllm_errors(what: str) -> Iterator[None]:
         raise EngineError(f"{what}: it cannot be imported: {one_line(error)}") from None
     try:
         yield
-    except (own, RuntimeError, ValueError, TypeError, OSError, NotImplementedError) as error:
+    except (own, RuntimeError, ValueError, OSError) as error:
         raise EngineError(f"{what}: {one_line(error)}") from error

@@ -29,6 +29,7 @@ class Stage:
     `vocabulary` is the id range that both models define, `key` names inputs and config. `sample` and
     `evaluate` work on `student` as it is at that moment. `reference_log_probs` are those of the stored
     responses under the student before the stage, by response id, where the objective needs them.
+    `trust_remote_code` is how the student was loaded, in case it is loaded again.
     """
 
     student: LoadedModel
@@ -46,6 +47,7 @@ class Stage:
     sample: Sample | None = None
     evaluate: Evaluate | None = None
     reference_log_probs: Mapping[str, float] = field(default_factory=dict)
+    trust_remote_code: bool = False
 
 
 class StepModule(nn.Module):
