@@ -67,6 +67,7 @@ def rows_of(config: RunConfig, folder: Path) -> list[dict[str, Any]]:
                 "seconds": seconds,
                 "scores": scores,
                 "token_kl": one["token_kl"],
+                "own_kl": one["own_kl"],
                 "top1": one["top1"],
                 "same_answer": one["same_answer"],
             }
@@ -87,15 +88,17 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     methods = list(dict.fromkeys(row["method"] for row in rows))
     own = next((name for name in methods if name not in NOT_METHODS), None)
     columns = list(rows[0]["scores"])
-    header = ["method", *columns, "KL", "same answer", f"KL minus {own}'s", "tokens", "steps", "seconds"]
+    header = ["method", *columns, "KL", "own KL", "same answer", f"KL minus {own}'s"]
+    header += ["tokens", "steps", "seconds"]
     lines = ["| " + " | ".join(header) + " |", "| " + " | ".join(["---"] * len(header)) + " |"]
     for name in methods:
         mine = sorted((row for row in rows if row["method"] == name), key=lambda row: row["seed"])
         cells = [name, *(interval([100 * row["scores"][column] for row in mine], 1) for column in columns)]
         if mine[0]["token_kl"] is None:
-            cells += ["", "", ""]
+            cells += ["", "", "", ""]
         else:
             cells.append(interval([row["token_kl"] for row in mine], 4))
+            cells.append(own_kl([row["own_kl"] for row in mine]))
             cells.append(interval([100 * row["same_answer"] for row in mine], 1))
             reference = {row["seed"]: row["token_kl"] for row in rows if row["method"] == own}
             is_other = name != own and name not in NOT_METHODS
@@ -105,6 +108,12 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         cells += [f"{cost:,.0f}" for cost in costs]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def own_kl(values: Sequence[float | None]) -> str:
+    """Return the interval of the KL on own answers; a student that answers nothing has none."""
+    found = [value for value in values if value is not None]
+    return interval(found, 4) if found else "-"
 
 
 def interval(values: Sequence[float], digits: int, *, sign: bool = False) -> str:

@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,17 @@ def test_a_run_measures_teacher_start_warm_up_every_round_and_the_control(done: 
 def test_training_brings_the_student_closer_to_the_teacher(done: Path) -> None:
     rows = {row["model"]: row for row in json.loads((done / "first_summary.json").read_text())["rows"]}
     assert rows["round 2"]["token_kl"] < rows["random"]["token_kl"]
+    assert rows["round 2"]["own_kl"] > 0
+
+
+def test_a_control_on_half_the_prompts_a_step_takes_as_many_steps(done: Path, tmp_path: Path) -> None:
+    shutil.copytree(done / "run", tmp_path / "run")
+    controls = "controls=[{name: half, objective: {kind: distillm2}, batch_size: 2}]"
+    assert run(done / "config.yaml", controls, f"output={tmp_path / 'run'}") == 0
+    half = json.loads((tmp_path / "run" / "half" / "stage.json").read_text())
+    seqkd = json.loads((done / "run" / "seqkd" / "stage.json").read_text())
+    assert half["tokens"] == pytest.approx(seqkd["tokens"], abs=20)
+    assert half["steps"] == pytest.approx(seqkd["steps"], abs=1)
 
 
 def test_the_control_trains_as_many_tokens_as_the_rounds(done: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from vlm_distill.adapters.adapter import LoadedModel
 from vlm_distill.data.images import ImageStore
-from vlm_distill.evaluation.agreement import Agreement, agreement
+from vlm_distill.evaluation.agreement import FORWARD_KL, Agreement, agreement
 from vlm_distill.evaluation.compare import same_answer
 from vlm_distill.evaluation.results import TaskResult
 from vlm_distill.evaluation.run import evaluate_task
@@ -21,6 +21,7 @@ from vlm_distill.files import hash_json, read_json, write_json
 from vlm_distill.generation.engine import Sampling
 from vlm_distill.generation.run import generate_responses
 from vlm_distill.generation.transformers_engine import TransformersEngine
+from vlm_distill.losses.divergences import ForwardKL, ReverseKL
 from vlm_distill.processes import on_main
 from vlm_distill.records import Author, Example, Response
 from vlm_distill.run_config import EvaluateConfig
@@ -33,7 +34,8 @@ Log = Callable[[str], None]
 class Measured:
     """One row of the summary.
 
-    `token_kl` is in nats per teacher token; agreement is None for the teacher and without held-out data.
+    `token_kl` is KL(teacher || student) in nats per token of the teacher's answers, `own_kl`
+    KL(student || teacher) per token of the student's own; None for the teacher and without held-out data.
     """
 
     label: str
@@ -41,6 +43,7 @@ class Measured:
     results: Mapping[str, TaskResult]
     shuffled: Mapping[str, TaskResult]
     token_kl: float | None = None
+    own_kl: float | None = None
     top1: float | None = None
     answers: float | None = None
 
@@ -156,8 +159,9 @@ def live_agreement(
     load_images: ImageLoader,
     *,
     vocabulary: slice,
+    divergence: ForwardKL | ReverseKL = FORWARD_KL,
 ) -> Agreement:
-    """Return how close the student, as it is now, is to its teacher on the held-out prompts."""
+    """Return how close the student, as it is now, is to its teacher on the responses of `held_out`."""
     width = len(student.adapter.head(student.model).weight)
     return agreement(
         student,
@@ -167,6 +171,7 @@ def live_agreement(
         load_images,
         batch_size=config.batch_size,
         vocabulary=torch.arange(*vocabulary.indices(width)),
+        divergence=divergence,
     )
 
 
@@ -180,10 +185,10 @@ def compare_with_teacher(
     vocabulary: slice,
     folder: Path,
     log: Log,
-) -> dict[str, float]:
-    """Return token KL, top-1 agreement and answer agreement on the held-out prompts.
+) -> dict[str, float | None]:
+    """Return token KL, own KL, top-1 agreement and answer agreement on the held-out prompts.
 
-    They are stored and not computed twice.
+    They are stored and not computed twice. The own KL of a student that answers nothing is None.
     """
     path = folder / "agreement.json"
     key = _agreement_key(config, student, teacher, held_out, vocabulary=vocabulary)
@@ -200,7 +205,28 @@ def compare_with_teacher(
         id in answers and same_answer(answers[id].text, response.text)
         for id, response in held_out.responses.items()
     ]
-    values = {"token_kl": found.token_kl, "top1": found.top1, "answers": sum(equal) / len(equal)}
+    texts = HeldOut(examples=held_out.examples, responses=answers)
+    own = on_main(
+        lambda: (
+            live_agreement(
+                config,
+                student,
+                teacher,
+                texts,
+                load_images,
+                vocabulary=vocabulary,
+                divergence=ReverseKL(),
+            )
+            if answers
+            else None
+        )
+    )
+    values = {
+        "token_kl": found.token_kl,
+        "own_kl": own.token_kl if own else None,
+        "top1": found.top1,
+        "answers": sum(equal) / len(equal),
+    }
     counts = {"num_tokens": found.num_tokens, "num_examples": len(equal)}
     counts |= {"num_without_response": found.num_without_response}
     on_main(lambda: write_json(path, {"key": key, "values": values, **counts}))
@@ -216,5 +242,5 @@ def _agreement_key(
     vocabulary: slice,
 ) -> str:
     teacher_ids = [[response.example_id, response.token_ids] for response in held_out.responses.values()]
-    settings = [config.agreement_tokens, vocabulary.start, vocabulary.stop]
+    settings = [config.agreement_tokens, vocabulary.start, vocabulary.stop, "token and own KL"]
     return hash_json([student.fingerprint, teacher.fingerprint, hash_json(teacher_ids), settings])

@@ -318,7 +318,12 @@ def _score_rows(own: Mapping[str, Any], teacher: Mapping[str, Any]) -> list[Mapp
         other = teacher["image_shuffle_drop"].get(task)
         rows.append({"score": f"{task} drop", "this model": _per_cent(drop), "teacher": _per_cent(other)})
     if own["token_kl"] is not None:
-        rows.append({"score": "KL", "this model": f"{own['token_kl']:.4f}", "teacher": "0"})
+        kinds = (("KL", "token_kl"), ("KL on own answers", "own_kl"))
+        rows += [
+            {"score": words, "this model": f"{own[name]:.4f}", "teacher": "0"}
+            for words, name in kinds
+            if own.get(name) is not None
+        ]
         rows += [
             {"score": words, "this model": _per_cent(own[name]), "teacher": "100.0"}
             for name, words in (("top1", "top-1"), ("same_answer", "same answer"))

@@ -225,9 +225,10 @@ def _rounds(context: Context, start: str | Path) -> list[Measured]:
         every_round=config.evaluate is not None and config.evaluate.every_round,
     )
     for control in config.controls:
-        rate = control.learning_rate or config.train.learning_rate
         share = {"steps": None, "epochs": None, "tokens": math.ceil(tokens / control.rounds)}
-        part = config.train.model_copy(update={**share, "learning_rate": rate})
+        own = {"learning_rate": control.learning_rate, "batch_size": control.batch_size}
+        changed = {name: value for name, value in own.items() if value is not None}
+        part = config.train.model_copy(update={**share, **changed})
         measured += _track(context, start, control.objective, [part] * control.rounds, name=control.name)[0]
     return measured
 

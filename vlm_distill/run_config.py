@@ -97,13 +97,15 @@ class ControlConfig(Record):
     """A student for comparison.
 
     It starts from the same warm-up and trains with this objective on as many tokens as all rounds together,
-    in `rounds` equal parts, each with new student responses where the objective stores them.
+    in `rounds` equal parts, each with new student responses where the objective stores them. An objective on
+    pairs takes as many steps as the others with half of their `batch_size`: a prompt has two responses.
     """
 
     name: str = Field(pattern=NAME)
     objective: Objective
     rounds: int = Field(default=1, ge=1)
     learning_rate: float | None = Field(default=None, gt=0, description="default: that of `train`")
+    batch_size: int | None = Field(default=None, ge=1, description="default: that of `train`")
 
     @field_validator("name")
     @classmethod

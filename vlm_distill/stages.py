@@ -323,7 +323,7 @@ def measure_student(context: Context, label: str, loaded: LoadedModel) -> list[M
     results, shuffled = score_both_ways(
         config, loaded, label=label, folder=folder, images=images, log=context.log
     )
-    agreement: dict[str, float] = {}
+    agreement: dict[str, float | None] = {}
     if context.held_out is not None and context.teacher is not None and loaded is not context.teacher:
         agreement = compare_with_teacher(
             config,

@@ -60,6 +60,7 @@ def _row(one: Measured) -> dict[str, object]:
             drop = compare(one.shuffled[task], result)[metric][ALL].difference
             row[f"{task} drop"] = format_estimate(drop)
     row["KL"] = "-" if one.token_kl is None else f"{one.token_kl:.4f}"
+    row["own KL"] = "-" if one.own_kl is None else f"{one.own_kl:.4f}"
     row["top-1"] = "-" if one.top1 is None else f"{100 * one.top1:.1f}"
     row["same answer"] = "-" if one.answers is None else f"{100 * one.answers:.1f}"
     return row
@@ -87,6 +88,7 @@ def _values(one: Measured) -> dict[str, Any]:
         "scores": scores,
         "image_shuffle_drop": drops,
         "token_kl": one.token_kl,
+        "own_kl": one.own_kl,
         "top1": one.top1,
         "same_answer": one.answers,
         "counts": {task: dict(result.counts) for task, result in one.results.items()},

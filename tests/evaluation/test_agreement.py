@@ -10,7 +10,8 @@ from tests.tiny import example, picture, tiny_llava, tiny_text_model
 from vlm_distill.adapters.adapter import LoadedModel
 from vlm_distill.errors import AdapterError, DataError
 from vlm_distill.evaluation import agreement as module
-from vlm_distill.evaluation.agreement import Agreement, agreement
+from vlm_distill.evaluation.agreement import FORWARD_KL, Agreement, agreement
+from vlm_distill.losses.divergences import ForwardKL, ReverseKL
 from vlm_distill.records import Example, Response
 
 EXAMPLES = [
@@ -43,10 +44,22 @@ def pictures(one: Example) -> list[Image.Image]:
 
 
 def measure(
-    student: LoadedModel, teacher: LoadedModel, *, batch_size: int = 2, vocabulary: torch.Tensor | None = None
+    student: LoadedModel,
+    teacher: LoadedModel,
+    *,
+    batch_size: int = 2,
+    vocabulary: torch.Tensor | None = None,
+    divergence: ForwardKL | ReverseKL = FORWARD_KL,
 ) -> Agreement:
     return agreement(
-        student, teacher, EXAMPLES, RESPONSES, pictures, batch_size=batch_size, vocabulary=vocabulary
+        student,
+        teacher,
+        EXAMPLES,
+        RESPONSES,
+        pictures,
+        batch_size=batch_size,
+        vocabulary=vocabulary,
+        divergence=divergence,
     )
 
 
@@ -77,6 +90,18 @@ def test_agreement_equals_a_dense_computation(shared: int | None) -> None:
     assert result.num_tokens == 10
     assert result.token_kl == pytest.approx(kl_sum / 10, rel=1e-4)
     assert result.top1 == pytest.approx(num_equal / 10)
+
+
+def test_the_reverse_divergence_is_that_of_a_dense_computation() -> None:
+    student, teacher = tiny_llava(0), tiny_llava(1)
+    width = len(teacher.adapter.head(teacher.model).weight)
+    kl_sum = 0.0
+    for one in EXAMPLES:
+        p, q = (log_probs(model, one, torch.arange(width)) for model in (teacher, student))
+        kl_sum += float((q.exp() * (q - p)).sum())
+    result = measure(student, teacher, divergence=ReverseKL())
+    assert result.token_kl == pytest.approx(kl_sum / 10, rel=1e-4)
+    assert result.token_kl != pytest.approx(measure(student, teacher).token_kl, rel=1e-3)
 
 
 def test_a_model_agrees_with_itself() -> None:
@@ -110,7 +135,7 @@ def test_examples_without_a_response_are_counted() -> None:
     result = agreement(tiny_llava(0), tiny_llava(1), EXAMPLES, some, pictures, batch_size=8)
     assert result.num_without_response == 1
     assert [one.example_id for one in result.examples] == ["a", "c"]
-    with pytest.raises(DataError, match="expected teacher responses to 3 examples"):
+    with pytest.raises(DataError, match="expected responses to 3 examples"):
         agreement(tiny_llava(0), tiny_llava(1), EXAMPLES, {}, pictures, batch_size=8)
 
 

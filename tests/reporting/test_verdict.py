@@ -15,7 +15,15 @@ BUILT = RunFiles(
 def row(label: str, mean: float | None, *, same_answer: float | None = None) -> Row:
     scores = {} if mean is None else {"vqa": Score(mean=mean, low=mean - 0.1, high=mean + 0.1, num_items=9)}
     kl = None if same_answer is None else 0.25
-    return Row(label=label, scores=scores, drops={}, token_kl=kl, top1=None, same_answer=same_answer)
+    return Row(
+        label=label,
+        scores=scores,
+        drops={},
+        token_kl=kl,
+        own_kl=kl,
+        top1=None,
+        same_answer=same_answer,
+    )
 
 
 def scores(*rows: Row, comparisons: tuple[dict[str, object], ...] = ()) -> Scores:

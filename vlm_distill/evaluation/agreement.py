@@ -1,4 +1,4 @@
-"""How close a student's distribution is to its teacher's, token by token on the teacher's own responses.
+"""How close a student's distribution is to its teacher's, token by token on responses of either.
 
 Agreement of generated texts needs no model and is in compare.py.
 """
@@ -17,12 +17,13 @@ from vlm_distill.batches import ResponseBatch, pad_responses
 from vlm_distill.errors import AdapterError, DataError
 from vlm_distill.forward import response_hidden
 from vlm_distill.generation.decoding import evaluating
-from vlm_distill.losses.divergences import ForwardKL
+from vlm_distill.losses.divergences import ForwardKL, ReverseKL
 from vlm_distill.losses.rows import Rows
 from vlm_distill.records import Example, Response
 
 # Logits of one chunk of rows in float32; the divergence needs a few times as much.
 CHUNK_BYTES = 64 * 2**20
+FORWARD_KL = ForwardKL()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,9 +38,9 @@ class ExampleAgreement:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Agreement:
-    """Means over all response tokens: KL(teacher || student) in nats, and the share with the same argmax.
+    """Means over all response tokens: the divergence in nats, and the share with the same argmax.
 
-    `num_without_response` counts the examples that were left out because the teacher has no response to them.
+    `num_without_response` counts the examples that were left out because there is no response to them.
     """
 
     token_kl: float
@@ -58,9 +59,12 @@ def agreement(
     *,
     batch_size: int,
     vocabulary: Int[Tensor, " shared"] | None = None,
+    divergence: ForwardKL | ReverseKL = FORWARD_KL,
 ) -> Agreement:
-    """Return how well the models agree on `responses`, which the teacher gave, by example id.
+    """Return how well the models agree on `responses`, by example id.
 
+    By default the responses are the teacher's and the divergence is KL(teacher || student); `ReverseKL` on
+    the student's own responses says what the teacher thinks of the texts that the student gets into itself.
     `vocabulary` are the ids that mean the same token in both models; distributions are restricted to them
     before the softmax. Without it the output layers must have the same number of rows. Both models are put in
     eval mode for the call.
@@ -74,7 +78,7 @@ def agreement(
     ]
     if not answered:
         raise DataError(
-            f"agreement: expected teacher responses to {len(examples)} examples, got none; generate first"
+            f"agreement: expected responses to {len(examples)} examples, got none; generate first"
         )
     columns = _shared_columns(student, teacher, vocabulary)
     found: list[ExampleAgreement] = []
@@ -87,7 +91,7 @@ def agreement(
             )
             rows = [_rows(model, batch, pictures, padded, columns) for model in (student, teacher)]
             _check_labels(rows, padded)
-            found += _per_example(batch, padded, *_compare_rows(*rows))
+            found += _per_example(batch, padded, *_compare_rows(divergence, *rows))
     return _mean(found, num_without_response=len(examples) - len(answered))
 
 
@@ -139,9 +143,10 @@ def _check_labels(rows: Sequence[Rows], responses: ResponseBatch) -> None:
             )
 
 
-def _compare_rows(student: Rows, teacher: Rows) -> tuple[Float[Tensor, " row"], Int[Tensor, " row"]]:
-    """Return, for each response token, KL(teacher || student) in nats and whether the argmax is equal."""
-    divergence = ForwardKL()
+def _compare_rows(
+    divergence: ForwardKL | ReverseKL, student: Rows, teacher: Rows
+) -> tuple[Float[Tensor, " row"], Int[Tensor, " row"]]:
+    """Return, for each response token, the divergence in nats and whether the argmax is equal."""
     size = max(1, CHUNK_BYTES // (4 * student.num_columns))
     kl, equal = [], []
     for start in range(0, len(student.hidden), size):

@@ -27,12 +27,13 @@ class Score:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Row:
-    """One model. `token_kl` is in nats per response token; agreement is None where it is not measured."""
+    """One model. KLs are in nats per response token; agreement is None where it is not measured."""
 
     label: str
     scores: Mapping[str, Score]
     drops: Mapping[str, float | None]
     token_kl: float | None
+    own_kl: float | None
     top1: float | None
     same_answer: float | None
 
@@ -87,6 +88,7 @@ def _from_summary(row: Mapping[str, Any]) -> Row:
         },
         drops=row["image_shuffle_drop"],
         token_kl=row["token_kl"],
+        own_kl=row.get("own_kl"),
         top1=row["top1"],
         same_answer=row["same_answer"],
     )
@@ -111,6 +113,7 @@ def _from_results(run: RunFiles, label: str) -> Row:
         scores=scores,
         drops={},
         token_kl=agreement.get("token_kl"),
+        own_kl=agreement.get("own_kl"),
         top1=agreement.get("top1"),
         same_answer=agreement.get("answers"),
     )
