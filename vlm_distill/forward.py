@@ -68,7 +68,7 @@ def prefix_shared_hidden(
     width = responses.input_ids.shape[1] - 1
     if width < 1:
         return first[:, : width + 1][responses.mask]
-    cache.batch_select_indices(index)
+    cache.reorder_cache(index)  # each layer on the device that holds it
     mask = torch.cat(
         [prompts.attention_mask[index], responses.mask[:, :-1].to(prompts.attention_mask.dtype)], dim=1
     )

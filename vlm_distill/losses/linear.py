@@ -30,9 +30,9 @@ def linear_divergence(
     """Return the weighted sum of the groups' divergences over rows of hidden states.
 
     Gradients flow to the student's hidden states, weight and bias where they require them, never to the
-    teacher. `labels` are token ids of the student. `byte_budget` bounds the memory in bytes that grows with
-    rows times vocabulary; a chunk has at least one row. Without rows the loss is 0 and keeps its gradient
-    path. The loss can be differentiated once.
+    teacher, whose logits move to the student's device. `labels` are token ids of the student. `byte_budget`
+    bounds the memory in bytes that grows with rows times vocabulary; a chunk has at least one row. Without
+    rows the loss is 0 and keeps its gradient path. The loss can be differentiated once.
     """
     columns = student.columns(labels)
     chunks = row_chunks(student, byte_budget)
@@ -51,7 +51,7 @@ def linear_divergence(
         with torch.set_grad_enabled(gradients.wanted):
             piece = _run_chunk(
                 student.logits(projected.requires_grad_(gradients.wanted)),
-                _teacher_logits(teacher, chunk),
+                _teacher_logits(teacher, chunk, projected.device),
                 groups=groups,
                 members=members,
                 chunk=chunk,
@@ -83,8 +83,10 @@ def _members(groups: Sequence[RowGroup], chunks: Sequence[slice]) -> list[list[s
 
 
 @torch.no_grad()
-def _teacher_logits(teacher: Rows | None, chunk: slice) -> Float[Tensor, "chunk column"] | None:
-    return None if teacher is None else teacher.logits(teacher.project(chunk))
+def _teacher_logits(
+    teacher: Rows | None, chunk: slice, device: torch.device
+) -> Float[Tensor, "chunk column"] | None:
+    return None if teacher is None else teacher.logits(teacher.project(chunk)).to(device)
 
 
 @torch.no_grad()
@@ -92,8 +94,11 @@ def _label_pass(
     rows: Rows, *, columns: Int[Tensor, " row"], chunks: Sequence[slice]
 ) -> Float[Tensor, " row"]:
     """Return the label log-probabilities of one model for all rows."""
-    pieces = [label_log_probs(rows.logits(rows.project(chunk)), columns[chunk]) for chunk in chunks]
-    return torch.cat([rows.logits(rows.project(slice(0, 0)))[:, 0], *pieces])
+    pieces = [
+        label_log_probs(rows.logits(rows.project(chunk)).to(columns.device), columns[chunk])
+        for chunk in (slice(0, 0), *chunks)
+    ]
+    return torch.cat(pieces)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

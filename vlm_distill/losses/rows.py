@@ -40,6 +40,7 @@ RowFunction: TypeAlias = Callable[
 class Rows:
     """The final hidden states of one model at the positions that predict the response tokens.
 
+    The output layer may be on another device than the hidden states, where a model is spread over several.
     `vocabulary` restricts the output layer before the softmax, to a contiguous slice or to ids. The c-th
     column of the student and the c-th column of the teacher must be the same token.
     """
@@ -58,14 +59,15 @@ class Rows:
         """Return hidden @ weight.T + bias in the precision of the model; ids narrow it later, in `logits`."""
         # A slice of the weight is a view, a selection by ids would copy the whole layer.
         columns = self.vocabulary if isinstance(self.vocabulary, slice) else slice(None)
-        bias = self.head.bias
-        return linear(self.hidden[chunk], self.head.weight[columns], None if bias is None else bias[columns])
+        weight, bias = self.head.weight[columns], self.head.bias
+        hidden = self.hidden[chunk].to(weight.device)
+        return linear(hidden, weight, None if bias is None else bias[columns])
 
     def logits(self, projected: Float[Tensor, "chunk projected"]) -> Float[Tensor, "chunk column"]:
         """Return the logits over the restricted vocabulary, in float32 at least."""
         logits = projected.to(torch.promote_types(projected.dtype, torch.float32))
         if not isinstance(self.vocabulary, slice):
-            logits = logits.index_select(1, self.vocabulary)
+            logits = logits.index_select(1, self.vocabulary.to(logits.device))
         if self.head.scale != 1.0:
             logits = logits * self.head.scale
         if self.head.soft_cap is not None:
