@@ -1,3 +1,4 @@
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -7,7 +8,7 @@ import yaml
 
 from tests.tiny import tiny_llava, tiny_text_model
 from tests.tiny_run import write_run
-from vlm_distill.adapters.catalog import save_model
+from vlm_distill.adapters.catalog import load_model, save_model
 from vlm_distill.cli import main
 from vlm_distill.data.store import ResponseStore
 
@@ -250,6 +251,20 @@ def test_a_warm_up_on_own_responses_keeps_them_apart_from_those_of_round_1(
     capsys.readouterr()
     assert run(config) == 0
     assert capsys.readouterr().err.count("unchanged") == 6
+
+
+def test_a_trained_student_stops_where_its_teacher_stops(tmp_path: Path) -> None:
+    teacher, student = copy.deepcopy(tiny_llava(1, hidden_size=32)), tiny_llava(2)
+    [own] = student.stop_ids
+    also = own + 1
+    teacher.model.generation_config.eos_token_id = [own, also]
+    save_model(teacher, tmp_path / "teacher")
+    save_model(student, tmp_path / "student")
+    config = write_run(
+        tmp_path, student={"model": str(tmp_path / "student")}, rounds=0, controls=[], evaluate=None
+    )
+    assert run(config, "warmup.train.steps=1") == 0
+    assert set(load_model(str(tmp_path / "run" / "warmup" / "model")).stop_ids) == {own, also}
 
 
 def test_an_unwritable_output_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
