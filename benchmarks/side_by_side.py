@@ -1,8 +1,8 @@
 """What the side-by-side programs share: every variant in a process of its own, repeats alternated.
 
-A program gives a function from a variant's name to a `Step`; called without `--variant` it starts itself once a
-variant and repeat, in alternated order, and prints medians and ranges. Peak memory is what the timed steps add
-to the resident memory of the process, as the kernel counts it (Linux).
+A program measures one variant with `measure` when called with `--variant`; without, `compare` starts it once
+a variant and repeat, in alternated order. Peak memory is what the timed steps add to the resident memory of
+the process, as the kernel counts it (Linux).
 """
 
 import argparse
