@@ -60,8 +60,8 @@ def value_and_gradient(
         case TotalVariation():
             values, gradient = _total_variation(log_q, log_p)
         case _:
-            return _by_autograd(divergence, log_q, log_p)
-    # log_softmax makes every entry of such a row NaN; `_weighted` took them for products 0 * inf.
+            values, gradient = _by_autograd(divergence, log_q, log_p)
+    # log_softmax makes every entry of such a row NaN; what sets 0 log 0 to 0 may have lost them.
     lost = log_q[:, 0].isnan() | log_p[:, 0].isnan()
     return values.masked_fill_(lost, torch.nan), gradient
 
@@ -111,7 +111,8 @@ def _centred(product: Tensor, q: Tensor, total: Values) -> Gradient:
 
 
 def _mixture(log_a: LogProbs, log_b: LogProbs, *, weight: Skew) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the probabilities a and b, and weight a + (1 - weight) b, at least the smallest normal number."""
+    """Return the probabilities a, b and weight a + (1 - weight) b, which is at least the smallest normal."""
+    # log(a / mixture) follows; the difference of two logarithms would be less exact where a is small.
     a, b = log_a.exp(), log_b.exp()
     mixture = b.lerp(a, _column(weight))
     return a, b, mixture.clamp_min_(torch.finfo(mixture.dtype).tiny)
@@ -122,21 +123,21 @@ def _column(skew: Skew) -> float | Tensor:
 
 
 def _forward_kl(log_q: LogProbs, log_p: LogProbs) -> tuple[Values, Gradient]:
-    """c = -p / q."""
+    """The derivative is c = -p / q."""
     p = log_p.exp()
     values = _weighted(p, log_p - log_q).sum(dim=1)
     return values, log_q.exp().sub_(p)
 
 
 def _cross_entropy(log_q: LogProbs, log_p: LogProbs) -> tuple[Values, Gradient]:
-    """c = -p / q."""
+    """The derivative is c = -p / q."""
     p = log_p.exp()
     values = _weighted(p, -log_q).sum(dim=1)
     return values, log_q.exp().sub_(p)
 
 
 def _reverse_kl(log_q: LogProbs, log_p: LogProbs) -> tuple[Values, Gradient]:
-    """c = log(q / p), up to a constant."""
+    """The derivative is c = log(q / p), up to a constant."""
     q = log_q.exp()
     product = _weighted(q, log_q - log_p)
     values = product.sum(dim=1)
@@ -153,10 +154,11 @@ def _symmetric_kl(
 
 
 def _skew_kl(log_q: LogProbs, log_p: LogProbs, *, alpha: Skew) -> tuple[Values, Gradient]:
-    """c = -(1 - a) p / m, m = a p + (1 - a) q."""
+    """The derivative is c = -(1 - a) p / m, m = a p + (1 - a) q."""
     p, q, mixture = _mixture(log_p, log_q, weight=alpha)
-    product = (p / mixture).mul_(q)
-    values = _weighted(p, log_p - mixture.log_()).sum(dim=1)
+    ratio = p / mixture
+    product = q * ratio
+    values = _weighted(p, ratio.log_()).sum(dim=1)
     gradient = _centred(product, q, product.sum(dim=1))
     return values, gradient.mul_(_column(alpha - 1))
 
@@ -164,10 +166,14 @@ def _skew_kl(log_q: LogProbs, log_p: LogProbs, *, alpha: Skew) -> tuple[Values, 
 def _skew_reverse_kl(
     log_q: LogProbs, log_p: LogProbs, *, alpha: Skew, detach: bool
 ) -> tuple[Values, Gradient]:
-    """c = log(q / m) - a q / m, up to a constant; log(q / m) if m = (1 - a) p + a q is taken as one."""
+    """The derivative is c = log(q / m) - a q / m, up to a constant, m = (1 - a) p + a q.
+
+    With `detach`, which takes m as a constant, the second part is missing.
+    """
     q, _, mixture = _mixture(log_q, log_p, weight=alpha)
-    own = None if detach else (q / mixture).mul_(q).mul_(_column(alpha))
-    product = _weighted(q, log_q - mixture.log_())
+    ratio = q / mixture
+    own = None if detach else (q * ratio).mul_(_column(alpha))
+    product = _weighted(q, ratio.log_())
     values = product.sum(dim=1)
     if own is None:
         return values, _centred(product, q, values)
@@ -175,17 +181,16 @@ def _skew_reverse_kl(
 
 
 def _jensen_shannon(log_q: LogProbs, log_p: LogProbs, *, beta: float) -> tuple[Values, Gradient]:
-    """c = (1 - b) log(q / m), up to a constant, m = b p + (1 - b) q."""
+    """The derivative is c = (1 - b) log(q / m), up to a constant, m = b p + (1 - b) q."""
     p, q, mixture = _mixture(log_p, log_q, weight=beta)
-    log_mixture = mixture.log_()
-    forward = _weighted(p, log_p - log_mixture).sum(dim=1)
-    product = _weighted(q, log_q - log_mixture)
+    forward = _weighted(p, (p / mixture).log_()).sum(dim=1)
+    product = _weighted(q, (q / mixture).log_())
     reverse = product.sum(dim=1)
     return beta * forward + (1 - beta) * reverse, _centred(product, q, reverse).mul_(1 - beta)
 
 
 def _total_variation(log_q: LogProbs, log_p: LogProbs) -> tuple[Values, Gradient]:
-    """c = sign(q - p) / 2."""
+    """The derivative is c = sign(q - p) / 2."""
     q = log_q.exp()
     gap = q - log_p.exp()
     values = gap.abs().sum(dim=1) / 2

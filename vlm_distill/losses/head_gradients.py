@@ -26,21 +26,13 @@ class HeadGradients:
         # The product of a single chunk is the sum. Not float16, which needs its scale till the end.
         self._is_sum = num_chunks <= 1 and head.weight.dtype != torch.float16
         self._wants_weight = _wants(head.weight)
-        self._weight: Tensor | None = None
+        self.weight: Tensor | None = None
         self.hidden = _zeros(student.hidden) if _wants(student.hidden) else None
         self.bias = _zeros(head.bias) if head.bias is not None and _wants(head.bias) else None
 
     @property
     def wanted(self) -> bool:
         return self._wants_weight or self.hidden is not None or self.bias is not None
-
-    @property
-    def weight(self) -> Tensor | None:
-        """The gradient of the weight, made when it is first asked for: after the logits of a single chunk."""
-        if self._weight is None and self._wants_weight:
-            weight = self.student.head.weight
-            self._weight = torch.zeros_like(weight) if self._is_sum else _zeros(weight)
-        return self._weight
 
     @property
     def _columns(self) -> slice:
@@ -63,13 +55,22 @@ class HeadGradients:
         if self.hidden is not None:
             product = gradient @ self.student.head.weight[self._columns]
             self.hidden[chunk] = product if scale is None else product.to(self.hidden.dtype) / scale
-        if self.weight is not None:
-            hidden = self.student.hidden[chunk].to(gradient.device)
-            _add_product(self.weight[self._columns], gradient, hidden, scale=scale)
+        if self._wants_weight:
+            self._add_weight(gradient, self.student.hidden[chunk].to(gradient.device), scale=scale)
+
+    def _add_weight(self, gradient: Tensor, hidden: Tensor, *, scale: Tensor | None) -> None:
+        """Add gradient.T @ hidden / scale. The sum is made here, where the teacher's logits are gone."""
+        if self.weight is None:
+            weight = self.student.head.weight
+            dtype = weight.dtype if self._is_sum else _least_float32(weight.dtype)
+            self.weight = torch.zeros_like(weight, dtype=dtype)
+        _add_product(self.weight[self._columns], gradient, hidden, scale=scale)
 
     def attach(self, loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
         """Return `loss` with the collected gradients behind it; they belong to it from then on."""
         head = self.student.head
+        if self.weight is None and self._wants_weight:
+            self.weight = torch.zeros_like(head.weight, requires_grad=False)
         pairs = [(self.student.hidden, self.hidden), (head.weight, self.weight), (head.bias, self.bias)]
         known = [(tensor, buffer) for tensor, buffer in pairs if buffer is not None]
         if not known:
@@ -84,7 +85,11 @@ def _wants(tensor: Tensor) -> bool:
 
 
 def _zeros(tensor: Tensor) -> Tensor:
-    return torch.zeros_like(tensor, dtype=torch.promote_types(tensor.dtype, torch.float32))
+    return torch.zeros_like(tensor, dtype=_least_float32(tensor.dtype), requires_grad=False)
+
+
+def _least_float32(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
 
 
 def _fitting_scale(gradient: Float[Tensor, "chunk projected"]) -> Float[Tensor, ""]:

@@ -138,6 +138,14 @@ class _Outputs:
         self.student_log_probs = empty.new_zeros(num_rows)
         self.teacher_log_probs = empty.new_zeros(num_rows) if has_teacher else None
 
+    def add_loss(self, groups: Sequence[RowGroup], part: "_Part") -> None:
+        """Add what a chunk whose row values are filled in counts."""
+        for index, (group, values) in enumerate(zip(groups, self.row_values, strict=True)):
+            members = slice(part.members[0][index].start, part.members[-1][index].stop)
+            assert isinstance(group.weight, Tensor)
+            if not group.gradient_only:
+                self.loss += (group.weight[members] * values[members]).sum()
+
     def result(self, loss: Float[Tensor, ""]) -> Result:
         return Result(
             loss=loss,
@@ -169,13 +177,14 @@ def _run_chunk(
         log_q = student.logits(projected[rows]).log_softmax(dim=1)
         labels = _Labels.read(log_q, log_p, models.columns[block])
         outputs.student_log_probs[block] = labels.student
-        if outputs.teacher_log_probs is not None:
+        if outputs.teacher_log_probs is not None and labels.teacher is not None:
             outputs.teacher_log_probs[block] = labels.teacher
         total = _run_block(log_q, log_p, groups, members, block=block, labels=labels, outputs=outputs)
         if gradients.wanted:
             total = student.projected_gradient(total, projected[rows])
             gradients.add_bias(total)
             gradient[rows] = total
+    outputs.add_loss(groups, part)
     del other  # before the gradient of the weight takes its memory
     gradients.add(gradient, part.chunk, precision=precision)
 
@@ -205,8 +214,6 @@ def _run_block(
         weight = group.weight[member].to(gradient.dtype)
         gradient.mul_(weight[:, None])
         row_values[member] = values
-        if not group.gradient_only:
-            outputs.loss += (weight * values).sum().to(outputs.loss.device)
         if total is None and whole:
             total = gradient
         else:

@@ -23,8 +23,8 @@ BYTES_PER_LOGIT = 12
 In half precision a chunk takes two thirds of it. The gradient replaces the student's logits.
 """
 BYTES_PER_BLOCK_LOGIT = 32
-"""What a divergence in closed form makes of a block per row and column: log-probabilities, probabilities, their
-products and the gradient. Twice as much where autograd is at work (gradients.py).
+"""What a divergence in closed form makes of a block per row and column: log-probabilities, probabilities,
+their products and the gradient. Twice as much where autograd is at work (gradients.py).
 """
 CPU_BLOCK_LOGITS = 2**18
 """Logits of a block per thread: about what the caches of a core hold, however large the budget."""
