@@ -19,7 +19,7 @@ from vlm_distill.losses import (
     SkewReverseKL,
     linear_divergence,
 )
-from vlm_distill.losses.rows import BYTES_PER_LOGIT
+from vlm_distill.losses.rows import BLOCK_LOGITS, BYTES_PER_LOGIT
 
 ROWS, VOCAB, SHARED, STUDENT_WIDTH, TEACHER_WIDTH = 13, 11, 8, 6, 10
 IDS = torch.tensor([1, 2, 3, 5, 6, 7, 9, 10])
@@ -334,6 +334,27 @@ def test_many_chunks_of_half_precision_add_up_in_float32() -> None:
     plain_linear_divergence(plain, None, [group], labels).backward()
     for ours, theirs in zip(gradients_of(student), gradients_of(plain), strict=True):
         assert (ours - theirs).norm() <= 1e-2 * theirs.norm()
+
+
+def test_the_gradient_of_a_large_half_precision_layer_is_added_in_parts() -> None:
+    rows, vocab, width = 4, 5000, 1024
+    assert vocab * width > BLOCK_LOGITS
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = (
+        torch.randn(count, width, generator=generator).div(8).bfloat16().requires_grad_()
+        for count in (rows, vocab)
+    )
+    student = Rows(hidden=hidden, head=Head(weight=weight))
+    labels = torch.tensor([0, 4095, 4096, 4999])
+    group = RowGroup(divergence=NegativeLogLikelihood(), rows=torch.arange(rows), weight=torch.ones(rows))
+    with LargestTensor() as largest:
+        linear_divergence(
+            student, None, groups=[group], labels=labels, byte_budget=budget(1, vocab)
+        ).loss.backward()
+    assert largest.counts[(vocab, width)] == 2  # the sum in float32, and the parameter's own precision
+    plain = in_float64(student)
+    plain_linear_divergence(plain, None, [group], labels).backward()
+    assert (weight.grad - plain.head.weight.grad).norm() <= 1e-2 * plain.head.weight.grad.norm()
 
 
 def test_half_precision_gives_a_float32_loss_and_gradients_of_its_own_precision() -> None:
