@@ -11,6 +11,7 @@ standard output.
 
 Each peer gets what its trainer passes: TRL's chunked divergence the completion window, its GKD loss and Liger
 the whole sequences; `liger_valid` is Liger on response tokens only. `ours_N` is ours at a budget of N MiB.
+Ratios in the table are to the peer without a suffix: TRL's chunked divergence or the dense DistiLLM-2.
 """
 
 import argparse
@@ -46,11 +47,11 @@ CURVE = ("ours_24", "ours_48", "ours_96", "ours_256")
 SCENARIOS: list[tuple[Scenario, tuple[str, ...]]] = [
     (Scenario(name="text", loss="kl", **TEXT), (*CURVE, "trl_chunked", "trl_gkd", "liger", "liger_valid")),
     (Scenario(name="text", loss="jsd", **TEXT), (*CURVE, "trl_chunked", "trl_gkd", "liger_valid")),
-    (Scenario(name="text", loss="distillm2", **TEXT), (*CURVE, "dense_distillm2")),
+    (Scenario(name="text", loss="distillm2", **TEXT), (*CURVE, "dense_distillm2", "dense_distillm2_probs")),
     (Scenario(name="image", loss="kl", **IMAGE), ("ours_24", "ours_256", "trl_chunked", "liger_valid")),
     (Scenario(name="image", loss="jsd", **IMAGE), ("ours_24", "ours_256", "trl_chunked", "liger_valid")),
-    (Scenario(name="text, frozen", loss="kl", frozen=True, **TEXT), (*CURVE, "trl_chunked", "liger_valid")),
-    (Scenario(name="text, frozen", loss="jsd", frozen=True, **TEXT), (*CURVE, "trl_chunked")),
+    (Scenario(name="text, frozen", loss="kl", frozen=True, **TEXT), ("ours_48", "ours_256", "trl_chunked")),
+    (Scenario(name="text, frozen", loss="jsd", frozen=True, **TEXT), ("ours_48", "ours_256", "trl_chunked")),
     (
         Scenario(name="text, 50 % padding", loss="kl", prompt=80, lengths=(64, 16, 16)),
         ("ours_256", "trl_chunked"),

@@ -173,14 +173,34 @@ def _liger_rows(
 
 
 def _dense_distillm2(inputs: Inputs, scenario: Scenario) -> Tensor:
-    """The public loss, written from its formula: both divergences on all positions of both halves."""
-    with torch.no_grad():
-        log_p = linear(inputs.teacher_hidden, inputs.teacher_weight).float().log_softmax(dim=-1)
-    log_q = linear(inputs.hidden, inputs.weight).float().log_softmax(dim=-1)
+    """The public loss, written from its formula: both divergences on all positions of both halves.
+
+    In log space, so that a probability that underflows does not become NaN.
+    """
+    log_q, log_p = _dense_log_probs(inputs)
+    mixture = torch.logaddexp(log_p + math.log(ALPHA), log_q + math.log(1 - ALPHA))
+    skew = (log_p.exp() * (log_p - mixture)).sum(dim=-1)
+    mixture = torch.logaddexp(log_p + math.log(1 - ALPHA), log_q.detach() + math.log(ALPHA))
+    reverse = (log_q.exp() * (log_q - mixture)).sum(dim=-1)
+    return _halves(skew, reverse, scenario)
+
+
+def _dense_distillm2_probs(inputs: Inputs, scenario: Scenario) -> Tensor:
+    """The same in probabilities: the least that a dense form takes, NaN where both underflow."""
+    log_q, log_p = _dense_log_probs(inputs)
     p, q = log_p.exp(), log_q.exp()
     skew = (p * (log_p - (ALPHA * p + (1 - ALPHA) * q).log())).sum(dim=-1)
     mixture = (1 - ALPHA) * p + ALPHA * q.detach()
-    reverse = (q * (log_q - mixture.log())).sum(dim=-1)
+    return _halves(skew, (q * (log_q - mixture.log())).sum(dim=-1), scenario)
+
+
+def _dense_log_probs(inputs: Inputs) -> tuple[Tensor, Tensor]:
+    with torch.no_grad():
+        log_p = linear(inputs.teacher_hidden, inputs.teacher_weight).float().log_softmax(dim=-1)
+    return linear(inputs.hidden, inputs.weight).float().log_softmax(dim=-1), log_p
+
+
+def _halves(skew: Tensor, reverse: Tensor, scenario: Scenario) -> Tensor:
     half = len(scenario.lengths) // 2
     valid = _labels(scenario) != -100
     return skew[:half][valid[:half]].mean() + reverse[half:][valid[half:]].mean()
@@ -202,8 +222,9 @@ PEERS: dict[str, Callable[[Inputs, Scenario], Tensor]] = {
     "liger": _liger,
     "liger_valid": _liger_valid,
     "dense_distillm2": _dense_distillm2,
+    "dense_distillm2_probs": _dense_distillm2_probs,
 }
-READS_PROMPTS = ("trl_gkd", "liger", "dense_distillm2")
+READS_PROMPTS = ("trl_gkd", "liger", "dense_distillm2", "dense_distillm2_probs")
 
 
 def step_of(variant: str) -> Callable[[Inputs, Scenario], Tensor]:
