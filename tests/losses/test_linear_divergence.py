@@ -1,6 +1,7 @@
 """linear_divergence against full logits in float64: values, gradients, chunks, memory and use in training."""
 
 import math
+from collections import Counter
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from vlm_distill.losses import (
     SkewReverseKL,
     linear_divergence,
 )
-from vlm_distill.losses.rows import BYTES_PER_LOGIT
+from vlm_distill.losses.rows import BLOCK_LOGITS, BYTES_PER_LOGIT
 
 ROWS, VOCAB, SHARED, STUDENT_WIDTH, TEACHER_WIDTH = 13, 11, 8, 6, 10
 IDS = torch.tensor([1, 2, 3, 5, 6, 7, 9, 10])
@@ -181,19 +182,22 @@ def test_a_frozen_head_gets_no_gradient_and_costs_none() -> None:
 
 
 class LargestTensor(TorchDispatchMode):
-    """Records the shapes of all new tensors."""
+    """Counts the new tensors of each shape."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.shapes: set[tuple[int, ...]] = set()
+        self.counts: Counter[tuple[int, ...]] = Counter()
+
+    @property
+    def shapes(self) -> set[tuple[int, ...]]:
+        return set(self.counts)
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
-        is_view = str(function).startswith(
-            ("aten.t.", "aten.transpose", "aten.slice", "aten.view", "aten.detach")
-        )
-        if isinstance(out, Tensor) and not is_view:
-            self.shapes.add(tuple(out.shape))
+        # Neither a view nor in place.
+        is_new = isinstance(out, Tensor) and not function.is_view and not function._schema.is_mutable
+        if is_new:
+            self.counts[tuple(out.shape)] += 1
         return out
 
 
@@ -207,6 +211,19 @@ def test_logits_never_exist_for_more_than_one_chunk() -> None:
         result.loss.backward()
     logits_rows = [shape[0] for shape in largest.shapes if len(shape) == 2 and shape[1] == VOCAB]
     assert max(logits_rows) == 2
+
+
+@pytest.mark.parametrize("size", [4, 100])
+def test_the_gradient_of_the_weight_is_made_once_and_handed_over(size: int) -> None:
+    student, teacher = make_pair(bias=False)
+    labels, _ = labels_and_columns(slice(None))
+    for _ in range(2):
+        student.head.weight.grad = None
+        with LargestTensor() as largest:
+            linear_divergence(
+                student, teacher, groups=make_groups(), labels=labels, byte_budget=budget(size)
+            ).loss.backward()
+        assert largest.counts[(VOCAB, STUDENT_WIDTH)] == 1
 
 
 def test_a_budget_below_one_row_still_takes_one() -> None:
@@ -317,6 +334,27 @@ def test_many_chunks_of_half_precision_add_up_in_float32() -> None:
     plain_linear_divergence(plain, None, [group], labels).backward()
     for ours, theirs in zip(gradients_of(student), gradients_of(plain), strict=True):
         assert (ours - theirs).norm() <= 1e-2 * theirs.norm()
+
+
+def test_the_gradient_of_a_large_half_precision_layer_is_added_in_parts() -> None:
+    rows, vocab, width = 4, 5000, 1024
+    assert vocab * width > BLOCK_LOGITS
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = (
+        torch.randn(count, width, generator=generator).div(8).bfloat16().requires_grad_()
+        for count in (rows, vocab)
+    )
+    student = Rows(hidden=hidden, head=Head(weight=weight))
+    labels = torch.tensor([0, 4095, 4096, 4999])
+    group = RowGroup(divergence=NegativeLogLikelihood(), rows=torch.arange(rows), weight=torch.ones(rows))
+    with LargestTensor() as largest:
+        linear_divergence(
+            student, None, groups=[group], labels=labels, byte_budget=budget(1, vocab)
+        ).loss.backward()
+    assert largest.counts[(vocab, width)] == 2  # the sum in float32, and the parameter's own precision
+    plain = in_float64(student)
+    plain_linear_divergence(plain, None, [group], labels).backward()
+    assert (weight.grad - plain.head.weight.grad).norm() <= 1e-2 * plain.head.weight.grad.norm()
 
 
 def test_half_precision_gives_a_float32_loss_and_gradients_of_its_own_precision() -> None:

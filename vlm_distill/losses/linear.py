@@ -1,22 +1,25 @@
 """Divergences between two models from their final hidden states, never with the logits of all rows at once.
 
-`linear_divergence` walks over chunks of rows. Both output layers, the divergences and the gradients of the
-student's hidden states, weight and bias are computed in the forward pass, and only the gradients stay. A
-chunk may cut a response, so whatever depends on a whole response is a function in its `RowGroup`, computed
-after a first pass without gradients.
+`linear_divergence` walks over chunks of rows, as long as the budget allows because every chunk reads both
+output layers, and inside a chunk over blocks of rows, short enough for the caches. Both output layers, the
+divergences and the gradients of the student's hidden states, weight and bias are computed in the forward
+pass, and only the gradients stay. A chunk may cut a response, so whatever depends on a whole response is a
+function in its `RowGroup`, computed from the label log-probabilities of all rows: in a first pass, unless one
+chunk has all rows.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from vlm_distill.losses.rows import MemberLogits, Result, RowGroup, Rows, label_log_probs, row_chunks
+from vlm_distill.losses.divergences import NegativeLogLikelihood, SampledReverseKL, SkewKL, SkewReverseKL
+from vlm_distill.losses.gradients import label_value_and_gradient, value_and_gradient
+from vlm_distill.losses.head_gradients import HeadGradients
+from vlm_distill.losses.rows import Result, RowGroup, Rows, label_log_probs, row_blocks, row_chunks
 
 
 def linear_divergence(
@@ -34,43 +37,59 @@ def linear_divergence(
     bounds the memory in bytes that grows with rows times vocabulary; a chunk has at least one row. Without
     rows the loss is 0 and keeps its gradient path. The loss can be differentiated once.
     """
-    columns = student.columns(labels)
     chunks = row_chunks(student, byte_budget)
-    if not all(group.is_resolved for group in groups):
-        student_log_probs = _label_pass(student, columns=columns, chunks=chunks)
-        teacher_log_probs = None if teacher is None else _label_pass(teacher, columns=columns, chunks=chunks)
-        groups = [group.resolve(student_log_probs, teacher_log_probs) for group in groups]
-    gradients = _Gradients(student)
-    pieces = []
-    for chunk, members in zip(chunks, _members(groups, chunks), strict=True):
-        with torch.no_grad():
-            projected = student.project(chunk)
-            precision = projected.dtype
-            # The leaf is in float32: a float16 leaf would lose small gradients before they can be scaled.
-            projected = projected.to(torch.promote_types(precision, torch.float32))
-        with torch.set_grad_enabled(gradients.wanted):
-            piece = _run_chunk(
-                student.logits(projected.requires_grad_(gradients.wanted)),
-                _teacher_logits(teacher, chunk, projected.device),
-                groups=groups,
-                members=members,
-                chunk=chunk,
-                columns=columns[chunk],
-            )
-        gradients.add(projected, piece.loss, chunk=chunk, precision=precision)
-        pieces.append(piece)
-    return _assemble(pieces, gradients, num_groups=len(groups), has_teacher=teacher is not None)
+    gradients = HeadGradients(student, num_chunks=len(chunks))
+    with torch.no_grad():
+        models = _Models(student=student, teacher=teacher, columns=student.columns(labels))
+        plan = _plan(groups, chunks, [row_blocks(student, chunk, byte_budget) for chunk in chunks])
+        if len(plan) != 1:
+            groups = _resolve(groups, models, plan)
+        outputs = _Outputs(student.hidden, groups, has_teacher=teacher is not None)
+        for part in plan:
+            _run_chunk(models, part, groups, outputs, gradients)
+    return outputs.result(gradients.attach(outputs.loss))
 
 
-def _members(groups: Sequence[RowGroup], chunks: Sequence[slice]) -> list[list[slice]]:
-    """Return, per chunk and group, which of the group's rows lie in the chunk.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Models:
+    """Both models' rows and the labels' columns."""
 
-    One transfer to the host for all of them: boolean selection would wait for the device once per chunk and
+    student: Rows
+    teacher: Rows | None
+    columns: Int[Tensor, " row"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Part:
+    """A chunk, its blocks and, per block and group, which of the group's rows lie in the block."""
+
+    chunk: slice
+    blocks: list[slice]
+    members: list[list[slice]]
+
+    def within(self, block: slice) -> slice:
+        return slice(block.start - self.chunk.start, block.stop - self.chunk.start)
+
+
+def _plan(
+    groups: Sequence[RowGroup], chunks: Sequence[slice], blocks_of_chunks: Sequence[list[slice]]
+) -> list[_Part]:
+    members = iter(_members(groups, [block for blocks in blocks_of_chunks for block in blocks]))
+    return [
+        _Part(chunk=chunk, blocks=blocks, members=[next(members) for _ in blocks])
+        for chunk, blocks in zip(chunks, blocks_of_chunks, strict=True)
+    ]
+
+
+def _members(groups: Sequence[RowGroup], blocks: Sequence[slice]) -> list[list[slice]]:
+    """Return, per block and group, which of the group's rows lie in the block.
+
+    One transfer to the host for all of them: boolean selection would wait for the device once per block and
     group.
     """
-    if not groups or not chunks:
-        return [[] for _ in chunks]
-    edges = torch.tensor([chunk.start for chunk in chunks] + [chunks[-1].stop], device=groups[0].rows.device)
+    if not groups or not blocks:
+        return [[] for _ in blocks]
+    edges = torch.tensor([block.start for block in blocks] + [blocks[-1].stop], device=groups[0].rows.device)
     positions = torch.stack([torch.searchsorted(group.rows, edges) for group in groups])
     disordered = torch.stack([(group.rows.diff() <= 0).sum() for group in groups])
     *bounds, disorder = torch.cat([positions, disordered[:, None]], dim=1).T.tolist()
@@ -82,190 +101,183 @@ def _members(groups: Sequence[RowGroup], chunks: Sequence[slice]) -> list[list[s
     ]
 
 
-@torch.no_grad()
-def _teacher_logits(
-    teacher: Rows | None, chunk: slice, device: torch.device
-) -> Float[Tensor, "chunk column"] | None:
-    return None if teacher is None else teacher.logits(teacher.project(chunk)).to(device)
+def _resolve(groups: Sequence[RowGroup], models: _Models, plan: Sequence[_Part]) -> list[RowGroup]:
+    """Return the groups with functions replaced by tensors, after a pass over all chunks if there are any."""
+    if all(group.is_resolved for group in groups):
+        return list(groups)
+    empty = _no_values(models.student.hidden)
+    log_probs = []
+    for rows in (models.student, models.teacher):
+        parts = [] if rows is None else [_labels_of(rows, rows.project(p.chunk), p, models) for p in plan]
+        log_probs.append(torch.cat([empty, *parts]))
+    return [group.resolve(log_probs[0], None if models.teacher is None else log_probs[1]) for group in groups]
 
 
-@torch.no_grad()
-def _label_pass(
-    rows: Rows, *, columns: Int[Tensor, " row"], chunks: Sequence[slice]
-) -> Float[Tensor, " row"]:
-    """Return the label log-probabilities of one model for all rows."""
-    pieces = [
-        label_log_probs(rows.logits(rows.project(chunk)).to(columns.device), columns[chunk])
-        for chunk in (slice(0, 0), *chunks)
-    ]
+def _labels_of(
+    rows: Rows, projected: Float[Tensor, "chunk projected"], part: _Part, models: _Models
+) -> Float[Tensor, " chunk"]:
+    """Return the label log-probabilities of one model for a chunk."""
+    pieces = []
+    for block in part.blocks:
+        log_probs = rows.logits(projected[part.within(block)]).log_softmax(dim=1)
+        columns = models.columns[block].to(log_probs.device)
+        pieces.append(label_log_probs(log_probs, columns).to(models.columns.device))
     return torch.cat(pieces)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Piece:
-    """A chunk's share of the result; only `loss` is still attached to the chunk's logits.
+class _Outputs:
+    """The result while it is filled, block by block.
 
-    `value` is `loss` without the groups that only count in the gradient.
+    Nothing small outlives a block: between the blocks' large tensors it would break up the memory.
     """
 
-    loss: Float[Tensor, ""]
-    value: Float[Tensor, ""]
-    row_values: list[Tensor]
-    student_log_probs: Float[Tensor, " chunk"]
-    teacher_log_probs: Float[Tensor, " chunk"] | None
+    def __init__(self, hidden: Tensor, groups: Sequence[RowGroup], *, has_teacher: bool) -> None:
+        empty, num_rows = _no_values(hidden), len(hidden)
+        self.loss = empty.new_zeros(())
+        self.row_values = tuple(empty.new_zeros(len(group.rows)) for group in groups)
+        self.student_log_probs = empty.new_zeros(num_rows)
+        self.teacher_log_probs = empty.new_zeros(num_rows) if has_teacher else None
+
+    def add_loss(self, groups: Sequence[RowGroup], part: "_Part") -> None:
+        """Add what a chunk whose row values are filled in counts."""
+        for index, (group, values) in enumerate(zip(groups, self.row_values, strict=True)):
+            members = slice(part.members[0][index].start, part.members[-1][index].stop)
+            assert isinstance(group.weight, Tensor)
+            if not group.gradient_only:
+                self.loss += (group.weight[members] * values[members]).sum()
+
+    def result(self, loss: Float[Tensor, ""]) -> Result:
+        return Result(
+            loss=loss,
+            row_values=self.row_values,
+            student_label_log_probs=self.student_log_probs,
+            teacher_label_log_probs=self.teacher_log_probs,
+        )
 
 
 def _run_chunk(
-    student_logits: Float[Tensor, "chunk column"],
-    teacher_logits: Float[Tensor, "chunk column"] | None,
-    *,
+    models: _Models, part: _Part, groups: Sequence[RowGroup], outputs: _Outputs, gradients: HeadGradients
+) -> None:
+    """Fill in the results of a chunk and add its gradients, which replace the student's projection."""
+    student, teacher = models.student, models.teacher
+    projected = student.project(part.chunk)
+    other = None if teacher is None else teacher.project(part.chunk)
+    if not all(group.is_resolved for group in groups):
+        own_labels = _labels_of(student, projected, part, models)
+        other_labels = None if teacher is None or other is None else _labels_of(teacher, other, part, models)
+        groups = [group.resolve(own_labels, other_labels) for group in groups]
+    precision = projected.dtype
+    # In float16 small gradients would be lost before they can be scaled.
+    gradient = projected.float() if precision == torch.float16 else projected
+    for block, members in zip(part.blocks, part.members, strict=True):
+        rows = part.within(block)
+        log_p = None
+        if teacher is not None and other is not None:
+            log_p = teacher.logits(other[rows].to(projected.device)).log_softmax(dim=1)
+        log_q = student.logits(projected[rows]).log_softmax(dim=1)
+        labels = _Labels.read(log_q, log_p, models.columns[block])
+        outputs.student_log_probs[block] = labels.student
+        if outputs.teacher_log_probs is not None and labels.teacher is not None:
+            outputs.teacher_log_probs[block] = labels.teacher
+        total = _run_block(log_q, log_p, groups, members, block=block, labels=labels, outputs=outputs)
+        if gradients.wanted:
+            total = student.projected_gradient(total, projected[rows])
+            gradients.add_bias(total)
+            gradient[rows] = total
+    outputs.add_loss(groups, part)
+    del other  # before the gradient of the weight takes its memory
+    gradients.add(gradient, part.chunk, precision=precision)
+
+
+def _run_block(
+    log_q: Float[Tensor, "block column"],
+    log_p: Float[Tensor, "block column"] | None,
     groups: Sequence[RowGroup],
     members: Sequence[slice],
-    chunk: slice,
-    columns: Int[Tensor, " chunk"],
-) -> _Piece:
-    logits = MemberLogits(
-        student=student_logits,
-        student_label_log_probs=label_log_probs(student_logits, columns),
-        teacher=teacher_logits,
-        teacher_label_log_probs=None if teacher_logits is None else label_log_probs(teacher_logits, columns),
-    )
-    loss = value = student_logits.new_zeros(())
-    row_values = []
-    for group, member in zip(groups, members, strict=True):
-        # A group that has every row of the chunk needs no copy of its logits.
-        whole = member.stop - member.start == len(student_logits)
-        values = group.values(
-            member, logits.select(slice(None) if whole else group.rows[member] - chunk.start)
+    *,
+    block: slice,
+    labels: "_Labels",
+    outputs: _Outputs,
+) -> Float[Tensor, "block column"]:
+    """Fill in the groups' values and return the gradient of their weighted sum for the student's logits."""
+    total = None
+    for group, member, row_values in zip(groups, members, outputs.row_values, strict=True):
+        if member.start == member.stop:
+            continue
+        # A group that has every row of the block needs no copy of it.
+        whole = member.stop - member.start == len(log_q)
+        rows = slice(None) if whole else group.rows[member] - block.start
+        values, gradient = _group_gradient(
+            group, member, log_q[rows], None if log_p is None else log_p[rows], labels.select(rows)
         )
         assert isinstance(group.weight, Tensor)
-        weighted = (group.weight[member] * values).sum()
-        loss = loss + weighted
-        value = value if group.gradient_only else value + weighted.detach()
-        row_values.append(values.detach())
-    return _Piece(
-        loss=loss,
-        value=value,
-        row_values=row_values,
-        student_log_probs=logits.student_label_log_probs.detach(),
-        teacher_log_probs=logits.teacher_label_log_probs,
-    )
+        weight = group.weight[member].to(gradient.dtype)
+        gradient.mul_(weight[:, None])
+        row_values[member] = values
+        if total is None and whole:
+            total = gradient
+        else:
+            total = torch.zeros_like(log_q) if total is None else total
+            total[rows] += gradient
+    return torch.zeros_like(log_q) if total is None else total
 
 
-class _Gradients:
-    """Gradients of the student's tensors, summed over chunks in float32 at least; None if not needed."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Labels:
+    """Where the labels of some rows stand in the vocabulary, and their log-probabilities."""
 
-    def __init__(self, student: Rows) -> None:
-        self.student = student
-        self.hidden = _buffer(student.hidden)
-        self.weight = _buffer(student.head.weight)
-        self.bias = None if student.head.bias is None else _buffer(student.head.bias)
-
-    @property
-    def wanted(self) -> bool:
-        return any(buffer is not None for buffer in (self.hidden, self.weight, self.bias))
-
-    @torch.no_grad()
-    def add(
-        self,
-        projected: Float[Tensor, "chunk projected"],
-        loss: Float[Tensor, ""],
-        *,
-        chunk: slice,
-        precision: torch.dtype,
-    ) -> None:
-        """Add what the chunk's loss contributes and free the chunk's graph; products are in `precision`."""
-        if not loss.requires_grad:
-            return
-        (gradient,) = torch.autograd.grad(loss, projected)
-        vocabulary = self.student.vocabulary
-        columns = vocabulary if isinstance(vocabulary, slice) else slice(None)
-        if self.bias is not None:
-            self.bias[columns] += gradient.sum(dim=0, dtype=self.bias.dtype)
-        scale = _fitting_scale(gradient) if precision == torch.float16 else None
-        gradient = (gradient if scale is None else gradient * scale).to(precision)
-        if self.hidden is not None:
-            product = gradient @ self.student.head.weight[columns]
-            self.hidden[chunk] = product if scale is None else product.to(self.hidden.dtype) / scale
-        if self.weight is not None:
-            _add_product(self.weight[columns], gradient, self.student.hidden[chunk], scale=scale)
-
-    def attach(self, loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
-        """Return `loss` with the collected gradients behind it."""
-        head = self.student.head
-        pairs = [(self.student.hidden, self.hidden), (head.weight, self.weight), (head.bias, self.bias)]
-        known = [(tensor, buffer) for tensor, buffer in pairs if buffer is not None]
-        if not known:
-            return loss
-        tensors, buffers = zip(*known, strict=True)
-        attached: Tensor = _KnownGradients.apply(loss, *tensors, *buffers)
-        return attached
-
-
-def _buffer(tensor: Tensor) -> Tensor | None:
-    if not (torch.is_grad_enabled() and tensor.requires_grad):
-        return None
-    return torch.zeros_like(
-        tensor, dtype=torch.promote_types(tensor.dtype, torch.float32), requires_grad=False
-    )
-
-
-def _fitting_scale(gradient: Float[Tensor, "chunk projected"]) -> Float[Tensor, ""]:
-    """Return the power of two that fits a gradient into float16, found without waiting for the device.
-
-    Scaled, the largest sum of magnitudes in any row or column is in [32, 64): far above what float16 rounds
-    to zero, and low enough for the products, which are at most that sum times the largest factor.
-    """
-    rows, columns = (torch.linalg.vector_norm(gradient, 1, dim=dim).amax() for dim in (1, 0))
-    exponent = torch.frexp(torch.maximum(rows, columns)).exponent
-    return torch.ldexp(torch.ones_like(rows), (6 - exponent).clamp(-100, 100))
-
-
-def _add_product(total: Tensor, gradient: Tensor, hidden: Tensor, *, scale: Tensor | None) -> None:
-    """Add gradient.T @ hidden / scale to `total`.
-
-    Where the precisions agree, no second tensor of that size is made.
-    """
-    if scale is not None:
-        total.addcdiv_(gradient.T @ hidden, scale)  # computed in the precision of `total`
-    elif total.dtype == gradient.dtype == hidden.dtype:
-        total.addmm_(gradient.T, hidden)
-    else:
-        total += gradient.T @ hidden
-
-
-class _KnownGradients(torch.autograd.Function):
-    """A scalar whose gradients for some tensors are known: apply(scalar, *tensors, *gradients)."""
+    columns: Int[Tensor, " member"]
+    student: Float[Tensor, " member"]
+    teacher: Float[Tensor, " member"] | None
 
     @staticmethod
-    def forward(ctx: Any, loss: Tensor, *tensors_and_gradients: Tensor) -> Tensor:
-        count = len(tensors_and_gradients) // 2
-        ctx.dtypes = [tensor.dtype for tensor in tensors_and_gradients[:count]]
-        ctx.save_for_backward(*tensors_and_gradients[count:])
-        return loss.clone()
+    def read(
+        log_q: Float[Tensor, "member column"],
+        log_p: Float[Tensor, "member column"] | None,
+        columns: Int[Tensor, " member"],
+    ) -> "_Labels":
+        return _Labels(
+            columns=columns,
+            student=label_log_probs(log_q, columns),
+            teacher=None if log_p is None else label_log_probs(log_p, columns),
+        )
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        # Out of place: with retain_graph the same gradients are read again.
-        scaled = [
-            (gradient * upstream).to(dtype)
-            for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
-        ]
-        return None, *scaled, *(None for _ in scaled)
+    def select(self, rows: slice | Int[Tensor, " selected"]) -> "_Labels":
+        return _Labels(
+            columns=self.columns[rows],
+            student=self.student[rows],
+            teacher=None if self.teacher is None else self.teacher[rows],
+        )
 
 
-def _assemble(
-    pieces: Sequence[_Piece], gradients: _Gradients, *, num_groups: int, has_teacher: bool
-) -> Result:
-    hidden = gradients.student.hidden
-    empty = hidden.new_zeros(0, dtype=torch.promote_types(hidden.dtype, torch.float32))
-    teacher_pieces = [piece.teacher_log_probs for piece in pieces if piece.teacher_log_probs is not None]
-    return Result(
-        loss=gradients.attach(torch.stack([empty.sum(), *(piece.value for piece in pieces)]).sum()),
-        row_values=tuple(
-            torch.cat([empty, *(piece.row_values[index] for piece in pieces)]) for index in range(num_groups)
-        ),
-        student_label_log_probs=torch.cat([empty, *(piece.student_log_probs for piece in pieces)]),
-        teacher_label_log_probs=torch.cat([empty, *teacher_pieces]) if has_teacher else None,
-    )
+def _group_gradient(
+    group: RowGroup,
+    member: slice,
+    log_q: Float[Tensor, "member column"],
+    log_p: Float[Tensor, "member column"] | None,
+    labels: _Labels,
+) -> tuple[Float[Tensor, " member"], Float[Tensor, "member column"]]:
+    """Return values and gradients, unweighted, of the group's rows in `member`, which are given."""
+    divergence, alpha = group.divergence, group.parameter
+    if isinstance(divergence, NegativeLogLikelihood | SampledReverseKL):
+        return label_value_and_gradient(
+            divergence,
+            log_q,
+            columns=labels.columns,
+            student_log_probs=labels.student,
+            teacher_log_probs=labels.teacher,
+        )
+    assert log_p is not None, f"{divergence.kind} needs teacher rows"
+    if group.teacher_share != 1.0:
+        # Not lerp, which subtracts: a token that both lack would become NaN.
+        share = group.teacher_share
+        log_p = (log_q * (1 - share)).add_(log_p, alpha=share).log_softmax(dim=1)
+    if alpha is None:
+        return value_and_gradient(divergence, log_q, log_p)
+    assert isinstance(divergence, SkewKL | SkewReverseKL)
+    assert isinstance(alpha, Tensor)
+    return value_and_gradient(divergence, log_q, log_p, alpha=alpha[member])
+
+
+def _no_values(hidden: Tensor) -> Float[Tensor, " 0"]:
+    return hidden.new_zeros(0, dtype=torch.promote_types(hidden.dtype, torch.float32))

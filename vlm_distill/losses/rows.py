@@ -14,21 +14,22 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from vlm_distill.batches import Head
-from vlm_distill.losses.divergences import (
-    Divergence,
-    NegativeLogLikelihood,
-    SampledReverseKL,
-    SkewKL,
-    SkewReverseKL,
-)
+from vlm_distill.losses.divergences import Divergence, NegativeLogLikelihood, SampledReverseKL
 
 OUTSIDE = -1
-BYTES_PER_LOGIT = 80
-"""Peak memory of a chunk per row and column: float32 logits of both models and what a divergence keeps.
+BYTES_PER_LOGIT = 12
+"""Memory of a chunk per row and column: float32 logits of both models, and a third of all for the blocks.
 
-Measured: 46 for SkewKL or SkewReverseKL on all rows of a chunk, 57 for AdaptiveKL, 74 for two groups that
-share the chunk, 4 more for a target between student and teacher; a row in several groups takes more.
+In half precision a chunk takes two thirds of it. The gradient replaces the student's logits.
 """
+BYTES_PER_BLOCK_LOGIT = 32
+"""What a divergence in closed form makes of a block per row and column: log-probabilities, probabilities,
+their products and the gradient. Twice as much where autograd is at work (gradients.py).
+"""
+CPU_BLOCK_LOGITS = 2**18
+"""Logits of a block per thread: about what the caches of a core hold, however large the budget."""
+BLOCK_LOGITS = 2**22
+"""Logits of a block on other devices: a kernel over that many takes longer than its launch."""
 
 RowFunction: TypeAlias = Callable[
     [Float[Tensor, " group"], Float[Tensor, " group"] | None], Float[Tensor, " group"]
@@ -73,6 +74,20 @@ class Rows:
         if self.head.soft_cap is not None:
             logits = (logits / self.head.soft_cap).tanh() * self.head.soft_cap
         return logits
+
+    def projected_gradient(
+        self, gradient: Float[Tensor, "chunk column"], projected: Float[Tensor, "chunk projected"]
+    ) -> Float[Tensor, "chunk projected"]:
+        """Return the gradient for the projection, given that for the logits, which it may overwrite."""
+        if self.head.soft_cap is not None:
+            ratio = self.logits(projected).div_(self.head.soft_cap)
+            gradient.addcmul_(gradient, ratio.square_(), value=-1)
+        if self.head.scale != 1.0:
+            gradient.mul_(self.head.scale)
+        if isinstance(self.vocabulary, slice):
+            return gradient
+        whole = torch.zeros_like(projected, dtype=gradient.dtype)
+        return whole.index_add_(1, self.vocabulary.to(whole.device), gradient)
 
     def columns(self, labels: Int[Tensor, " row"]) -> Int[Tensor, " row"]:
         """Return where token ids stand in the restricted vocabulary, OUTSIDE for those that it lacks."""
@@ -119,53 +134,6 @@ class RowGroup:
             parameter=self.parameter(student, teacher) if callable(self.parameter) else self.parameter,
         )
 
-    def values(self, members: slice, logits: "MemberLogits") -> Float[Tensor, " member"]:
-        """Return the divergence of the group's rows in `members`, whose logits are given."""
-        if isinstance(self.divergence, NegativeLogLikelihood):
-            return self.divergence(logits.student_label_log_probs)
-        assert logits.teacher is not None, f"{self.divergence.kind} needs teacher rows"
-        if isinstance(self.divergence, SampledReverseKL):
-            assert logits.teacher_label_log_probs is not None
-            return self.divergence(logits.student_label_log_probs, logits.teacher_label_log_probs)
-        target = _interpolate(logits.student, logits.teacher, share=self.teacher_share)
-        if self.parameter is None:
-            return self.divergence(logits.student, target)
-        assert isinstance(self.divergence, SkewKL | SkewReverseKL)
-        assert isinstance(self.parameter, Tensor)
-        return self.divergence(logits.student, target, alpha=self.parameter[members])
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MemberLogits:
-    """Logits of some rows of a chunk under both models and the log-probabilities of their labels."""
-
-    student: Float[Tensor, "member column"]
-    student_label_log_probs: Float[Tensor, " member"]
-    teacher: Float[Tensor, "member column"] | None
-    teacher_label_log_probs: Float[Tensor, " member"] | None
-
-    def select(self, rows: slice | Int[Tensor, " selected"]) -> "MemberLogits":
-        return MemberLogits(
-            student=self.student[rows],
-            student_label_log_probs=self.student_label_log_probs[rows],
-            teacher=None if self.teacher is None else self.teacher[rows],
-            teacher_label_log_probs=None
-            if self.teacher_label_log_probs is None
-            else self.teacher_label_log_probs[rows],
-        )
-
-
-def _interpolate(
-    student_logits: Float[Tensor, "member column"],
-    teacher_logits: Float[Tensor, "member column"],
-    *,
-    share: float,
-) -> Float[Tensor, "member column"]:
-    if share == 1.0:
-        return teacher_logits
-    # Not lerp, which subtracts: a token that both lack would become NaN.
-    return (student_logits.detach() * (1 - share)).add_(teacher_logits, alpha=share)
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Result:
@@ -186,14 +154,28 @@ class Result:
 
 def row_chunks(rows: Rows, byte_budget: int) -> list[slice]:
     """Return consecutive slices over the rows, each of at least one row, whose logits fit the budget."""
-    num_rows = len(rows.hidden)
     size = max(1, byte_budget // (BYTES_PER_LOGIT * rows.num_columns))
-    return [slice(start, min(start + size, num_rows)) for start in range(0, num_rows, size)]
+    return _cut(slice(0, len(rows.hidden)), size)
+
+
+def row_blocks(rows: Rows, chunk: slice, byte_budget: int) -> list[slice]:
+    """Return consecutive slices over the chunk's rows, small enough for what a divergence makes of them.
+
+    They take a third of the budget at most, but a block has at least one row.
+    """
+    device = rows.head.weight.device
+    limit = CPU_BLOCK_LOGITS * torch.get_num_threads() if device.type == "cpu" else BLOCK_LOGITS
+    limit = min(limit, byte_budget // (3 * BYTES_PER_BLOCK_LOGIT))
+    return _cut(chunk, max(1, limit // rows.num_columns))
+
+
+def _cut(rows: slice, size: int) -> list[slice]:
+    return [slice(start, min(start + size, rows.stop)) for start in range(rows.start, rows.stop, size)]
 
 
 def label_log_probs(
-    logits: Float[Tensor, "chunk column"], columns: Int[Tensor, " chunk"]
-) -> Float[Tensor, " chunk"]:
+    log_probs: Float[Tensor, "block column"], columns: Int[Tensor, " block"]
+) -> Float[Tensor, " block"]:
     """Return the log-probability of each row's label, -inf for a label OUTSIDE."""
-    gathered = logits.gather(1, columns.clamp_min(0)[:, None])[:, 0]
-    return (gathered - logits.logsumexp(dim=1)).masked_fill(columns == OUTSIDE, -torch.inf)
+    gathered = log_probs.gather(1, columns.clamp_min(0)[:, None])[:, 0]
+    return gathered.masked_fill(columns == OUTSIDE, -torch.inf)
