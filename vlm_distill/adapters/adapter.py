@@ -51,8 +51,10 @@ class Adapter:
     `position_ids(model, input_ids, attention_mask, extras)` returns positions that ignore padding, [b, t], or
     [axes, b, t] for families with several; on every axis a response goes on from the prompt's last one.
     `head(model)` returns the output layer. `parts` maps vision, projector and language to module-name
-    prefixes. `branches_cache` says that several continuations of one prefix can share its cache, which
-    recurrent states do not allow.
+    prefixes. `vision_features(model, pixels)` returns what the vision tower gives, before the projector, one
+    row per image, for families whose features `vision_features.forward_inputs` can put back; None where
+    images enter in another way. `branches_cache` says that several continuations of one prefix can share its
+    cache, which recurrent states do not allow.
     """
 
     name: str
@@ -75,6 +77,12 @@ class Adapter:
     ]
     head: Callable[[nn.Module], Head]
     parts: Mapping[Part, tuple[str, ...]]
+    vision_features: (
+        Callable[
+            [nn.Module, Float[Tensor, "image channel height width"]], Float[Tensor, "image token features"]
+        ]
+        | None
+    ) = None
     branches_cache: bool = True
 
 
@@ -84,7 +92,8 @@ class LoadedModel:
 
     `fingerprint` is the hash of weights and processor files; `stop_ids` end a generated response.
     `placeholder_ids` stand for image features: generation must never emit one, because a response that holds
-    one cannot be forwarded again.
+    one cannot be forwarded again. `exchange_pixels`, where given, replaces the pixels of encoded prompts by
+    features of the tower (vision_cache.py).
     """
 
     adapter: Adapter
@@ -95,6 +104,7 @@ class LoadedModel:
     fingerprint: str
     stop_ids: tuple[int, ...]
     placeholder_ids: tuple[int, ...] = ()
+    exchange_pixels: Callable[["LoadedModel", PromptBatch], PromptBatch] | None = None
 
     @property
     def device(self) -> torch.device:
@@ -104,4 +114,5 @@ class LoadedModel:
         return device
 
     def encode(self, examples: Sequence[Example], images: Sequence[Sequence[Image.Image]]) -> PromptBatch:
-        return self.adapter.encode(self.processor, examples, images)
+        prompts = self.adapter.encode(self.processor, examples, images)
+        return prompts if self.exchange_pixels is None else self.exchange_pixels(self, prompts)
