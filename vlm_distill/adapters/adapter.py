@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from PIL import Image
 from torch import Tensor, nn
 
@@ -47,7 +47,7 @@ class Adapter:
     follow from the rows it adds. It never truncates. `backbone(model, input_ids, attention_mask,
     position_ids, extras, cache)` returns hidden states after the final norm, on the device of the ids; a
     key-value cache of transformers is appended to, and the mask then covers what it holds as well; None keeps
-    nothing.
+    nothing. The mask may also say which keys each query sees (block_mask.py).
     `position_ids(model, input_ids, attention_mask, extras)` returns positions that ignore padding, [b, t], or
     [axes, b, t] for families with several; on every axis a response goes on from the prompt's last one.
     `head(model)` returns the output layer. `parts` maps vision, projector and language to module-name
@@ -65,7 +65,7 @@ class Adapter:
         [
             nn.Module,
             Int[Tensor, "b t"],
-            Int[Tensor, "b seen"],
+            Int[Tensor, "b seen"] | Shaped[Tensor, "b 1 t t"],
             Int[Tensor, "*axes b t"],
             Mapping[str, Tensor],
             Any,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from jinja2 import TemplateError
 from PIL import Image as Picture
 from safetensors import SafetensorError
@@ -211,7 +211,7 @@ def pad_prompts(encodings: Sequence[Encoding], *, pad_id: int) -> PromptBatch:
 def hidden_states(
     model: nn.Module,
     input_ids: Int[Tensor, "b t"],
-    attention_mask: Int[Tensor, "b seen"],
+    attention_mask: Int[Tensor, "b seen"] | Shaped[Tensor, "b 1 t t"],
     position_ids: Int[Tensor, "*axes b t"],
     extras: Mapping[str, Tensor],
     cache: Cache | None,
