@@ -10,8 +10,8 @@ from torch import Tensor, nn
 def takes_block_mask(model: nn.Module) -> bool:
     """Return whether the language model takes a mask of queries by keys instead of one of tokens.
 
-    Fused kernels other than PyTorch's do not, models that make biases out of the mask of tokens neither, and
-    layers with a window or chunks would look beyond them.
+    Fused kernels other than PyTorch's do not, models that make biases out of the mask of tokens neither,
+    layers with a window or chunks would look beyond them, and recurrent ones read no mask at all.
     """
     loaded: Any = model
     decoder = loaded.get_decoder() if hasattr(loaded, "get_decoder") else loaded.base_model
@@ -19,6 +19,7 @@ def takes_block_mask(model: nn.Module) -> bool:
     layers = getattr(config, "layer_types", None) or ["full_attention"]
     return (
         getattr(decoder, "_supports_attention_backend", False)
+        and not getattr(decoder, "_is_stateful", False)
         and config._attn_implementation in ("eager", "sdpa")
         and set(layers) == {"full_attention"}
         and getattr(config, "sliding_window", None) is None
