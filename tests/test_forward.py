@@ -9,8 +9,14 @@ from torch import Tensor
 
 from tests.tiny import example, picture, tiny_llava, tiny_text_model
 from vlm_distill.adapters.adapter import LoadedModel
+from vlm_distill.adapters.block_mask import takes_block_mask
 from vlm_distill.batches import PromptBatch, ResponseBatch
-from vlm_distill.forward import prefix_shared_hidden, response_hidden, separate_hidden
+from vlm_distill.forward import (
+    one_sequence_hidden,
+    prefix_shared_hidden,
+    response_hidden,
+    separate_hidden,
+)
 
 IMAGES = [[picture("red")], [], [picture("blue"), picture("green")]]
 PROMPTS = [
@@ -159,12 +165,16 @@ def test_gradients_through_padded_rows_are_finite_and_equal_those_without_paddin
 SHAPES = {"several": RESPONSES, "one token": [(0, [10]), (1, [20]), (0, [30])], "reordered": RESPONSES[::-1]}
 
 
+@pytest.mark.parametrize("shared", ["cache", "one sequence, sdpa", "one sequence, eager"])
 @pytest.mark.parametrize("build", [tiny_text_model, tiny_llava])
 @pytest.mark.parametrize("pairs", SHAPES.values(), ids=SHAPES)
-def test_a_shared_prefix_gives_the_hidden_states_and_gradients_of_separate_forwards(build, pairs):
+def test_a_shared_prefix_gives_the_hidden_states_and_gradients_of_separate_forwards(build, pairs, shared):
     loaded, found = build(), []
-    for function in (separate_hidden, prefix_shared_hidden):
+    for function in (separate_hidden, prefix_shared_hidden if shared == "cache" else one_sequence_hidden):
         model = copy.deepcopy(loaded.model).train()
+        if "one" in shared:
+            model.set_attn_implementation(shared.split()[-1])
+            assert takes_block_mask(model)
         trained = replace(loaded, model=model)
         hidden = function(trained, prompts_of(loaded), responses_of(pairs))
         # Weighted, so that a gradient that lands on another row shows.
@@ -194,3 +204,20 @@ def test_the_prefix_is_shared_only_where_prompts_have_several_responses(monkeypa
         unable = replace(counted, adapter=replace(counted.adapter, branches_cache=False))
         response_hidden(unable, prompts_of(loaded), responses_of(RESPONSES))
     assert calls == [3, 5, 3, 5]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"sliding_window": 8},
+        {"layer_types": ["sliding_attention", "full_attention"]},
+        {"_attn_implementation": "flash_attention_2"},
+    ],
+)
+def test_one_sequence_is_not_for_windows_and_other_kernels(settings):
+    loaded = tiny_text_model()
+    model = copy.deepcopy(loaded.model)
+    for name, value in settings.items():
+        setattr(model.config, name, value)
+    assert takes_block_mask(loaded.model)
+    assert not takes_block_mask(model)

@@ -1,6 +1,7 @@
 """What the trainer relies on: transformers' checkpointing changes memory, not the loss or its gradients."""
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -27,8 +28,10 @@ def student_of(loaded: LoadedModel, lora: dict[str, Lora], *, frozen: str = "non
     return student
 
 
-def loss_and_gradients(student: LoadedModel) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    hidden = separate_hidden(student, prompts_of(student), responses_of(RESPONSES))
+def loss_and_gradients(
+    student: LoadedModel, forward: Callable[..., torch.Tensor] = separate_hidden
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    hidden = forward(student, prompts_of(student), responses_of(RESPONSES))
     weights = torch.linspace(1, 2, hidden.numel()).view_as(hidden)
     loss = (hidden * weights).square().mean()
     loss.backward()
@@ -103,18 +106,41 @@ def test_checkpointing_acts_in_training_mode_until_it_is_switched_off() -> None:
     assert not drops_cache(student.model)
 
 
-def test_the_prefix_is_not_shared_where_the_cache_is_dropped() -> None:
+@pytest.mark.parametrize("build", [tiny_text_model, tiny_llava])
+def test_the_prefix_is_shared_in_one_sequence_where_the_cache_is_dropped(build) -> None:
+    prompts, responses = prompts_of(build()), responses_of(RESPONSES)
+    results = []
+    for forward in (separate_hidden, response_hidden):
+        student = student_of(build(), {})
+        recompute_activations(student.model)
+        widths: list[tuple[int, ...]] = []
+        layer = student.model.get_decoder().layers[0]
+        layer.register_forward_pre_hook(lambda _, args, widths=widths: widths.append(tuple(args[0].shape)))
+        results.append(loss_and_gradients(student, forward))
+    # One forward with a row per prompt, its responses one behind the other.
+    assert widths == [(3, prompts.input_ids.shape[1] + 2 * 4, 16)]
+    (loss, gradients), (found, found_gradients) = results
+    torch.testing.assert_close(found, loss, rtol=1e-5, atol=0)
+    assert found_gradients.keys() == gradients.keys()
+    largest = max(float(gradient.abs().max()) for gradient in gradients.values())
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(found_gradients[name], gradient, rtol=1e-5, atol=1e-6 * largest, msg=name)
+    # What samples from the live student does so in eval mode, with a cache.
+    student.model.eval()
+    torch.testing.assert_close(
+        prefix_shared_hidden(student, prompts, responses),
+        response_hidden(student, prompts, responses),
+    )
+
+
+def test_the_prefix_is_not_shared_where_neither_cache_nor_block_mask_serve() -> None:
     student = student_of(tiny_text_model(), {})
     prompts, responses = prompts_of(student), responses_of(RESPONSES)
     expected = separate_hidden(student, prompts, responses)
     recompute_activations(student.model)
+    student.model.config.sliding_window = 8
     assert (prefix_shared_hidden(student, prompts, responses) - expected).abs().max() > 0.1
-    torch.testing.assert_close(response_hidden(student, prompts, responses), expected)
-    # What samples from the live student does so in eval mode.
-    student.model.eval()
-    torch.testing.assert_close(
-        prefix_shared_hidden(student, prompts, responses), expected, atol=1e-5, rtol=1e-5
-    )
+    torch.testing.assert_close(response_hidden(student, prompts, responses), expected, rtol=0, atol=0)
 
 
 def test_a_model_without_checkpointing_is_an_error() -> None:

@@ -1,5 +1,6 @@
 import copy
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -239,6 +240,61 @@ def test_mechanical_settings_and_more_rounds_may_change(
     printed = capsys.readouterr().err
     assert "round 1: unchanged" in printed
     assert (tmp_path / "run" / "round_2" / "stage.json").is_file()
+
+
+def frozen_tower() -> dict[str, object]:
+    """Return the changes that train projector and language model for a few steps beside a frozen tower."""
+    stage = {"steps": 3, "batch_size": 4, "micro_batch_size": 2, "trainable": {"vision": "frozen"}}
+    return {"warmup": {"objective": {"kind": "seqkd"}, "train": stage}, "train": stage, "rounds": 1}
+
+
+def test_a_frozen_tower_of_both_models_runs_once_per_image_in_a_whole_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = write_run(tmp_path, **frozen_tower())
+    assert run(config) == 0
+    # Twelve pictures; those of the task are among them.
+    assert "vision cache: 12 images encoded, " in capsys.readouterr().err
+    model = tmp_path / "run" / "round_1" / "model" / "model.safetensors"
+    trained = model.read_bytes()
+    shutil.rmtree(tmp_path / "run" / "round_1")
+    assert run(config) == 0
+    assert "vision cache: 0 images encoded, " in capsys.readouterr().err
+    assert model.read_bytes() == trained
+
+
+def test_a_run_without_the_vision_cache_ends_alike(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    summaries = []
+    for name, overrides in {
+        "with": [],
+        "without": ["vision_cache.memory_gib=0", "vision_cache.disk_gib=0"],
+    }.items():
+        config = write_run(tmp_path, output=str(tmp_path / name), **frozen_tower())
+        assert run(config, *overrides) == 0
+        assert ("vision cache:" in capsys.readouterr().err) == (name == "with")
+        assert (tmp_path / name / "vision_features").exists() == (name == "with")
+        rows = json.loads((tmp_path / name / "summary.json").read_text())["rows"]
+        summaries.append({row["model"]: row["token_kl"] for row in rows[1:]})
+    assert summaries[0] == pytest.approx(summaries[1], rel=1e-4)
+
+
+def test_a_tower_that_learns_or_reads_augmented_images_is_not_cached_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = frozen_tower()
+    learning = {**changes["train"], "trainable": {"vision": "full"}}
+    warmup = {**changes["warmup"], "augment": {"shift": 2}}
+    assert run(write_run(tmp_path, **{**changes, "warmup": warmup, "train": learning}, controls=[])) == 0
+    printed = capsys.readouterr().err
+    assert "warmup: images are changed at random, so features of images are not kept" in printed
+    assert "round 1: the vision tower learns, so features of images are not kept" in printed
+    # Twelve by the tower of the teacher and the first student, and by the one that learned those of the task
+    # and the held-out ones.
+    found = re.search(r"vision cache: (\d+) images encoded", printed)
+    assert found is not None
+    assert 12 + 5 <= int(found[1]) <= 12 + 5 + 3
 
 
 def test_a_warm_up_on_own_responses_keeps_them_apart_from_those_of_round_1(

@@ -7,11 +7,12 @@ prompt.
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
 from vlm_distill.adapters.adapter import LoadedModel
+from vlm_distill.adapters.block_mask import block_mask, takes_block_mask
 from vlm_distill.adapters.recompute import drops_cache
 from vlm_distill.batches import PromptBatch, ResponseBatch
 
@@ -21,13 +22,23 @@ def response_hidden(
 ) -> Float[Tensor, "row width"]:
     """Return the hidden state that predicts each valid response token, row-major over `responses.mask`.
 
-    The prefix (prompt and images) runs once per prompt where several responses share it, the family allows it
-    and no activations are recomputed.
+    The prefix (prompt and images) runs once per prompt where several responses share it and the family
+    allows it: as a cache, or in one sequence where activations are recomputed, which drops the cache.
     """
-    num_prompts, num_responses = len(prompts.input_ids), len(responses.input_ids)
-    shares = loaded.adapter.branches_cache and not drops_cache(loaded.model)
-    if shares and num_responses > num_prompts:
+    if drops_cache(loaded.model):
+        return single_forward_hidden(loaded, prompts, responses)
+    if loaded.adapter.branches_cache and len(responses.input_ids) > len(prompts.input_ids):
         return prefix_shared_hidden(loaded, prompts, responses)
+    return separate_hidden(loaded, prompts, responses)
+
+
+def single_forward_hidden(
+    loaded: LoadedModel, prompts: PromptBatch, responses: ResponseBatch
+) -> Float[Tensor, "row width"]:
+    """Return the same from one forward, whatever the batch, and without a cache."""
+    shares = loaded.adapter.branches_cache and takes_block_mask(loaded.model)
+    if shares and len(responses.input_ids) > len(prompts.input_ids):
+        return one_sequence_hidden(loaded, prompts, responses)
     return separate_hidden(loaded, prompts, responses)
 
 
@@ -76,3 +87,48 @@ def prefix_shared_hidden(
     following = positions[..., index, -1:] + torch.arange(1, width + 1, device=index.device)
     rest = adapter.backbone(model, responses.input_ids[:, :-1], mask, following, {}, cache)
     return torch.cat([first, rest], dim=1)[responses.mask]
+
+
+def one_sequence_hidden(
+    loaded: LoadedModel, prompts: PromptBatch, responses: ResponseBatch
+) -> Float[Tensor, "row width"]:
+    """Forward every prompt with all its responses behind it, which see the prompt but not each other.
+
+    Every response continues the positions of its prompt. Equal to `separate_hidden`, gradients included, up
+    to rounding.
+    """
+    adapter, model, index = loaded.adapter, loaded.model, responses.prompt_index
+    num_prompts, prompt_width = prompts.input_ids.shape
+    width = responses.input_ids.shape[1] - 1  # the last response token predicts nothing
+    slot = _slots(index)
+    num_slots = int(slot.max()) + 1
+    shape = (num_prompts, num_slots, width)
+    tokens, valid = prompts.input_ids.new_zeros(shape), responses.mask.new_zeros(shape)
+    tokens[index, slot], valid[index, slot] = responses.input_ids[:, :-1], responses.mask[:, :-1]
+    input_ids = torch.cat([prompts.input_ids, tokens.flatten(1)], dim=1)
+    is_key = torch.cat([prompts.attention_mask.bool(), valid.flatten(1)], dim=1)
+    # 0 is the prompt, which every branch sees.
+    branch = torch.arange(1, num_slots + 1, device=index.device).repeat_interleave(width)
+    branch = torch.cat([branch.new_zeros(prompt_width), branch])
+    positions = adapter.position_ids(model, prompts.input_ids, prompts.attention_mask, prompts.extras)
+    following = positions[..., -1:] + torch.arange(1, width + 1, device=index.device).repeat(num_slots)
+    mask = block_mask(model, _allowed(is_key, branch))
+    hidden = adapter.backbone(
+        model, input_ids, mask, torch.cat([positions, following], dim=-1), prompts.extras, None
+    )
+    first = hidden[index, prompt_width - 1].unsqueeze(1)  # [response, 1, width]
+    rest = hidden[:, prompt_width:].unflatten(1, (num_slots, width))[index, slot]
+    return torch.cat([first, rest], dim=1)[responses.mask]
+
+
+def _slots(prompt_index: Int[Tensor, " response"]) -> Int[Tensor, " response"]:
+    """Return how many responses to the same prompt stand before each one."""
+    return (prompt_index[:, None] == prompt_index).tril(-1).sum(dim=1)
+
+
+def _allowed(is_key: Bool[Tensor, "b t"], branch: Int[Tensor, " t"]) -> Bool[Tensor, "b t t"]:
+    """Return which keys each query sees: of its own branch and of the prompt, none behind itself."""
+    same = (branch == branch[:, None]) | (branch == 0)
+    # Padding sees itself: a softmax over nothing is not a number.
+    itself = torch.eye(len(branch), dtype=torch.bool, device=branch.device)
+    return is_key[:, None, :] & same.tril() | itself

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from vlm_distill.adapters.adapter import LoadedModel, LoadOptions
+from vlm_distill.adapters.block_mask import takes_block_mask
 from vlm_distill.adapters.layers import find_layers
 from vlm_distill.losses.rows import BYTES_PER_LOGIT
 from vlm_distill.training.config import Precision, TrainConfig
@@ -141,18 +142,19 @@ def _activations(student: LoadedModel, train: TrainConfig, tokens: Tokens) -> in
     """Return what the student keeps for its backward pass.
 
     Without checkpointing every layer keeps its activations, and branches of a shared prefix copy its keys and
-    values. With it, a layer keeps its input, one layer at a time is computed again, and no prefix is shared.
-    A vision tower that learns counts too.
+    values. With it, a layer keeps its input, one layer at a time is computed again, and a prefix is shared
+    where attention takes a block mask. A vision tower that learns counts too.
     """
     width = BYTES_PER_ACTIVATION[train.precision]
     model: Any = student.model
     config = model.config.get_text_config()
-    shares = student.adapter.branches_cache and not train.gradient_checkpointing
+    copies = student.adapter.branches_cache and not train.gradient_checkpointing
+    shares = copies or (student.adapter.branches_cache and takes_block_mask(model))
     size = train.micro_batch_size
     prefixes = size if shares else size * tokens.responses
     count = prefixes * tokens.prompt + size * tokens.responses * tokens.response
     total = width * count * _stack(config, train.gradient_checkpointing)
-    if shares and tokens.responses > 1:
+    if copies and tokens.responses > 1:
         total += width * size * tokens.responses * tokens.prompt * _cache_elements(config)
     vision = getattr(model.config, "vision_config", None)
     tower = student.adapter.parts.get("vision", ())

@@ -10,9 +10,11 @@ from pathlib import Path
 
 from vlm_distill.adapters.adapter import LoadedModel
 from vlm_distill.adapters.catalog import save_model
+from vlm_distill.adapters.feature_store import FeatureStore, VisionCacheConfig
 from vlm_distill.adapters.llava import build_llava
 from vlm_distill.adapters.pair import PairReport, load_skeleton, pair_report
 from vlm_distill.adapters.shrink import shrink_student
+from vlm_distill.adapters.vision_cache import why_not_cached, with_vision_cache
 from vlm_distill.check import inspect, millions, recipe_of, trains_tokenizer
 from vlm_distill.data.images import ImageStore
 from vlm_distill.data.recipe import Dataset, open_dataset, prepare
@@ -24,7 +26,7 @@ from vlm_distill.measure import HeldOut, Measured, hold_out, score_both_ways
 from vlm_distill.processes import is_main, on_main, start, stop
 from vlm_distill.records import Example
 from vlm_distill.reporting import write_report
-from vlm_distill.run_config import EvaluateConfig, ModelConfig, RunConfig
+from vlm_distill.run_config import VISION_FEATURES, EvaluateConfig, ModelConfig, RunConfig
 from vlm_distill.run_folder import open_folder, print_log, write_provenance
 from vlm_distill.stages import Context, Log, Turn, load, load_student, measure_student, train_student
 from vlm_distill.summary import summarise
@@ -44,7 +46,9 @@ def run(config: RunConfig, *, log: Log = print_log) -> str:
         on_main(lambda: prepare(recipe_of(config.data), folder / "data", log))
         dataset = open_dataset(folder / "data")
         examples = _draw(dataset.train, config, log=log)
+        vision_cache = _vision_cache(config, folder, log)
         teacher = load(config.teacher, config.device) if config.teacher else None
+        teacher = teacher and with_vision_cache(teacher, vision_cache)
         first, pair = _first_student(config, folder, teacher, texts=_texts(examples), log=log)
         context = Context(
             config=config,
@@ -55,12 +59,16 @@ def run(config: RunConfig, *, log: Log = print_log) -> str:
             teacher=teacher,
             pair=pair,
             held_out=_hold_out(config, dataset, teacher, folder=folder, log=log),
+            vision_cache=vision_cache,
         )
         student = load_student(context, first)
+        _say_what_is_cached(context, student)
         facts = {"seed": config.seed, "data": dataset.fingerprint, "data_counts": dataset.counts}
         facts |= {"teacher": teacher.fingerprint if teacher else None, "student": student.fingerprint}
         write_provenance(folder, facts)
         measured = _stages(context, first)
+        if vision_cache and vision_cache.num_computed + vision_cache.num_found:
+            log(f"vision cache: {vision_cache}")
         summary = on_main(lambda: summarise(measured, folder=folder))
         if is_main():
             log(f"report: {write_report(folder)}")
@@ -76,7 +84,9 @@ def evaluate_model(
     assert evaluate.suite is not None
     start(device)
     load_suite(evaluate.suite)
-    loaded = load(config, device)
+    # Questions share images; there is no run folder to keep features in.
+    store = FeatureStore(VisionCacheConfig(), folder=None, log=log)
+    loaded = with_vision_cache(load(config, device), store)
     images = ImageStore(folder / "images")
     results, shuffled = score_both_ways(
         evaluate, loaded, label=config.model, folder=folder, images=images, log=log
@@ -98,6 +108,21 @@ def _announce(config: RunConfig, folder: Path, log: Log) -> None:
         stages.append(f"controls with as many trained tokens ({names})")
     suite = config.evaluate.suite if config.evaluate else None
     log("stages: " + ", ".join(stages) + (f"; each scored on suite {suite}" if suite else ""))
+
+
+def _vision_cache(config: RunConfig, folder: Path, log: Log) -> FeatureStore | None:
+    cache = config.vision_cache
+    if not cache.memory_gib and not cache.disk_gib:
+        return None
+    return FeatureStore(cache, folder=folder / VISION_FEATURES, log=log)
+
+
+def _say_what_is_cached(context: Context, student: LoadedModel) -> None:
+    for name, loaded in (("teacher", context.teacher), ("student", student)):
+        if context.vision_cache and loaded and "vision" in loaded.adapter.parts:
+            reason = why_not_cached(loaded)
+            if reason:
+                context.log(f"vision cache: the {name} encodes every image again: {reason}")
 
 
 def _draw(examples: Sequence[Example], config: RunConfig, *, log: Log) -> list[Example]:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from vlm_distill.adapters.adapter import Placement
+from vlm_distill.adapters.feature_store import VisionCacheConfig
 from vlm_distill.adapters.llava import BuildConfig
 from vlm_distill.adapters.shrink import ShrinkConfig
 from vlm_distill.config import Record, apply_overrides, decode, find_yaml, read_yaml
@@ -20,7 +21,8 @@ Engine = Annotated[EngineConfig, Field(discriminator="kind")]
 # Names become folders.
 NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$"
 STARTS = ("student", "random", "shrunk")
-RESERVED = ("teacher", *STARTS, "warmup", "warm-up", "data", "eval", "responses", "held_out")
+VISION_FEATURES = "vision_features"
+RESERVED = ("teacher", *STARTS, "warmup", "warm-up", "data", "eval", "responses", "held_out", VISION_FEATURES)
 Dtype = Literal["float32", "bfloat16", "float16", "auto"]
 
 
@@ -154,6 +156,7 @@ class RunConfig(Record):
     train: TrainConfig | None = None
     controls: tuple[ControlConfig, ...] = ()
     evaluate: EvaluateConfig | None = None
+    vision_cache: VisionCacheConfig = VisionCacheConfig()
 
     @model_validator(mode="after")
     def _complete(self) -> "RunConfig":

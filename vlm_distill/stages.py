@@ -15,7 +15,9 @@ from PIL import Image
 
 from vlm_distill.adapters.adapter import LoadedModel, LoadOptions
 from vlm_distill.adapters.catalog import load_model
+from vlm_distill.adapters.feature_store import FeatureStore
 from vlm_distill.adapters.pair import PairReport, share_stops
+from vlm_distill.adapters.vision_cache import with_vision_cache, without_vision_cache
 from vlm_distill.data.augment import Augment
 from vlm_distill.data.images import ImageStore
 from vlm_distill.data.recipe import Dataset
@@ -52,6 +54,7 @@ class Context:
     teacher: LoadedModel | None
     pair: PairReport | None
     held_out: HeldOut | None
+    vision_cache: FeatureStore | None = None
 
     def load_images(self, example: Example) -> list[Image.Image]:
         return [self.dataset.images.load(image) for image in example.images]
@@ -94,7 +97,7 @@ def load_student(context: Context, name: str | Path) -> LoadedModel:
     """
     settings = context.config.student
     model = ModelConfig(model=str(name), trust_remote_code=settings.trust_remote_code)
-    student = load(model, context.config.device)
+    student = with_vision_cache(load(model, context.config.device), context.vision_cache)
     return share_stops(student, context.teacher) if context.teacher else student
 
 
@@ -135,13 +138,38 @@ def train_student(
         context.log(f"{label}: unchanged, the trained student in {done.model} is used")
         return done
     load_images = _augmented(context.load_images, augment) if augment else context.load_images
+    reason = _why_not_kept(config, augment)
+    if reason and student.exchange_pixels is not None:
+        context.log(f"{label}: {reason}, so features of images are not kept")
+        # Before the stage, which also samples from this student and evaluates it.
+        student = without_vision_cache(student)
     stage = _stage(
         context, student, label, objective, items, load_images=load_images, key=key, seed=seed, turn=turn
     )
+    if _is_random(augment) and stage.teacher is not None:
+        stage = replace(stage, teacher=without_vision_cache(stage.teacher))
     if objective.needs_reference:
         scored = on_main(lambda: reference_log_probs(stage, config, log=context.log))
         stage = replace(stage, reference_log_probs=scored)
-    return train(config, stage, log=context.log, seconds_before=seconds, left_out=missing)
+    trained = train(config, stage, log=context.log, seconds_before=seconds, left_out=missing)
+    _flush(context)
+    return trained
+
+
+def _why_not_kept(config: TrainConfig, augment: Augment | None) -> str:
+    """Return why a stage runs the student's tower in every forward, empty where its features can be kept."""
+    if config.trainable.vision != "frozen":
+        return "the vision tower learns"
+    return "images are changed at random" if _is_random(augment) else ""
+
+
+def _is_random(augment: Augment | None) -> bool:
+    return augment is not None and augment != Augment()
+
+
+def _flush(context: Context) -> None:
+    if context.vision_cache is not None:
+        context.vision_cache.flush()
 
 
 def _stage_folder(context: Context, label: str) -> Path:

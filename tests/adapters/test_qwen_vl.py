@@ -12,13 +12,19 @@ from torch import Tensor
 from tests.tiny import example, picture
 from tests.tiny_qwen import FAMILIES, tiny_qwen
 from vlm_distill.adapters.adapter import LoadedModel
+from vlm_distill.adapters.block_mask import takes_block_mask
 from vlm_distill.adapters.catalog import find_adapter, load_model, save_model
 from vlm_distill.adapters.chat import sequential_positions
 from vlm_distill.adapters.lora import part_of
 from vlm_distill.adapters.pair import pair_report
 from vlm_distill.adapters.qwen_vl import QWEN_VL
 from vlm_distill.batches import PromptBatch, ResponseBatch
-from vlm_distill.forward import prefix_shared_hidden, response_hidden, separate_hidden
+from vlm_distill.forward import (
+    one_sequence_hidden,
+    prefix_shared_hidden,
+    response_hidden,
+    separate_hidden,
+)
 from vlm_distill.generation.engine import Sampling
 from vlm_distill.generation.transformers_engine import TransformersEngine
 from vlm_distill.records import Example
@@ -155,11 +161,13 @@ def test_hidden_states_and_gradients_equal_those_of_the_models_own_unpadded_forw
 @every_family
 def test_a_shared_prefix_gives_the_hidden_states_and_gradients_of_separate_forwards(family: str):
     loaded, found = tiny_qwen(family), []
-    for function in (prefix_shared_hidden, separate_hidden):
+    assert takes_block_mask(loaded.model)
+    for function in (prefix_shared_hidden, one_sequence_hidden, separate_hidden):
         found.append(
             with_gradients(lambda m, f=function: f(m, prompts_of(m), responses_of(RESPONSES)), loaded)
         )
-    assert_same(*found)
+    assert_same(found[0], found[2])
+    assert_same(found[1], found[2])
 
 
 @every_family

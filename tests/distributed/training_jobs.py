@@ -21,8 +21,11 @@ from tests.tiny import tiny_llava, tiny_text_model
 from tests.training.test_trainer import config, fresh, make_items, make_stage
 from vlm_distill import processes
 from vlm_distill.adapters.adapter import LoadedModel
+from vlm_distill.adapters.feature_store import FeatureStore, VisionCacheConfig
+from vlm_distill.adapters.vision_cache import with_vision_cache
 from vlm_distill.files import write_json
 from vlm_distill.losses import DistiLLM2, SeqKD
+from vlm_distill.training.config import Trainable
 from vlm_distill.training.stage import Stage
 from vlm_distill.training.trainer import Trainer
 
@@ -47,15 +50,19 @@ class Case:
     batch_size: int
     micro_batch_size: int
     dtype: torch.dtype = torch.float64
+    caches_features: bool = False
 
     def __str__(self) -> str:
-        sizes = f"{self.batch_size}-{self.micro_batch_size}"
+        sizes = f"{self.batch_size}-{self.micro_batch_size}{'-cached' if self.caches_features else ''}"
         return f"{self.model}-{self.objective}-{sizes}-{self.dtype}".replace("torch.", "")
 
     def stage(self, folder: Path) -> Stage:
         student, teacher = (fresh(MODELS[self.model](seed, width)) for seed, width in ((0, 16), (1, 32)))
         student.model.to(self.dtype)
         teacher.model.to(self.dtype)
+        if self.caches_features:
+            cache = FeatureStore(VisionCacheConfig(), folder=None, log=print)
+            student, teacher = with_vision_cache(student, cache), with_vision_cache(teacher, cache)
         return make_stage(
             folder / str(self),
             student=student,
@@ -68,6 +75,7 @@ class Case:
 def cases(*, batch_size: int, micro_batch_sizes: tuple[int, ...]) -> list[Case]:
     """Return every model with every objective and split in float64, and one of each model in float32.
 
+    One more takes the features of a frozen tower from a cache.
     In float64 a wrong denominator cannot hide behind rounding.
     """
     return [
@@ -86,6 +94,13 @@ def cases(*, batch_size: int, micro_batch_sizes: tuple[int, ...]) -> list[Case]:
                 dtype=torch.float32,
             )
             for model in MODELS
+        ),
+        Case(
+            model="llava_tied",
+            objective="distillm2",
+            batch_size=batch_size,
+            micro_batch_size=2,
+            caches_features=True,
         ),
     ]
 
@@ -110,7 +125,8 @@ def step(case: Case, folder: Path) -> Found:
     """Take the step; a clip far above the norm leaves the gradients alone."""
     stage = case.stage(folder)
     sizes = {"batch_size": case.batch_size, "micro_batch_size": case.micro_batch_size}
-    trainer = Trainer(config(**sizes, max_grad_norm=1e9), stage, print)
+    trainable = Trainable(vision="frozen") if case.caches_features else Trainable()
+    trainer = Trainer(config(**sizes, max_grad_norm=1e9, trainable=trainable), stage, print)
     trainer.optimizer.zero_grad = lambda: None
     loss = trainer.optimizer_step()["loss_sum"]
     found = {name: value.grad for name, value in stage.student.model.named_parameters()}

@@ -9,7 +9,9 @@ import torch
 from tests.tiny import example, picture, tiny_llava, tiny_text_model
 from tests.training.test_items import response
 from vlm_distill.adapters.adapter import LoadedModel
-from vlm_distill.errors import AdapterError, DataError
+from vlm_distill.adapters.feature_store import FeatureStore, VisionCacheConfig
+from vlm_distill.adapters.vision_cache import with_vision_cache
+from vlm_distill.errors import AdapterError, ConfigError, DataError
 from vlm_distill.losses import SFT, DistiLLM2, SeqKD
 from vlm_distill.training.budget import Budget, learning_rate
 from vlm_distill.training.config import Trainable, TrainConfig
@@ -252,3 +254,11 @@ def test_sft_reads_references_and_no_teacher(tmp_path: Path) -> None:
     stage = make_stage(tmp_path, objective=SFT().build(), items=items)
     trained = train(config(steps=2, batch_size=1), replace(stage, teacher=None), log=print)
     assert trained.tokens == 4
+
+
+def test_a_tower_that_learns_is_refused_where_features_are_cached(tmp_path: Path) -> None:
+    cache = FeatureStore(VisionCacheConfig(), folder=None, log=print)
+    stage = make_stage(tmp_path, student=with_vision_cache(fresh(tiny_llava(0)), cache))
+    with pytest.raises(ConfigError, match=r"train.trainable.vision: expected `frozen`"):
+        Trainer(config(), stage, print)
+    Trainer(config(trainable=Trainable(vision="frozen")), stage, print)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from PIL import Image
 from torch import Tensor, nn
 
@@ -47,12 +47,14 @@ class Adapter:
     follow from the rows it adds. It never truncates. `backbone(model, input_ids, attention_mask,
     position_ids, extras, cache)` returns hidden states after the final norm, on the device of the ids; a
     key-value cache of transformers is appended to, and the mask then covers what it holds as well; None keeps
-    nothing.
+    nothing. The mask may also say which keys each query sees (block_mask.py).
     `position_ids(model, input_ids, attention_mask, extras)` returns positions that ignore padding, [b, t], or
     [axes, b, t] for families with several; on every axis a response goes on from the prompt's last one.
     `head(model)` returns the output layer. `parts` maps vision, projector and language to module-name
-    prefixes. `branches_cache` says that several continuations of one prefix can share its cache, which
-    recurrent states do not allow.
+    prefixes. `vision_features(model, pixels)` returns what the vision tower gives, before the projector, one
+    row per image, for families whose features `vision_features.forward_inputs` can put back; None where
+    images enter in another way. `branches_cache` says that several continuations of one prefix can share its
+    cache, which recurrent states do not allow.
     """
 
     name: str
@@ -63,7 +65,7 @@ class Adapter:
         [
             nn.Module,
             Int[Tensor, "b t"],
-            Int[Tensor, "b seen"],
+            Int[Tensor, "b seen"] | Shaped[Tensor, "b 1 t t"],
             Int[Tensor, "*axes b t"],
             Mapping[str, Tensor],
             Any,
@@ -75,6 +77,12 @@ class Adapter:
     ]
     head: Callable[[nn.Module], Head]
     parts: Mapping[Part, tuple[str, ...]]
+    vision_features: (
+        Callable[
+            [nn.Module, Float[Tensor, "image channel height width"]], Float[Tensor, "image token features"]
+        ]
+        | None
+    ) = None
     branches_cache: bool = True
 
 
@@ -84,7 +92,8 @@ class LoadedModel:
 
     `fingerprint` is the hash of weights and processor files; `stop_ids` end a generated response.
     `placeholder_ids` stand for image features: generation must never emit one, because a response that holds
-    one cannot be forwarded again.
+    one cannot be forwarded again. `exchange_pixels`, where given, replaces the pixels of encoded prompts by
+    features of the tower (vision_cache.py).
     """
 
     adapter: Adapter
@@ -95,6 +104,7 @@ class LoadedModel:
     fingerprint: str
     stop_ids: tuple[int, ...]
     placeholder_ids: tuple[int, ...] = ()
+    exchange_pixels: Callable[["LoadedModel", PromptBatch], PromptBatch] | None = None
 
     @property
     def device(self) -> torch.device:
@@ -104,4 +114,5 @@ class LoadedModel:
         return device
 
     def encode(self, examples: Sequence[Example], images: Sequence[Sequence[Image.Image]]) -> PromptBatch:
-        return self.adapter.encode(self.processor, examples, images)
+        prompts = self.adapter.encode(self.processor, examples, images)
+        return prompts if self.exchange_pixels is None else self.exchange_pixels(self, prompts)

@@ -34,6 +34,7 @@ from vlm_distill.adapters.chat import (
 from vlm_distill.adapters.gguf import SUFFIX, UNREADABLE, is_gguf, load_gguf, location
 from vlm_distill.adapters.package_data import PACKAGE, package_path
 from vlm_distill.adapters.qwen_vl import QWEN_VL
+from vlm_distill.adapters.vision_features import tower_features
 from vlm_distill.errors import AdapterError, did_you_mean
 from vlm_distill.files import hash_json, read_json, sha256_file, write_json
 
@@ -84,6 +85,7 @@ LLAVA = image_text_adapter(
         "projector": ("model.multi_modal_projector.",),
         "language": ("model.language_model.", "lm_head."),
     },
+    vision_features=tower_features,
 )
 ADAPTERS: dict[str, Adapter] = {"causal_lm": CAUSAL_LM, "llava": LLAVA, "qwen_vl": QWEN_VL}
 

@@ -4,11 +4,11 @@ Prompts go through the model's own chat template and processor. Which family a f
 catalog.py.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from jinja2 import TemplateError
 from PIL import Image as Picture
 from safetensors import SafetensorError
@@ -24,6 +24,7 @@ from transformers import (
 
 from vlm_distill.adapters.adapter import Adapter, LoadOptions
 from vlm_distill.adapters.placement import is_placed, placement_arguments, require_readable
+from vlm_distill.adapters.vision_features import forward_inputs
 from vlm_distill.batches import Head, PromptBatch
 from vlm_distill.errors import AdapterError, did_you_mean
 from vlm_distill.records import Example, Text
@@ -210,28 +211,19 @@ def pad_prompts(encodings: Sequence[Encoding], *, pad_id: int) -> PromptBatch:
 def hidden_states(
     model: nn.Module,
     input_ids: Int[Tensor, "b t"],
-    attention_mask: Int[Tensor, "b seen"],
+    attention_mask: Int[Tensor, "b seen"] | Shaped[Tensor, "b 1 t t"],
     position_ids: Int[Tensor, "*axes b t"],
     extras: Mapping[str, Tensor],
     cache: Cache | None,
 ) -> Float[Tensor, "b t width"]:
     """Return the hidden states after the final norm and compute no logits; `cache` grows by the tokens."""
-    # A selection of prompts without images still carries their empty tensors. Processors make float32 pixels;
-    # quantised weights are integers.
-    dtype = next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
-    present = {
-        name: value.to(dtype) if value.is_floating_point() else value
-        for name, value in extras.items()
-        if value.shape[0] > 0
-    }
     base: Any = model.base_model
     output = base(
-        input_ids=input_ids,
         attention_mask=attention_mask,
         position_ids=position_ids,
         past_key_values=cache,
         use_cache=cache is not None,
-        **present,
+        **forward_inputs(model, input_ids, extras),
     )
     hidden: Tensor = output.last_hidden_state
     # The last layer may live on another device than the first.
@@ -289,7 +281,11 @@ def find_placeholder_ids(config: Any) -> tuple[int, ...]:
 
 
 def image_text_adapter(
-    name: str, model_types: tuple[str, ...], *, parts: Mapping[str, tuple[str, ...]]
+    name: str,
+    model_types: tuple[str, ...],
+    *,
+    parts: Mapping[str, tuple[str, ...]],
+    vision_features: Callable[..., Tensor] | None = None,
 ) -> Adapter:
     """Return the adapter of an image-text family that numbers positions sequentially."""
     return Adapter(
@@ -301,6 +297,7 @@ def image_text_adapter(
         position_ids=sequential_positions,
         head=output_head,
         parts=parts,
+        vision_features=vision_features,
     )
 
 

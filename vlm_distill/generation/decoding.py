@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from vlm_distill.adapters.adapter import LoadedModel
+from vlm_distill.adapters.vision_features import forward_inputs
 from vlm_distill.batches import PromptBatch
 from vlm_distill.generation.engine import Sampling
 from vlm_distill.generation.sampling import choose_tokens
@@ -122,18 +123,12 @@ def _prefill(
     positions = loaded.adapter.position_ids(
         loaded.model, prompts.input_ids, prompts.attention_mask, prompts.extras
     )
-    dtype = next(loaded.model.parameters()).dtype
-    extras = {
-        name: value.to(dtype) if value.is_floating_point() else value
-        for name, value in prompts.extras.items()
-    }
     output = loaded.model(
-        input_ids=prompts.input_ids,
         attention_mask=prompts.attention_mask,
         position_ids=positions,
         use_cache=True,
         logits_to_keep=1,
-        **extras,
+        **forward_inputs(loaded.model, prompts.input_ids, prompts.extras),
     )
     cache = output.past_key_values
     # Unlike batch_repeat_interleave, reorder_cache exists for recurrent states too.

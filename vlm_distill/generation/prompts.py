@@ -48,7 +48,9 @@ def _of_each_prompt(
     distinct, found = list(first.values()), list[FoundT]()
     for start in range(0, len(distinct), ENCODED_TOGETHER):
         some = distinct[start : start + ENCODED_TOGETHER]
-        found += map(take, unpadded(loaded.encode(some, [load_images(example) for example in some])))
+        # Ids need no features of images, so not `loaded.encode`.
+        pictures = [load_images(example) for example in some]
+        found += map(take, unpadded(loaded.adapter.encode(loaded.processor, some, pictures)))
     found_of = dict(zip(first, found, strict=True))
     return [found_of[key] for key in keys]
 

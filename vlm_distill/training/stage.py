@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vlm_distill.adapters.adapter import LoadedModel
-from vlm_distill.forward import response_hidden, separate_hidden
+from vlm_distill.forward import response_hidden, single_forward_hidden
 from vlm_distill.losses import Objective, ObjectiveLoss, Rows
 from vlm_distill.records import Example, Response
 from vlm_distill.training.items import ImageLoader, TrainBatch, TrainItem
@@ -78,9 +78,9 @@ class StepModule(nn.Module):
 def model_rows(stage: Stage, batch: TrainBatch, *, is_sharded: bool = False) -> tuple[Rows, Rows | None]:
     """Return what the loss core reads of both models: hidden states of the response tokens and heads.
 
-    A student that `is_sharded` runs once whatever the batch, without sharing prefixes.
+    A student that `is_sharded` runs once whatever the batch.
     """
-    student_hidden = separate_hidden if is_sharded else response_hidden
+    student_hidden = single_forward_hidden if is_sharded else response_hidden
     teacher = None
     if stage.teacher is not None and batch.teacher_prompts is not None:
         with torch.no_grad():

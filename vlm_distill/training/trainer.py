@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.fsdp import FSDPModule
 
 from vlm_distill.adapters.recompute import keep_activations, recompute_activations
+from vlm_distill.adapters.vision_cache import without_vision_cache
 from vlm_distill.batches import pad_responses
 from vlm_distill.errors import ConfigError, DataError, did_you_mean
 from vlm_distill.losses import Stored, explain_non_finite
@@ -78,6 +80,8 @@ class Trainer:
         _check(config, stage)
         if self.is_sharded:
             _check_sharded(config, stage, num_processes=processes[1])
+            # Weights are whole inside the wrapped forward only, so the tower runs there.
+            self.stage = replace(stage, student=without_vision_cache(stage.student))
         self._resume()
 
     @property
@@ -346,6 +350,11 @@ def _accelerator(config: TrainConfig, stage: Stage) -> Accelerator:
 
 def _check(config: TrainConfig, stage: Stage) -> None:
     """Refuse what cannot work before the first step."""
+    if stage.student.exchange_pixels is not None and config.trainable.vision != "frozen":
+        raise ConfigError(
+            "train.trainable.vision: expected `frozen` for a student whose image features are cached, found "
+            "a tower that learns; take `without_vision_cache(student)`"
+        )
     source = stage.objective.source
     if source.needs_validation and (config.evaluate_every is None or stage.evaluate is None):
         raise ConfigError(
