@@ -25,10 +25,14 @@ def response_hidden(
     and no activations are recomputed.
     """
     num_prompts, num_responses = len(prompts.input_ids), len(responses.input_ids)
-    shares = loaded.adapter.branches_cache and not drops_cache(loaded.model)
-    if shares and num_responses > num_prompts:
+    if shares_prefixes(loaded) and num_responses > num_prompts:
         return prefix_shared_hidden(loaded, prompts, responses)
     return separate_hidden(loaded, prompts, responses)
+
+
+def shares_prefixes(loaded: LoadedModel) -> bool:
+    """Say whether responses of one prompt share its forward, in the mode that the model is in."""
+    return loaded.adapter.branches_cache and not drops_cache(loaded.model)
 
 
 def separate_hidden(
