@@ -10,9 +10,10 @@ from tests.tiny import tiny_llava
 from tests.training.test_trainer import assert_same, config, fresh, make_stage, stop_after, weights
 from vlm_distill.config import decode
 from vlm_distill.errors import ConfigError
-from vlm_distill.losses import DistiLLM2, SeqKD
+from vlm_distill.losses import DPO, DistiLLM2, SeqKD
 from vlm_distill.training.config import TrainConfig
 from vlm_distill.training.micro_batches import ItemLength, cut_by_positions
+from vlm_distill.training.reference import reference_log_probs
 from vlm_distill.training.run import train
 from vlm_distill.training.trainer import Trainer
 
@@ -125,6 +126,17 @@ def test_a_stage_of_grouped_steps_goes_on_as_an_undisturbed_one(tmp_path: Path) 
     stop_after(Trainer(config(**settings), make_stage(tmp_path / "cut"), print), 5)
     train(config(**settings), again, log=print)
     assert_same(weights(whole.student), weights(again.student))
+
+
+def test_the_reference_is_scored_in_such_micro_batches_too(tmp_path: Path) -> None:
+    tokens = config(micro_batch_size=None, micro_batch_tokens=80)
+    plain, cut = (
+        reference_log_probs(
+            make_stage(tmp_path / name, objective=DPO(reference="start").build()), one, log=print
+        )
+        for name, one in (("plain", config()), ("cut", tokens))
+    )
+    assert cut == pytest.approx(plain, rel=1e-5)
 
 
 def test_one_of_the_two_sizes_is_given() -> None:
