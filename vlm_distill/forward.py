@@ -27,7 +27,7 @@ def response_hidden(
     """
     if drops_cache(loaded.model):
         return single_forward_hidden(loaded, prompts, responses)
-    if loaded.adapter.branches_cache and len(responses.input_ids) > len(prompts.input_ids):
+    if shares_prefixes(loaded) and len(responses.input_ids) > len(prompts.input_ids):
         return prefix_shared_hidden(loaded, prompts, responses)
     return separate_hidden(loaded, prompts, responses)
 
@@ -40,6 +40,11 @@ def single_forward_hidden(
     if shares and len(responses.input_ids) > len(prompts.input_ids):
         return one_sequence_hidden(loaded, prompts, responses)
     return separate_hidden(loaded, prompts, responses)
+
+
+def shares_prefixes(loaded: LoadedModel) -> bool:
+    """Say whether responses of one prompt share its forward, in the mode that the model is in."""
+    return loaded.adapter.branches_cache and (not drops_cache(loaded.model) or takes_block_mask(loaded.model))
 
 
 def separate_hidden(

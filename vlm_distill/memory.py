@@ -80,17 +80,20 @@ def estimate(
         # Autocast keeps a copy of every matrix for the backward pass.
         matrices = sum(p.numel() for p in shadow.model.parameters() if p.ndim > 1)
         device["weights in half precision"] = 2 * matrices
-    device["activations"] = _activations(shadow, train, tokens)
-    rows = train.micro_batch_size * tokens.responses * tokens.response
+    shares = student.adapter.branches_cache and not train.gradient_checkpointing
+    prefixes = 1 if shares else tokens.responses
+    size = train.prompts_per_forward(prefixes * tokens.prompt + tokens.responses * tokens.response)
+    device["activations"] = _activations(shadow, train, tokens, size=size)
+    rows = size * tokens.responses * tokens.response
     vocabulary = len(student.adapter.head(shadow.model).weight)
     device["loss"] = min(train.loss_byte_budget, rows * vocabulary * BYTES_PER_LOGIT)
     host: dict[str, int] = {}
     if teacher is not None:
         device["teacher weights"], host["teacher layers"] = teacher_bytes(teacher, options)
         # The teacher's forward is over when that of the student begins.
-        forward = _teacher_activations(teacher, train.micro_batch_size, tokens, options)
+        forward = _teacher_activations(teacher, size, tokens, options)
         device["more for the teacher"] = max(0, forward - device["activations"] - device["loss"])
-    batch = f"{train.micro_batch_size} x ({tokens.prompt} + {tokens.responses} x {tokens.response}) tokens"
+    batch = f"{size} x ({tokens.prompt} + {tokens.responses} x {tokens.response}) tokens"
     kept = "with" if train.gradient_checkpointing else "without"
     return MemoryEstimate(
         device=device, host=host, about=f"micro-batches of {batch} {kept} gradient checkpointing"
@@ -138,8 +141,8 @@ def teacher_bytes(teacher: LoadedModel, options: LoadOptions) -> tuple[int, int]
     return staying + max(moving, default=0), sum(moving)
 
 
-def _activations(student: LoadedModel, train: TrainConfig, tokens: Tokens) -> int:
-    """Return what the student keeps for its backward pass.
+def _activations(student: LoadedModel, train: TrainConfig, tokens: Tokens, *, size: int) -> int:
+    """Return what the student keeps for the backward pass of `size` prompts.
 
     Without checkpointing every layer keeps its activations, and branches of a shared prefix copy its keys and
     values. With it, a layer keeps its input, one layer at a time is computed again, and a prefix is shared
@@ -150,7 +153,6 @@ def _activations(student: LoadedModel, train: TrainConfig, tokens: Tokens) -> in
     config = model.config.get_text_config()
     copies = student.adapter.branches_cache and not train.gradient_checkpointing
     shares = copies or (student.adapter.branches_cache and takes_block_mask(model))
-    size = train.micro_batch_size
     prefixes = size if shares else size * tokens.responses
     count = prefixes * tokens.prompt + size * tokens.responses * tokens.response
     total = width * count * _stack(config, train.gradient_checkpointing)

@@ -48,12 +48,14 @@ class Case:
     model: str
     objective: str
     batch_size: int
-    micro_batch_size: int
+    micro_batch_size: int | None
+    micro_batch_tokens: int | None = None
     dtype: torch.dtype = torch.float64
     caches_features: bool = False
 
     def __str__(self) -> str:
-        sizes = f"{self.batch_size}-{self.micro_batch_size}{'-cached' if self.caches_features else ''}"
+        sizes = f"{self.batch_size}-{self.micro_batch_size or f'{self.micro_batch_tokens}_tokens'}"
+        sizes += "-cached" if self.caches_features else ""
         return f"{self.model}-{self.objective}-{sizes}-{self.dtype}".replace("torch.", "")
 
     def stage(self, folder: Path) -> Stage:
@@ -70,6 +72,10 @@ class Case:
             objective=OBJECTIVES[self.objective].build(),
             items=make_items(self.batch_size, num_images=0 if self.model.startswith("text") else 1),
         )
+
+
+# Among them, for each kind and model, one with which the two processes need unequal numbers of forwards.
+MICRO_BATCH_TOKENS = (80, 115, 140)
 
 
 def cases(*, batch_size: int, micro_batch_sizes: tuple[int, ...]) -> list[Case]:
@@ -102,6 +108,17 @@ def cases(*, batch_size: int, micro_batch_sizes: tuple[int, ...]) -> list[Case]:
             micro_batch_size=2,
             caches_features=True,
         ),
+        *(
+            Case(
+                model=model,
+                objective="distillm2",
+                batch_size=batch_size,
+                micro_batch_size=None,
+                micro_batch_tokens=tokens,
+            )
+            for model in MODELS
+            for tokens in MICRO_BATCH_TOKENS
+        ),
     ]
 
 
@@ -125,6 +142,7 @@ def step(case: Case, folder: Path) -> Found:
     """Take the step; a clip far above the norm leaves the gradients alone."""
     stage = case.stage(folder)
     sizes = {"batch_size": case.batch_size, "micro_batch_size": case.micro_batch_size}
+    sizes["micro_batch_tokens"] = case.micro_batch_tokens
     trainable = Trainable(vision="frozen") if case.caches_features else Trainable()
     trainer = Trainer(config(**sizes, max_grad_norm=1e9, trainable=trainable), stage, print)
     trainer.optimizer.zero_grad = lambda: None

@@ -17,6 +17,7 @@ from vlm_distill.adapters.adapter import LoadedModel
 from vlm_distill.adapters.vision_features import forward_inputs
 from vlm_distill.batches import PromptBatch
 from vlm_distill.generation.engine import Sampling
+from vlm_distill.generation.growing_cache import grow_in_place
 from vlm_distill.generation.sampling import choose_tokens
 from vlm_distill.records import Finish
 
@@ -94,7 +95,7 @@ def decode_batch(
         if step + 1 == sampling.max_new_tokens or ended.all():
             break
         if ended.any():
-            # The cache is copied in every step when it grows by one token: taking rows out at once is cheap.
+            # Taking rows out at once copies the cache; what it saves in every later step is more.
             live = (~ended).nonzero()[:, 0]
             rows, chosen, positions, mask = rows[live], chosen[live], positions[..., live, :], mask[live]
             cache.reorder_cache(live)
@@ -133,6 +134,7 @@ def _prefill(
     cache = output.past_key_values
     # Unlike batch_repeat_interleave, reorder_cache exists for recurrent states too.
     cache.reorder_cache(prompt_of_row)
+    grow_in_place(cache)
     logits, last = output.logits[:, -1], positions[..., prompt_of_row, -1:]
     return logits[prompt_of_row], cache, last, prompts.attention_mask[prompt_of_row]
 

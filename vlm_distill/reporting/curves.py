@@ -69,6 +69,7 @@ SUBJECTS = {
     "learning_rate": Subject(title="Learning rate"),
     "grad_norm": Subject(title="Gradient norm before clipping"),
     "tokens_per_second": Subject(title="Speed", unit="response tokens per second"),
+    "padding": Subject(title="Padding in training", unit="share of positions"),
 }
 TERMS = {"skl": "skew KL", "srkl": "skew reverse KL", "nll": "negative log-likelihood"}
 AUTHORS = ("teacher", "student", "reference")

@@ -10,6 +10,7 @@ from vlm_distill.config import Record
 # How a stage is carried out; it may change when a stage goes on, for example after memory ran out.
 MECHANICAL = (
     "micro_batch_size",
+    "micro_batch_tokens",
     "gradient_checkpointing",
     "checkpoint_every",
     "keep_last",
@@ -43,16 +44,24 @@ class TrainConfig(Record):
 
     `tokens` counts trained student response tokens, so that methods with one and with two responses per
     prompt get equal budgets. `batch_size` is the number of prompts of one optimiser step over all processes,
-    `micro_batch_size` of one forward. With `evaluate_every` the live student is compared with its teacher on
-    held-out prompts every so many steps; `patience` such evaluations in a row without a new lowest KL end the
-    stage, and the student of the lowest one is its result.
+    `micro_batch_size` of one forward; with `micro_batch_tokens` a forward of the student has at most so many
+    positions instead, padding and image tokens included, and a prompt that alone has more goes alone.
+    `group_by_length` orders an epoch so that a step holds prompts of similar lengths. With `evaluate_every`
+    the live student is compared with its teacher on held-out prompts every so many steps; `patience` such
+    evaluations in a row without a new lowest KL end the stage, and the student of the lowest one is its
+    result.
     """
 
     steps: int | None = Field(default=None, ge=1)
     epochs: float | None = Field(default=None, gt=0)
     tokens: int | None = Field(default=None, ge=1)
     batch_size: int = Field(default=32, ge=1)
-    micro_batch_size: int = Field(default=32, ge=1)
+    micro_batch_tokens: int | None = Field(default=None, ge=1)
+    micro_batch_size: int | None = Field(
+        default_factory=lambda given: 32 if given.get("micro_batch_tokens") is None else None, ge=1
+    )
+    # Left out where it is off, so that run folders from before it existed still belong to their configs.
+    group_by_length: bool = Field(default=False, exclude_if=lambda value: not value)
     learning_rate: float = Field(default=2e-5, gt=0)
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup_ratio: float = Field(default=0.1, ge=0, lt=1)
@@ -77,9 +86,21 @@ class TrainConfig(Record):
             raise ValueError(
                 f"expected exactly one of steps, epochs, tokens, found {' and '.join(given) or 'none'}"
             )
+        if (self.micro_batch_size is None) == (self.micro_batch_tokens is None):
+            raise ValueError(
+                f"expected one of micro_batch_size and micro_batch_tokens, found {self.micro_batch_size} and "
+                f"{self.micro_batch_tokens}; set one, and the other to null where the config names it"
+            )
         if self.patience is not None and self.evaluate_every is None:
             raise ValueError("`patience` counts evaluations of the live student: set `evaluate_every` too")
         return self
+
+    def prompts_per_forward(self, positions: int) -> int:
+        """Return how many prompts a forward has where each takes `positions`, responses included."""
+        if self.micro_batch_size is not None:
+            return self.micro_batch_size
+        assert self.micro_batch_tokens is not None
+        return min(self.batch_size, max(1, self.micro_batch_tokens // positions))
 
     def decisive(self) -> dict[str, Any]:
         """Return the settings that the trained weights depend on, beyond rounding."""

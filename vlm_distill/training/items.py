@@ -1,7 +1,7 @@
 """What a training step reads: items, their deterministic order, and their collation into tensors."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from PIL import Image
@@ -11,6 +11,7 @@ from vlm_distill.batches import PromptBatch, ResponseBatch, pad_responses
 from vlm_distill.data.store import join
 from vlm_distill.errors import DataError
 from vlm_distill.records import AUTHORS, Author, Example, Response
+from vlm_distill.training.grouping import group_steps
 
 ImageLoader = Callable[[Example], list[Image.Image]]
 
@@ -76,12 +77,16 @@ def build_items(
 class Plan:
     """The order of training: one seeded permutation an epoch.
 
-    It is cut into steps of `batch_size` items that run across epochs.
+    It is cut into steps of `batch_size` items that run across epochs. With `lengths`, the (prompt, response)
+    tokens of every item, a step inside an epoch holds items of similar lengths.
     """
 
     num_items: int
     batch_size: int
     seed: int
+    lengths: Sequence[tuple[int, int]] | None = None
+    # Sorting a million items in every step would take longer than a step.
+    _orders: dict[int, list[int]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def step(self, step: int) -> list[int]:
         """Return the item numbers of optimiser step `step`, counted from 0.
@@ -90,14 +95,25 @@ class Plan:
         """
         first = step * self.batch_size
         positions = range(first, first + self.batch_size)
-        orders = {
-            epoch: self._order(epoch) for epoch in {position // self.num_items for position in positions}
-        }
+        epochs = {position // self.num_items for position in positions}
+        orders = {epoch: self._orders.get(epoch) or self._order(epoch) for epoch in epochs}
+        self._orders.clear()
+        self._orders.update(orders)
         return [orders[position // self.num_items][position % self.num_items] for position in positions]
 
     def _order(self, epoch: int) -> list[int]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-        return torch.randperm(self.num_items, generator=generator).tolist()
+        order: list[int] = torch.randperm(self.num_items, generator=generator).tolist()
+        if self.lengths is None:
+            return order
+        # The first items end the step that began in the epoch before, the last ones begin one that ends in
+        # the next: both steps are mixed.
+        first = min(self.num_items, -epoch * self.num_items % self.batch_size)
+        last = self.num_items - (self.num_items - first) % self.batch_size
+        grouped = group_steps(
+            order[first:last], self.lengths, batch_size=self.batch_size, generator=generator
+        )
+        return [*order[:first], *grouped, *order[last:]]
 
 
 def collate(

@@ -10,12 +10,14 @@ from pathlib import Path
 import torch
 
 from vlm_distill.files import append_jsonl
+from vlm_distill.forward import shares_prefixes
 from vlm_distill.generation.decoding import evaluating
 from vlm_distill.losses import RowGroup, linear_divergence
 from vlm_distill.losses.divergences import NegativeLogLikelihood
 from vlm_distill.progress import progress
 from vlm_distill.training.config import TrainConfig
 from vlm_distill.training.items import TrainItem, collate
+from vlm_distill.training.micro_batches import count_prompt_tokens, cutter
 from vlm_distill.training.stage import Stage, model_rows
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -29,8 +31,8 @@ def reference_log_probs(stage: Stage, config: TrainConfig, *, log: Callable[[str
     path = stage.folder / f"reference_{stage.key[:16]}.jsonl"
     found = _read(path)
     items = [item for item in stage.items if any(one.id not in found for one in item.responses)]
-    size = config.micro_batch_size
-    batches = [items[start : start + size] for start in range(0, len(items), size)]
+    prompts = count_prompt_tokens(config, stage, processes=(0, 1), gather=list)
+    batches = cutter(config, stage, prompts=prompts, shares=shares_prefixes(stage.student)).cut(items)
     log(f"{stage.label}: log-probabilities of the starting student, {len(items):,} prompts to score")
     for batch in progress(batches, label=f"{stage.label} reference"):
         scored = _score(stage, batch, config)

@@ -31,6 +31,7 @@ from vlm_distill.adapters.recompute import keep_activations, recompute_activatio
 from vlm_distill.adapters.vision_cache import without_vision_cache
 from vlm_distill.batches import pad_responses
 from vlm_distill.errors import ConfigError, DataError, did_you_mean
+from vlm_distill.forward import shares_prefixes
 from vlm_distill.losses import Stored, explain_non_finite
 from vlm_distill.processes import wait
 from vlm_distill.progress import progress
@@ -40,6 +41,7 @@ from vlm_distill.training.config import TrainConfig
 from vlm_distill.training.early_stop import EarlyStop
 from vlm_distill.training.items import Plan, TrainBatch, TrainItem, collate
 from vlm_distill.training.metrics import append_row, drop_rows_after, merge_steps
+from vlm_distill.training.micro_batches import count_prompt_tokens, cutter, padding_counts, sort_lengths
 from vlm_distill.training.parts import decay_groups, prepare_parts
 from vlm_distill.training.responses import Responses
 from vlm_distill.training.stage import HELD_OUT_KL, Stage, StepModule, model_rows
@@ -63,7 +65,6 @@ class Trainer:
         if config.gradient_checkpointing:
             recompute_activations(stage.student.model)
         self.budget = Budget.of(config, num_items=len(stage.items))
-        self.plan = Plan(num_items=len(stage.items), batch_size=config.batch_size, seed=stage.seed)
         module = StepModule(stage, config.loss_byte_budget)
         groups = decay_groups(module.named_parameters(), config.weight_decay)
         optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas)
@@ -74,6 +75,12 @@ class Trainer:
         self.responses = Responses(
             stage=stage, process_index=processes[0], num_processes=processes[1], gather=gather
         )
+        prompts = count_prompt_tokens(config, stage, processes=processes, gather=gather)
+        self.shares = shares_prefixes(stage.student) and not self.is_sharded
+        self.cutter = cutter(config, stage, prompts=prompts, shares=self.shares)
+        lengths = sort_lengths(stage.items, prompts) if config.group_by_length else None
+        count, size = len(stage.items), config.batch_size
+        self.plan = Plan(num_items=count, batch_size=size, seed=stage.seed, lengths=lengths)
         self.early_stop = EarlyStop(patience=config.patience)
         self.step = self.trained_tokens = 0
         stage.objective.start_round(stage.round, num_rounds=stage.num_rounds)
@@ -142,7 +149,8 @@ class Trainer:
                 result = self.module(batch, denominators)
                 # Data parallel wrappers average gradients over processes; the denominator is already global.
                 self.accelerator.backward(result.loss * self.accelerator.num_processes)
-            for name, value in result.metrics.items():
+            padding = padding_counts(batch.student_prompts, batch.responses, shares=self.shares)
+            for name, value in (result.metrics | padding).items():
                 sums[name] = sums[name] + value if name in sums else value
         reduced = self._reduce(sums)
         norm = float(self.accelerator.clip_grad_norm_(self.module.parameters(), self.config.max_grad_norm))
@@ -184,16 +192,19 @@ class Trainer:
             f"{where}: loss or gradient is not finite although these logits are; lower the learning rate"
         )
 
-    def _micro_batches(self, items: Sequence[TrainItem]) -> list[Sequence[TrainItem]]:
+    def _micro_batches(self, items: Sequence[TrainItem]) -> Sequence[Sequence[TrainItem]]:
         """Cut this process's share of the step into forwards."""
-        size = self.config.micro_batch_size
         if not items:
             raise DataError(
                 f"{self.stage.label}, step {self.step + 1}: a process has nothing to train on; expected a "
                 f"train.batch_size of at least one prompt per process and usable responses, got "
                 f"{self.config.batch_size} for {self.accelerator.num_processes} process(es)"
             )
-        return [items[start : start + size] for start in range(0, len(items), size)]
+        chunks = self.cutter.cut(items)
+        if self.is_sharded and self.config.micro_batch_tokens is not None:
+            # Sharded forwards wait for each other, so every process takes as many as the one with the most.
+            chunks = self.cutter.cut(items, at_least=max(self.responses.gather([len(chunks)])))
+        return chunks
 
     def _denominators(self, chunks: Sequence[Sequence[TrainItem]]) -> tuple[Tensor, int]:
         """Count what each term divides by, and response tokens, before the first forward.
