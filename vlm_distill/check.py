@@ -15,8 +15,8 @@ from vlm_distill.data.recipe import Recipe, load_recipe
 from vlm_distill.evaluation.task import load_suite, load_task
 from vlm_distill.losses import ObjectiveConfig
 from vlm_distill.memory import Tokens, estimate
+from vlm_distill.models import load_options
 from vlm_distill.run_config import DataConfig, RunConfig
-from vlm_distill.stages import load_options
 from vlm_distill.training.config import TrainConfig
 
 TEXT_TOKENS = 64

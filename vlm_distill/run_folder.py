@@ -38,6 +38,7 @@ FREE_KEYS = (
     "controls",
     "rounds",
     "generate.engine",
+    "cache.batch_size",
     *(f"{stage}.{key}" for stage in ("train", "warmup.train") for key in MECHANICAL),
 )
 ARTEFACTS = ("*/stage.json", "*/checkpoints", "responses/*/manifest.json")

@@ -6,6 +6,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -50,9 +51,11 @@ class Adapter:
     nothing.
     `position_ids(model, input_ids, attention_mask, extras)` returns positions that ignore padding, [b, t], or
     [axes, b, t] for families with several; on every axis a response goes on from the prompt's last one.
-    `head(model)` returns the output layer. `parts` maps vision, projector and language to module-name
-    prefixes. `branches_cache` says that several continuations of one prefix can share its cache, which
-    recurrent states do not allow.
+    `head(model)` returns the output layer. `load_head(folder, model)` reads the tensors of the output layer
+    by their name in it (weight, bias) from the files of a model, without the body, for `model` on the meta
+    device; None looks them up by name and shape (output_layer.py). `parts` maps vision, projector and
+    language to module-name prefixes. `branches_cache` says that several continuations of one prefix can share
+    its cache, which recurrent states do not allow.
     """
 
     name: str
@@ -76,6 +79,7 @@ class Adapter:
     head: Callable[[nn.Module], Head]
     parts: Mapping[Part, tuple[str, ...]]
     branches_cache: bool = True
+    load_head: Callable[[Path, nn.Module], Mapping[str, Tensor]] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
