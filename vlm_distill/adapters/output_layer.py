@@ -80,10 +80,13 @@ def read_head(folder: Path, model: nn.Module) -> dict[str, Tensor]:
     files = _files(folder)
     layer: Any = output_layer(model)
     loaded: Any = model
+    # Families with an inner language model say it in either config.
+    configs = (loaded.config, loaded.config.get_text_config())
+    is_tied = any(getattr(config, "tie_word_embeddings", False) for config in configs)
     found: dict[str, Tensor] = {}
     for part, parameter in layer.named_parameters(recurse=False):
         names = [_name_of(model, layer, part)]
-        if part == "weight" and loaded.config.get_text_config().tie_word_embeddings:
+        if part == "weight" and is_tied:
             names.append(_name_of(model, loaded.get_input_embeddings(), part))
         found[part] = _read(folder, files, names, tuple(parameter.shape))
     return found
@@ -110,7 +113,7 @@ def _read(folder: Path, files: dict[str, Path], names: list[str], shape: tuple[i
 
 def _files(folder: Path) -> dict[str, Path]:
     """Return the file of each tensor."""
-    found = {}
+    found: dict[str, Path] = {}
     for path in sorted(folder.glob("*.safetensors")):
         try:
             with safe_open(path, framework="pt") as handle:

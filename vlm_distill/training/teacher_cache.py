@@ -104,13 +104,14 @@ class CachePlan:
         start, stop, _ = self.vocabulary.indices(len(head.weight))
         return key | {"vocabulary": [start, stop]}
 
-    @property
-    def bytes_per_token(self) -> int:
-        weight = self.light.adapter.head(self.light.model).weight
-        if self.config.tier == "hidden":
-            size = 2 if self.config.dtype == "bfloat16" else weight.element_size()
-            return size * weight.shape[1]
-        return 4 + (8 * self.config.k + 4 if self.config.tier == "top_k" else 0)
+
+def bytes_per_token(config: CacheConfig, teacher: LoadedModel, *, dtype: torch.dtype) -> int:
+    """Return what a response token takes on disk, headers aside; `dtype` is that of the teacher's numbers."""
+    columns, width = teacher.adapter.head(teacher.model).weight.shape
+    if config.tier == "hidden":
+        return width * (2 if config.dtype == "bfloat16" else dtype.itemsize)
+    # Ids and log-probabilities, those of the rest and of the response token.
+    return 4 if config.tier == "sampled" else 8 * min(config.k, columns - 1) + 8
 
 
 def cached_by_author(
@@ -179,7 +180,9 @@ def _announce(
     plan: CachePlan, items: Sequence[TrainItem], *, num_stored: int, folder: Path, label: str
 ) -> None:
     num_tokens = sum(item.num_tokens for item in items)
-    size, count = num_tokens * plan.bytes_per_token, sum(len(item.responses) for item in items)
+    dtype = plan.light.adapter.head(plan.light.model).weight.dtype
+    size = num_tokens * bytes_per_token(plan.config, plan.light, dtype=dtype)
+    count = sum(len(item.responses) for item in items)
     plan.log(
         f"{label}: the teacher is loaded for {count:,} responses of {num_tokens:,} tokens "
         f"({num_stored:,} are cached already), tier {plan.config.tier}, about {size / 2**20:,.1f} MiB; "
