@@ -63,13 +63,15 @@ def sparse_divergence(
     A chunk's logits are computed a second time in the backward pass instead of being kept.
     """
     columns, chunks = student.columns(labels), row_chunks(student, byte_budget)
+    dtype = torch.promote_types(student.hidden.dtype, torch.float32)
+    teacher = replace(teacher, label_log_probs=teacher.label_log_probs.to(dtype))
     if not all(group.is_resolved for group in groups):
         log_probs = _label_pass(student, columns=columns, chunks=chunks)
         groups = [group.resolve(log_probs, teacher.label_log_probs) for group in groups]
     hidden, weight, bias = student.hidden, student.head.weight, student.head.bias
-    empty = hidden.new_zeros(0, dtype=torch.promote_types(hidden.dtype, torch.float32))
+    empty = hidden.new_zeros(0, dtype=dtype)
     # Connected to the student even without rows.
-    loss = hidden.sum(dtype=empty.dtype) * 0
+    loss = hidden[:0].sum(dtype=dtype)
     pieces: list[list[Tensor]] = [[empty] * (1 + len(groups))]
     for chunk, members in zip(chunks, _members(groups, chunks), strict=True):
         # One chunk's closure may outlive the loop, so it gets its own values.
@@ -133,7 +135,7 @@ def _buckets(
         student=ours,
         student_label_log_probs=found,
         teacher=theirs,
-        teacher_label_log_probs=teacher.label_log_probs[chunk].to(found.dtype),
+        teacher_label_log_probs=teacher.label_log_probs[chunk],
     )
 
 
