@@ -234,24 +234,13 @@ def compare_with_teacher(
         for id, response in held_out.responses.items()
     ]
     texts = HeldOut(examples=held_out.examples, responses=answers)
-    own = on_main(
-        lambda: (
-            live_agreement(
-                config,
-                student,
-                whole() if whole else teacher,
-                texts,
-                load_images,
-                vocabulary=vocabulary,
-                divergence=ReverseKL(),
-            )
-            if answers
-            else None
-        )
-    )
+
+    def own_kl() -> float | None:
+        return _own_kl(config, student, whole or (lambda: teacher), texts, load_images, vocabulary=vocabulary)
+
     values = {
         "token_kl": found.token_kl,
-        "own_kl": own.token_kl if own else None,
+        "own_kl": on_main(own_kl),
         "top1": found.top1,
         "answers": sum(equal) / len(equal),
     }
@@ -259,6 +248,24 @@ def compare_with_teacher(
     counts |= {"num_without_response": found.num_without_response}
     on_main(lambda: write_json(path, {"key": key, "values": values, **counts}))
     return values
+
+
+def _own_kl(
+    config: EvaluateConfig,
+    student: LoadedModel,
+    teacher: Whole,
+    answered: HeldOut,
+    load_images: ImageLoader,
+    *,
+    vocabulary: slice,
+) -> float | None:
+    """Return what the teacher thinks of the student's answers, of which no cache knows; None without any."""
+    if not answered.responses:
+        return None
+    divergence = ReverseKL()
+    return live_agreement(
+        config, student, teacher(), answered, load_images, vocabulary=vocabulary, divergence=divergence
+    ).token_kl
 
 
 def _agreement_key(
