@@ -127,12 +127,9 @@ def _run(options: argparse.Namespace) -> None:
 def _cache(options: argparse.Namespace) -> None:
     _quiet_libraries()
     from vlm_distill.pipeline import fill_caches
-    from vlm_distill.processes import is_main
     from vlm_distill.run_config import load_run
 
-    lines = fill_caches(load_run(options.config, options.overrides))
-    if is_main():
-        print("\n".join(lines))
+    fill_caches(load_run(options.config, options.overrides))
 
 
 def _quiet_libraries() -> None:

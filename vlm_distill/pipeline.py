@@ -65,7 +65,7 @@ def run(config: RunConfig, *, log: Log = print_log) -> str:
 
 
 def fill_caches(config: RunConfig, *, log: Log = print_log) -> list[str]:
-    """Compute the teacher cache of the responses that exist and of the teacher's own; return a line for each.
+    """Compute the teacher cache of the responses that exist and of the teacher's own; return and print it.
 
     The teacher's responses are sampled first where they are missing. A later `run` in the same folder uses
     all of it.
@@ -85,6 +85,8 @@ def fill_caches(config: RunConfig, *, log: Log = print_log) -> list[str]:
         log(f"cache {config.name}: writes to {where}; safe to interrupt, the same command continues")
         context, first = _prepare(config, folder, log=log)
         lines = cache_existing(context, load_student(context, first), authors)
+        if is_main():
+            print("\n".join(lines))
     stop()
     return lines
 
