@@ -15,9 +15,10 @@ from vlm_distill.data.recipe import Recipe, load_recipe
 from vlm_distill.evaluation.task import load_suite, load_task
 from vlm_distill.losses import ObjectiveConfig
 from vlm_distill.memory import Tokens, estimate
+from vlm_distill.models import load_options
 from vlm_distill.run_config import DataConfig, RunConfig
-from vlm_distill.stages import load_options
 from vlm_distill.training.config import TrainConfig
+from vlm_distill.training.teacher_cache import bytes_per_token
 
 TEXT_TOKENS = 64
 """A question with its chat template; the memory estimate reads no data."""
@@ -46,11 +47,27 @@ def check(config: RunConfig) -> str:
     lines += [f"pair: {line}" for line in found.pair.lines()] if found.pair else []
     about = " (more with the tokens that the data will give it)" if trains_tokenizer(config) else ""
     lines.append(f"student: {millions(found.student)} parameters{about}; the run writes to {config.folder}")
+    if config.cache:
+        lines += _cache(config, found)
     if config.warmup:
         lines += _memory(config, found, "warm-up", config.warmup.train, config.warmup.objective)
     if config.rounds and config.train and config.objective:
         lines += _memory(config, found, "rounds", config.train, config.objective)
     return "\n".join(lines)
+
+
+def _cache(config: RunConfig, found: Inspected) -> list[str]:
+    assert config.cache is not None
+    assert config.teacher is not None
+    assert found.teacher is not None
+    head = found.teacher.adapter.head(found.teacher.model).weight
+    known = head.dtype if config.teacher.dtype == "auto" else getattr(torch, config.teacher.dtype)
+    size = bytes_per_token(config.cache, found.teacher, dtype=known)
+    layer = head.numel() * known.itemsize / 2**20
+    return [
+        f"cache: tier {config.cache.tier}, {size:,} bytes per response token; the teacher's output layer "
+        f"({layer:,.1f} MiB) is all that training loads of it"
+    ]
 
 
 def _memory(
@@ -65,7 +82,7 @@ def _memory(
         response=sampling.max_new_tokens,
         responses=len(built.stored_authors or built.authors) * sampling.num_samples,
     )
-    teacher = found.teacher if built.needs_teacher else None
+    teacher = found.teacher if built.needs_teacher and not config.cache else None
     options = load_options(config.teacher, config.device) if config.teacher else None
     given = {} if options is None else {"options": options}
     memory = estimate(found.student, teacher, train=train, tokens=tokens, **given)

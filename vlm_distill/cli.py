@@ -41,6 +41,13 @@ def parser() -> argparse.ArgumentParser:
     _config_arguments(run)
     run.set_defaults(verb=_run)
 
+    cache = verbs.add_parser(
+        "cache",
+        help="compute once what a run's teacher says about stored responses; resumes",
+    )
+    _config_arguments(cache)
+    cache.set_defaults(verb=_cache)
+
     check = verbs.add_parser(
         "check", help="print the resolved run and whether teacher and student fit together; trains nothing"
     )
@@ -115,6 +122,14 @@ def _run(options: argparse.Namespace) -> None:
     from vlm_distill.run_config import load_run
 
     run(load_run(options.config, options.overrides))
+
+
+def _cache(options: argparse.Namespace) -> None:
+    _quiet_libraries()
+    from vlm_distill.pipeline import fill_caches
+    from vlm_distill.run_config import load_run
+
+    fill_caches(load_run(options.config, options.overrides))
 
 
 def _quiet_libraries() -> None:

@@ -11,6 +11,7 @@ import torch
 
 from vlm_distill.adapters.adapter import LoadedModel
 from vlm_distill.data.images import ImageStore
+from vlm_distill.data.teacher_cache import CacheReader
 from vlm_distill.evaluation.agreement import FORWARD_KL, Agreement, agreement
 from vlm_distill.evaluation.compare import same_answer
 from vlm_distill.evaluation.results import TaskResult
@@ -20,8 +21,8 @@ from vlm_distill.evaluation.task import load_suite, load_task
 from vlm_distill.files import hash_json, read_json, write_json
 from vlm_distill.generation.engine import Sampling
 from vlm_distill.generation.run import generate_responses
-from vlm_distill.generation.transformers_engine import TransformersEngine
 from vlm_distill.losses.divergences import ForwardKL, ReverseKL
+from vlm_distill.models import Whole, engine_of
 from vlm_distill.processes import on_main
 from vlm_distill.records import Author, Example, Response
 from vlm_distill.run_config import EvaluateConfig
@@ -50,10 +51,14 @@ class Measured:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HeldOut:
-    """The prompts on which students are compared with the teacher, and its greedy responses to them."""
+    """The prompts on which students are compared with the teacher, and its greedy responses to them.
+
+    `cache` holds the teacher's hidden states of these responses, where the teacher is not kept in memory.
+    """
 
     examples: list[Example]
     responses: dict[str, Response]
+    cache: CacheReader | None = None
 
 
 def score_suite(
@@ -65,14 +70,16 @@ def score_suite(
     images: ImageStore,
     shuffle: bool,
     log: Log,
+    whole: Whole | None = None,
 ) -> dict[str, TaskResult]:
     """Return the results of `loaded` on every task of the suite, by task name; none without a suite."""
     if config.suite is None:
         return {}
-    engine = TransformersEngine(
-        loaded=loaded,
-        load_images=lambda example: [images.load(image) for image in example.images],
+    engine = engine_of(
+        loaded,
+        lambda example: [images.load(image) for image in example.images],
         batch_size=config.batch_size,
+        whole=whole,
     )
     results = {}
     for entry in load_suite(config.suite).tasks:
@@ -91,14 +98,23 @@ def score_suite(
 
 
 def score_both_ways(
-    config: EvaluateConfig, loaded: LoadedModel, *, label: str, folder: Path, images: ImageStore, log: Log
+    config: EvaluateConfig,
+    loaded: LoadedModel,
+    *,
+    label: str,
+    folder: Path,
+    images: ImageStore,
+    log: Log,
+    whole: Whole | None = None,
 ) -> tuple[dict[str, TaskResult], dict[str, TaskResult]]:
     """Return the results of the suite, and those with permuted images where the config wants them."""
-    normal = score_suite(config, loaded, label=label, folder=folder, images=images, shuffle=False, log=log)
+    normal = score_suite(
+        config, loaded, label=label, folder=folder, images=images, shuffle=False, log=log, whole=whole
+    )
     if not (normal and config.shuffle_images):
         return normal, {}
     return normal, score_suite(
-        config, loaded, label=label, folder=folder, images=images, shuffle=True, log=log
+        config, loaded, label=label, folder=folder, images=images, shuffle=True, log=log, whole=whole
     )
 
 
@@ -110,6 +126,7 @@ def hold_out(
     *,
     folder: Path,
     log: Log,
+    whole: Whole | None = None,
 ) -> HeldOut | None:
     """Draw the held-out prompts and let the teacher answer them greedily.
 
@@ -123,7 +140,14 @@ def hold_out(
     clusters = [example.images[0] if example.images else example.id for example in held_out]
     examples = take_clusters(held_out, clusters, limit=config.agreement_examples)
     responses = _greedy(
-        config, teacher, examples, load_images, folder=folder / "teacher", author="teacher", log=log
+        config,
+        teacher,
+        examples,
+        load_images,
+        folder=folder / "teacher",
+        author="teacher",
+        log=log,
+        whole=whole,
     )
     return HeldOut(examples=examples, responses=responses)
 
@@ -137,9 +161,10 @@ def _greedy(
     folder: Path,
     author: Author,
     log: Log,
+    whole: Whole | None = None,
 ) -> dict[str, Response]:
     responses = generate_responses(
-        TransformersEngine(loaded=loaded, load_images=load_images, batch_size=config.batch_size),
+        engine_of(loaded, load_images, batch_size=config.batch_size, whole=whole),
         examples,
         Sampling(temperature=0.0, max_new_tokens=config.agreement_tokens),
         folder=folder,
@@ -172,6 +197,7 @@ def live_agreement(
         batch_size=config.batch_size,
         vocabulary=torch.arange(*vocabulary.indices(width)),
         divergence=divergence,
+        cache=held_out.cache,
     )
 
 
@@ -185,10 +211,12 @@ def compare_with_teacher(
     vocabulary: slice,
     folder: Path,
     log: Log,
+    whole: Whole | None = None,
 ) -> dict[str, float | None]:
     """Return token KL, own KL, top-1 agreement and answer agreement on the held-out prompts.
 
-    They are stored and not computed twice. The own KL of a student that answers nothing is None.
+    They are stored and not computed twice. The own KL of a student that answers nothing is None. `whole`
+    gives all of the teacher, to read the student's answers, where `teacher` is its output layer alone.
     """
     path = folder / "agreement.json"
     key = _agreement_key(config, student, teacher, held_out, vocabulary=vocabulary)
@@ -206,24 +234,13 @@ def compare_with_teacher(
         for id, response in held_out.responses.items()
     ]
     texts = HeldOut(examples=held_out.examples, responses=answers)
-    own = on_main(
-        lambda: (
-            live_agreement(
-                config,
-                student,
-                teacher,
-                texts,
-                load_images,
-                vocabulary=vocabulary,
-                divergence=ReverseKL(),
-            )
-            if answers
-            else None
-        )
-    )
+
+    def own_kl() -> float | None:
+        return _own_kl(config, student, whole or (lambda: teacher), texts, load_images, vocabulary=vocabulary)
+
     values = {
         "token_kl": found.token_kl,
-        "own_kl": own.token_kl if own else None,
+        "own_kl": on_main(own_kl),
         "top1": found.top1,
         "answers": sum(equal) / len(equal),
     }
@@ -231,6 +248,24 @@ def compare_with_teacher(
     counts |= {"num_without_response": found.num_without_response}
     on_main(lambda: write_json(path, {"key": key, "values": values, **counts}))
     return values
+
+
+def _own_kl(
+    config: EvaluateConfig,
+    student: LoadedModel,
+    teacher: Whole,
+    answered: HeldOut,
+    load_images: ImageLoader,
+    *,
+    vocabulary: slice,
+) -> float | None:
+    """Return what the teacher thinks of the student's answers, of which no cache knows; None without any."""
+    if not answered.responses:
+        return None
+    divergence = ReverseKL()
+    return live_agreement(
+        config, student, teacher(), answered, load_images, vocabulary=vocabulary, divergence=divergence
+    ).token_kl
 
 
 def _agreement_key(

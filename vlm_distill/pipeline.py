@@ -6,6 +6,7 @@ file only puts them in order. What a stage does is in data/, generation/, traini
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from vlm_distill.adapters.adapter import LoadedModel
@@ -17,20 +18,33 @@ from vlm_distill.adapters.shrink import shrink_student
 from vlm_distill.adapters.vision_cache import why_not_cached, with_vision_cache
 from vlm_distill.check import inspect, millions, recipe_of, trains_tokenizer
 from vlm_distill.data.images import ImageStore
-from vlm_distill.data.recipe import Dataset, open_dataset, prepare
+from vlm_distill.data.recipe import open_dataset, prepare
+from vlm_distill.data.teacher_cache import CacheConfig, CacheReader
+from vlm_distill.errors import ConfigError
 from vlm_distill.evaluation.task import load_suite
 from vlm_distill.files import hash_json, read_json, write_json
 from vlm_distill.generation.vllm_engine import require_vllm
 from vlm_distill.losses import ObjectiveConfig
 from vlm_distill.measure import HeldOut, Measured, hold_out, score_both_ways
+from vlm_distill.models import TeacherModel, load
 from vlm_distill.processes import is_main, on_main, start, stop
 from vlm_distill.records import Example
 from vlm_distill.reporting import write_report
-from vlm_distill.run_config import VISION_FEATURES, EvaluateConfig, ModelConfig, RunConfig
+from vlm_distill.run_config import VISION_FEATURES, EvaluateConfig, ModelConfig, RunConfig, read_by_teacher
 from vlm_distill.run_folder import open_folder, print_log, write_provenance
-from vlm_distill.stages import Context, Log, Turn, load, load_student, measure_student, train_student
+from vlm_distill.stages import (
+    Context,
+    Log,
+    Turn,
+    cache_existing,
+    load_student,
+    measure_student,
+    train_student,
+)
 from vlm_distill.summary import summarise
 from vlm_distill.training.config import TrainConfig
+from vlm_distill.training.items import TrainItem
+from vlm_distill.training.teacher_cache import fill_cache
 
 
 def run(config: RunConfig, *, log: Log = print_log) -> str:
@@ -42,39 +56,44 @@ def run(config: RunConfig, *, log: Log = print_log) -> str:
         require_vllm()
     with open_folder(config) as folder:
         _announce(config, folder, log)
-        # One process writes, the others read what it wrote.
-        on_main(lambda: prepare(recipe_of(config.data), folder / "data", log))
-        dataset = open_dataset(folder / "data")
-        examples = _draw(dataset.train, config, log=log)
-        vision_cache = _vision_cache(config, folder, log)
-        teacher = load(config.teacher, config.device) if config.teacher else None
-        teacher = teacher and with_vision_cache(teacher, vision_cache)
-        first, pair = _first_student(config, folder, teacher, texts=_texts(examples), log=log)
-        context = Context(
-            config=config,
-            folder=folder,
-            log=log,
-            dataset=dataset,
-            examples=examples,
-            teacher=teacher,
-            pair=pair,
-            held_out=_hold_out(config, dataset, teacher, folder=folder, log=log),
-            vision_cache=vision_cache,
-        )
-        student = load_student(context, first)
-        _say_what_is_cached(context, student)
-        facts = {"seed": config.seed, "data": dataset.fingerprint, "data_counts": dataset.counts}
-        facts |= {"teacher": teacher.fingerprint if teacher else None, "student": student.fingerprint}
-        write_provenance(folder, facts)
+        context, first = _prepare(config, folder, log=log)
         measured = _stages(context, first)
-        if vision_cache and vision_cache.num_computed + vision_cache.num_found:
-            log(f"vision cache: {vision_cache}")
+        features = context.vision_cache
+        if features and features.num_computed + features.num_found:
+            log(f"vision cache: {features}")
         summary = on_main(lambda: summarise(measured, folder=folder))
         if is_main():
             log(f"report: {write_report(folder)}")
             print(summary)
     stop()
     return summary
+
+
+def fill_caches(config: RunConfig, *, log: Log = print_log) -> list[str]:
+    """Compute the teacher cache of the responses that exist and of the teacher's own; return and print it.
+
+    The teacher's responses are sampled first where they are missing. A later `run` in the same folder uses
+    all of it.
+
+    Raises:
+        ConfigError: the config has no cache, or nothing in it reads the teacher.
+    """
+    if config.cache is None:
+        raise ConfigError("cache: not set; add `cache: {tier: hidden}` to the config, or cache.tier=hidden")
+    start(config.device)
+    inspect(config)
+    authors = read_by_teacher(config)
+    if not authors:
+        raise ConfigError("cache: no objective of this run reads the teacher; nothing to cache")
+    with open_folder(config) as folder:
+        where = folder / "cache"
+        log(f"cache {config.name}: writes to {where}; safe to interrupt, the same command continues")
+        context, first = _prepare(config, folder, log=log)
+        lines = cache_existing(context, load_student(context, first), authors)
+        if is_main():
+            print("\n".join(lines))
+    stop()
+    return lines
 
 
 def evaluate_model(
@@ -95,6 +114,43 @@ def evaluate_model(
     return on_main(lambda: summarise([one], folder=folder))
 
 
+def _prepare(config: RunConfig, folder: Path, *, log: Log) -> tuple[Context, str]:
+    """Return what all stages share, and the name of the student before any training."""
+    # One process writes, the others read what it wrote.
+    on_main(lambda: prepare(recipe_of(config.data), folder / "data", log))
+    dataset = open_dataset(folder / "data")
+    examples = _draw(dataset.train, config, log=log)
+    features = _vision_cache(config, folder, log)
+    source = None
+    if config.teacher:
+        source = TeacherModel(
+            config.teacher, device=config.device, cache=config.cache, vision_cache=features, log=log
+        )
+    first, pair = _first_student(config, folder, source, texts=_texts(examples), log=log)
+    context = Context(
+        config=config,
+        folder=folder,
+        log=log,
+        dataset=dataset,
+        examples=examples,
+        teacher=source.loaded if source else None,
+        pair=pair,
+        held_out=None,
+        vision_cache=features,
+        source=source,
+    )
+    context = replace(context, held_out=_hold_out(context))
+    student = load_student(context, first)
+    _say_what_is_cached(context, student)
+    facts = {"seed": config.seed, "data": dataset.fingerprint, "data_counts": dataset.counts}
+    facts |= {
+        "teacher": source.loaded.fingerprint if source else None,
+        "student": student.fingerprint,
+    }
+    write_provenance(folder, facts)
+    return context, first
+
+
 def _announce(config: RunConfig, folder: Path, log: Log) -> None:
     log(f"run {config.name}: writes to {folder}; safe to interrupt, the same command continues")
     stages = ["data"]
@@ -106,6 +162,11 @@ def _announce(config: RunConfig, folder: Path, log: Log) -> None:
     if config.controls:
         names = ", ".join(control.name for control in config.controls)
         stages.append(f"controls with as many trained tokens ({names})")
+    if config.cache:
+        log(
+            f"teacher: what it says about stored responses is cached before every stage (tier "
+            f"{config.cache.tier}); training keeps no more of it than its output layer"
+        )
     suite = config.evaluate.suite if config.evaluate else None
     log("stages: " + ", ".join(stages) + (f"; each scored on suite {suite}" if suite else ""))
 
@@ -144,7 +205,7 @@ def _texts(examples: Sequence[Example]) -> list[str]:
 
 
 def _first_student(
-    config: RunConfig, folder: Path, teacher: LoadedModel | None, *, texts: Sequence[str], log: Log
+    config: RunConfig, folder: Path, teacher: TeacherModel | None, *, texts: Sequence[str], log: Log
 ) -> tuple[str, PairReport | None]:
     """Return the name of the student before any training, and how it fits the teacher.
 
@@ -158,23 +219,23 @@ def _first_student(
     if teacher is None:
         return name, None
     skeleton = load_skeleton(name, trust_remote_code=config.student.trust_remote_code)
-    report = pair_report(teacher, skeleton)
+    report = pair_report(teacher.loaded, skeleton)
     for line in report.lines():
         log(f"pair: {line}")
     return name, report
 
 
 def _keep_student(
-    config: RunConfig, folder: Path, teacher: LoadedModel | None, *, texts: Sequence[str], log: Log
+    config: RunConfig, folder: Path, teacher: TeacherModel | None, *, texts: Sequence[str], log: Log
 ) -> None:
     """Make the student and save it, unless it is there already and its parts are unchanged."""
     name, record = folder / "student_at_start", folder / "student_at_start.json"
     read = list(texts) if trains_tokenizer(config) else None
-    fingerprint = teacher.fingerprint if teacher else None
+    fingerprint = teacher.loaded.fingerprint if teacher else None
     key = hash_json([config.student.model_dump(mode="json"), config.seed, fingerprint, read])
     if record.is_file() and read_json(record)["key"] == key:
         return
-    made = _make_student(config, teacher, texts=texts)
+    made = _make_student(config, teacher.body() if teacher else None, texts=texts)
     save_model(made, name)
     write_json(record, {"key": key})
     log(f"student: made from parts, {millions(made)} parameters, saved to {name}")
@@ -189,19 +250,27 @@ def _make_student(config: RunConfig, teacher: LoadedModel | None, *, texts: Sequ
     return shrink_student(shrink, teacher=teacher)
 
 
-def _hold_out(
-    config: RunConfig, dataset: Dataset, teacher: LoadedModel | None, *, folder: Path, log: Log
-) -> HeldOut | None:
-    if config.evaluate is None or teacher is None:
+def _hold_out(context: Context) -> HeldOut | None:
+    config, source = context.config, context.source
+    if config.evaluate is None or source is None:
         return None
-    return hold_out(
+    found = hold_out(
         config.evaluate,
-        teacher,
-        dataset.held_out,
-        lambda example: [dataset.images.load(image) for image in example.images],
-        folder=folder / "held_out",
-        log=log,
+        source.loaded,
+        context.dataset.held_out,
+        context.load_images,
+        folder=context.folder / "held_out",
+        log=context.log,
+        whole=source.whole,
     )
+    if found is None or config.cache is None:
+        return found
+    # Agreement compares whole distributions, whatever tier is trained on.
+    exact = CacheConfig(batch_size=config.cache.batch_size)
+    answered = [one for one in found.examples if one.id in found.responses]
+    items = [TrainItem(example=one, responses=(found.responses[one.id],)) for one in answered]
+    store = fill_cache(context.cache_plan(exact), items, name="held_out")
+    return replace(found, cache=CacheReader([store]))
 
 
 def _stages(context: Context, first: str) -> list[Measured]:

@@ -12,9 +12,12 @@ from vlm_distill.adapters.llava import BuildConfig
 from vlm_distill.adapters.shrink import ShrinkConfig
 from vlm_distill.config import Record, apply_overrides, decode, find_yaml, read_yaml
 from vlm_distill.data.augment import Augment
+from vlm_distill.data.teacher_cache import CacheConfig
 from vlm_distill.generation.engine import EngineConfig, Sampling, TransformersEngineConfig
 from vlm_distill.losses import ObjectiveConfig
+from vlm_distill.records import Author
 from vlm_distill.training.config import TrainConfig
+from vlm_distill.training.teacher_cache import require_tier
 
 Objective = Annotated[ObjectiveConfig, Field(discriminator="kind")]
 Engine = Annotated[EngineConfig, Field(discriminator="kind")]
@@ -139,7 +142,8 @@ class EvaluateConfig(Record):
 class RunConfig(Record):
     """A whole run.
 
-    Without a teacher there are no rounds: the student is warmed up on references and evaluated.
+    Without a teacher there are no rounds: the student is warmed up on references and evaluated. With `cache`
+    the teacher is in memory only while it answers, is evaluated or fills the cache, never during training.
     """
 
     name: str = Field(pattern=NAME)
@@ -157,6 +161,7 @@ class RunConfig(Record):
     controls: tuple[ControlConfig, ...] = ()
     evaluate: EvaluateConfig | None = None
     vision_cache: VisionCacheConfig = VisionCacheConfig()
+    cache: CacheConfig | None = None
 
     @model_validator(mode="after")
     def _complete(self) -> "RunConfig":
@@ -185,9 +190,38 @@ class RunConfig(Record):
             raise ValueError("`warmup.train.precision` and `train.precision` must be equal in one run")
         return self
 
+    @model_validator(mode="after")
+    def _cache_suffices(self) -> "RunConfig":
+        if self.cache is None:
+            return self
+        if self.teacher is None:
+            raise ValueError("`cache` keeps what a teacher computed: add `teacher`")
+        warmup = self.warmup
+        if warmup and warmup.augment != Augment() and warmup.objective.build().needs_teacher:
+            raise ValueError(
+                "`warmup.augment` changes the pictures at every step, and the teacher's view of them cannot "
+                "be cached; leave one of `cache` and `augment` out"
+            )
+        for objective in self.objectives:
+            require_tier(objective.build(), self.cache, name=objective.kind)
+        return self
+
+    @property
+    def objectives(self) -> list[ObjectiveConfig]:
+        """Everything that is trained with, in the order of the stages."""
+        rounds = [self.objective, *(control.objective for control in self.controls)] if self.rounds else []
+        found = [self.warmup.objective if self.warmup else None, *rounds]
+        return [objective for objective in found if objective is not None]
+
     @property
     def folder(self) -> Path:
         return Path(self.output).expanduser() if self.output else Path("runs") / self.name
+
+
+def read_by_teacher(config: RunConfig) -> frozenset[Author]:
+    """Return the authors whose responses some objective compares with the teacher."""
+    built = [objective.build() for objective in config.objectives]
+    return frozenset[Author]().union(*(one.authors for one in built if one.needs_teacher))
 
 
 def load_run(name: str, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:

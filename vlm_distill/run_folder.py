@@ -39,6 +39,7 @@ FREE_KEYS = (
     "rounds",
     "generate.engine",
     "vision_cache",
+    "cache.batch_size",
     *(f"{stage}.{key}" for stage in ("train", "warmup.train") for key in MECHANICAL),
 )
 ARTEFACTS = ("*/stage.json", "*/checkpoints", "responses/*/manifest.json")

@@ -13,14 +13,15 @@ from typing import Any
 import torch
 from PIL import Image
 
-from vlm_distill.adapters.adapter import LoadedModel, LoadOptions
-from vlm_distill.adapters.catalog import load_model
+from vlm_distill.adapters.adapter import LoadedModel
 from vlm_distill.adapters.feature_store import FeatureStore
 from vlm_distill.adapters.pair import PairReport, share_stops
 from vlm_distill.adapters.vision_cache import with_vision_cache, without_vision_cache
 from vlm_distill.data.augment import Augment
 from vlm_distill.data.images import ImageStore
 from vlm_distill.data.recipe import Dataset
+from vlm_distill.data.store import ResponseStore
+from vlm_distill.data.teacher_cache import CacheConfig
 from vlm_distill.files import hash_json
 from vlm_distill.generation.engine import Engine, TransformersEngineConfig, VllmEngineConfig
 from vlm_distill.generation.live import sample_responses
@@ -30,7 +31,8 @@ from vlm_distill.generation.transformers_engine import TransformersEngine
 from vlm_distill.generation.vllm_engine import VllmEngine
 from vlm_distill.losses import Objective, ObjectiveConfig
 from vlm_distill.measure import HeldOut, Measured, compare_with_teacher, live_agreement, score_both_ways
-from vlm_distill.processes import local_device, on_main
+from vlm_distill.models import DeferredEngine, TeacherModel, load
+from vlm_distill.processes import on_main
 from vlm_distill.records import Author, Example, Response
 from vlm_distill.run_config import ModelConfig, RunConfig
 from vlm_distill.training.config import TrainConfig
@@ -38,13 +40,17 @@ from vlm_distill.training.items import ImageLoader, TrainItem, build_items
 from vlm_distill.training.reference import reference_log_probs
 from vlm_distill.training.run import Trained, finished, train
 from vlm_distill.training.stage import HELD_OUT_KL, Evaluate, Sample, Stage
+from vlm_distill.training.teacher_cache import CachePlan, cached_by_author, fill_cache
 
 Log = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Context:
-    """What every stage of one run shares. `examples` are the training prompts after `data.limit`."""
+    """What every stage of one run shares. `examples` are the training prompts after `data.limit`.
+
+    `teacher` is its output layer alone where there is a cache; `source` gives the whole of it.
+    """
 
     config: RunConfig
     folder: Path
@@ -55,9 +61,30 @@ class Context:
     pair: PairReport | None
     held_out: HeldOut | None
     vision_cache: FeatureStore | None = None
+    source: TeacherModel | None = None
+
+    @property
+    def vocabulary(self) -> slice:
+        """The ids that both models define."""
+        return self.pair.vocabulary if self.pair else slice(None)
 
     def load_images(self, example: Example) -> list[Image.Image]:
         return [self.dataset.images.load(image) for image in example.images]
+
+    def cache_plan(self, config: CacheConfig | None = None) -> CachePlan:
+        """Return what is cached of the teacher; `config` replaces that of the run."""
+        used = config or self.config.cache
+        assert used is not None
+        assert self.source is not None
+        return CachePlan(
+            config=used,
+            folder=self.folder / "cache",
+            light=self.source.loaded,
+            body=self.source.body,
+            vocabulary=self.vocabulary,
+            load_images=self.load_images,
+            log=self.log,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,21 +100,6 @@ class Turn:
         if not self.track:
             return f"round {self.round}"
         return self.track if self.num_rounds == 1 else f"{self.track} round {self.round}"
-
-
-def load(config: ModelConfig, device: str) -> LoadedModel:
-    """Load the model that a config names; `device` "auto" is the accelerator of this machine, or the CPU."""
-    return load_model(config.model, load_options(config, device))
-
-
-def load_options(config: ModelConfig, device: str) -> LoadOptions:
-    return LoadOptions(
-        dtype=config.dtype,
-        device=local_device(device),
-        trust_remote_code=config.trust_remote_code,
-        placement=config.placement,
-        quantisation=config.quantisation,
-    )
 
 
 def load_student(context: Context, name: str | Path) -> LoadedModel:
@@ -148,6 +160,11 @@ def train_student(
     )
     if _is_random(augment) and stage.teacher is not None:
         stage = replace(stage, teacher=without_vision_cache(stage.teacher))
+    if context.config.cache is not None and objective.needs_teacher:
+        names = {author: _name(author, turn) for author in sorted(objective.authors)}
+        stage = replace(stage, cache=cached_by_author(context.cache_plan(), items, names=names))
+    if context.source is not None:
+        context.source.release()
     if objective.needs_reference:
         scored = on_main(lambda: reference_log_probs(stage, config, log=context.log))
         stage = replace(stage, reference_log_probs=scored)
@@ -191,7 +208,7 @@ def _stage(
     return Stage(
         student=student,
         teacher=context.teacher,
-        vocabulary=context.pair.vocabulary if context.pair else slice(None),
+        vocabulary=context.vocabulary,
         objective=objective,
         items=items,
         load_images=load_images,
@@ -228,7 +245,12 @@ def _stored_engine(context: Context, loaded: LoadedModel, author: Author) -> Ite
     """Yield the engine that `generate.engine` names, for responses that are stored; free it afterwards."""
     config = context.config
     if not isinstance(config.generate.engine, VllmEngineConfig):
-        yield _engine(context, loaded, context.load_images)
+        own = _engine(context, loaded, context.load_images)
+        whole = context.source.whole if context.source and author == "teacher" else None
+        if whole is None:
+            yield own
+        else:
+            yield DeferredEngine(light=own, whole=lambda: _engine(context, whole(), context.load_images))
         return
     settings = config.teacher if author == "teacher" else config.student
     with VllmEngine(
@@ -270,11 +292,10 @@ def _evaluator(context: Context, student: LoadedModel) -> Evaluate | None:
         return None
 
     def evaluate() -> dict[str, float]:
-        vocabulary = context.pair.vocabulary if context.pair else slice(None)
         # Measured once: processes that differ in the last bit would stop early at different steps.
         found = on_main(
             lambda: live_agreement(
-                config, student, teacher, held_out, context.load_images, vocabulary=vocabulary
+                config, student, teacher, held_out, context.load_images, vocabulary=context.vocabulary
             )
         )
         return {HELD_OUT_KL: found.token_kl, "held_out_top1": found.top1}
@@ -314,10 +335,33 @@ def _responses(
     return responses
 
 
-def _generate(context: Context, loaded: LoadedModel, author: Author, *, turn: Turn) -> list[Response]:
-    settings = context.config.generate
+def _name(author: Author, turn: Turn) -> str:
+    """Return the name of the responses of one author; those of the student differ between rounds."""
     prefix = f"{turn.track}_" if turn.track else ""
-    name = author if author == "teacher" else f"{prefix}{author}_round_{turn.round}"
+    return f"{prefix}{author}_round_{turn.round}" if author == "student" else author
+
+
+def cache_existing(context: Context, student: LoadedModel, authors: frozenset[Author]) -> list[str]:
+    """Fill the caches of the teacher's responses and labels, as `authors` say, and of all stored rounds."""
+    sets: list[tuple[str, Author, list[Response]]] = [
+        (author, author, _responses(context, student, frozenset({author}), turn=Turn(round=0)))
+        for author in sorted(authors - {"student"})
+    ]
+    for manifest in sorted((context.folder / "responses").glob("*student_round_*/manifest.json")):
+        store = ResponseStore(manifest.parent)
+        if store.is_complete:
+            sets.append((manifest.parent.name, "student", store.read()))
+    lines = []
+    for name, author, responses in sets:
+        items, _ = build_items(context.examples, responses, authors=frozenset({author}))
+        filled = fill_cache(context.cache_plan(), items, name=name)
+        size = f"{filled.num_bytes / 2**20:,.1f} MiB in {filled.folder}"
+        lines.append(f"{name}: {len(filled.places):,} responses, {filled.num_tokens:,} tokens, {size}")
+    return lines
+
+
+def _generate(context: Context, loaded: LoadedModel, author: Author, *, turn: Turn) -> list[Response]:
+    settings, name = context.config.generate, _name(author, turn)
     # Every author and round draws its own random numbers.
     seed = int(hash_json([settings.sampling.seed, context.config.seed, author, turn.round])[:8], 16)
     with _stored_engine(context, loaded, author) as engine:
@@ -348,8 +392,9 @@ def measure_student(context: Context, label: str, loaded: LoadedModel) -> list[M
         return []
     folder = context.folder / "eval" / label.replace(" ", "_")
     images = ImageStore(context.folder / "eval" / "images")
+    whole = context.source.whole if context.source and loaded is context.teacher else None
     results, shuffled = score_both_ways(
-        config, loaded, label=label, folder=folder, images=images, log=context.log
+        config, loaded, label=label, folder=folder, images=images, log=context.log, whole=whole
     )
     agreement: dict[str, float | None] = {}
     if context.held_out is not None and context.teacher is not None and loaded is not context.teacher:
@@ -359,9 +404,10 @@ def measure_student(context: Context, label: str, loaded: LoadedModel) -> list[M
             context.teacher,
             context.held_out,
             context.load_images,
-            vocabulary=context.pair.vocabulary if context.pair else slice(None),
+            vocabulary=context.vocabulary,
             folder=folder,
             log=context.log,
+            whole=context.source.whole if context.source else None,
         )
     return [
         Measured(label=label, fingerprint=loaded.fingerprint, results=results, shuffled=shuffled, **agreement)

@@ -94,3 +94,21 @@ def test_a_mistake_in_the_config_ends_all_processes_with_code_2_and_its_line(tmp
     assert "RuntimeError" not in job.output
     assert 2 in job.exit_codes.values()
     assert set(job.exit_codes.values()) <= {2, -15}
+
+
+@pytest.mark.timeout(600)
+def test_two_processes_share_the_teacher_cache_and_one_goes_on_with_it(tmp_path: Path) -> None:
+    short = {"rounds": 1, "controls": [], "cache": {"tier": "hidden", "batch_size": 4}}
+    one, two = new_run(tmp_path / "one", **short), new_run(tmp_path / "two", **short)
+    assert main(["run", str(one)]) == 0
+    filled = torchrun("vlm_distill.cli", "cache", two)
+    assert filled.returncode == 0, filled.output
+    assert filled.output.count("teacher: 18 responses, ") == 1
+    parts = sorted((two.parent / "run" / "cache" / "teacher").glob("rank_*/*.safetensors"))
+    assert [path.parent.name for path in parts] == ["rank_0", "rank_1"]
+    job = torchrun("vlm_distill.cli", "run", two)
+    assert job.returncode == 0, job.output
+    assert "teacher cache: 18 responses" in job.output
+    assert_same_students(two.parent, one.parent)
+    assert main(["cache", str(two)]) == 0
+    assert sorted((two.parent / "run" / "cache" / "teacher").glob("rank_*/*.safetensors")) == parts

@@ -6,6 +6,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -50,11 +51,13 @@ class Adapter:
     nothing. The mask may also say which keys each query sees (block_mask.py).
     `position_ids(model, input_ids, attention_mask, extras)` returns positions that ignore padding, [b, t], or
     [axes, b, t] for families with several; on every axis a response goes on from the prompt's last one.
-    `head(model)` returns the output layer. `parts` maps vision, projector and language to module-name
-    prefixes. `vision_features(model, pixels)` returns what the vision tower gives, before the projector, one
-    row per image, for families whose features `vision_features.forward_inputs` can put back; None where
-    images enter in another way. `branches_cache` says that several continuations of one prefix can share its
-    cache, which recurrent states do not allow.
+    `head(model)` returns the output layer. `load_head(folder, model)` reads the tensors of the output layer
+    by their name in it (weight, bias) from the files of a model, without the body, for `model` on the meta
+    device; None looks them up by name and shape (output_layer.py). `parts` maps vision, projector and
+    language to module-name prefixes. `vision_features(model, pixels)` returns what the vision tower gives,
+    before the projector, one row per image, for families whose features `vision_features.forward_inputs` can
+    put back; None where images enter in another way. `branches_cache` says that several continuations of one
+    prefix can share its cache, which recurrent states do not allow.
     """
 
     name: str
@@ -84,6 +87,7 @@ class Adapter:
         | None
     ) = None
     branches_cache: bool = True
+    load_head: Callable[[Path, nn.Module], Mapping[str, Tensor]] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -189,11 +189,14 @@ def load_model(name: str, options: LoadOptions = LoadOptions()) -> LoadedModel: 
         model, processor = load_gguf(str(path), config, options)
     else:
         model, processor = adapter.load(str(path), options)
+    return wrap_model(adapter, model, processor, path=name, fingerprint=model_fingerprint(path, options))
+
+
+def model_fingerprint(path: Path, options: LoadOptions) -> str:
+    """Return the fingerprint of a model that is loaded from `path` with `options`."""
     known = fingerprint(path)
-    if options.quantisation is not None:
-        # Quantised weights answer differently.
-        known = hash_json([known, dict(options.quantisation)])
-    return wrap_model(adapter, model, processor, path=name, fingerprint=known)
+    # Quantised weights answer differently.
+    return known if options.quantisation is None else hash_json([known, dict(options.quantisation)])
 
 
 def load_config(path: Path, name: str, *, trust_remote_code: bool = False) -> Any:

@@ -14,6 +14,7 @@ from torch import Tensor
 from vlm_distill.adapters.adapter import LoadedModel
 from vlm_distill.adapters.chat import pad_id
 from vlm_distill.batches import ResponseBatch, pad_responses
+from vlm_distill.data.teacher_cache import HIDDEN, CacheReader
 from vlm_distill.errors import AdapterError, DataError
 from vlm_distill.forward import response_hidden
 from vlm_distill.generation.decoding import evaluating
@@ -60,14 +61,16 @@ def agreement(
     batch_size: int,
     vocabulary: Int[Tensor, " shared"] | None = None,
     divergence: ForwardKL | ReverseKL = FORWARD_KL,
+    cache: CacheReader | None = None,
 ) -> Agreement:
     """Return how well the models agree on `responses`, by example id.
 
     By default the responses are the teacher's and the divergence is KL(teacher || student); `ReverseKL` on
     the student's own responses says what the teacher thinks of the texts that the student gets into itself.
     `vocabulary` are the ids that mean the same token in both models; distributions are restricted to them
-    before the softmax. Without it the output layers must have the same number of rows. Both models are put in
-    eval mode for the call.
+    before the softmax. Without it the output layers must have the same number of rows. A `cache` holds the
+    teacher's hidden states of the responses; of the teacher only its output layer is then read. Both models
+    are put in eval mode for the call.
 
     Raises:
         AdapterError: the output layers differ and no `vocabulary` is given. DataError: no example has a
@@ -89,7 +92,12 @@ def agreement(
             padded = pad_responses(
                 [[responses[example.id]] for example in batch], pad_id=pad_id(student.tokenizer)
             )
-            rows = [_rows(model, batch, pictures, padded, columns) for model in (student, teacher)]
+            of_student = _rows(student, batch, pictures, padded, columns)
+            if cache is None:
+                rows = [of_student, _rows(teacher, batch, pictures, padded, columns)]
+            else:
+                hidden = cache.read([responses[example.id].id for example in batch])[HIDDEN]
+                rows = [of_student, _head_rows(teacher, hidden.to(student.device), columns)]
             _check_labels(rows, padded)
             found += _per_example(batch, padded, *_compare_rows(divergence, *rows))
     return _mean(found, num_without_response=len(examples) - len(answered))
@@ -129,8 +137,15 @@ def _rows(
 ) -> Rows:
     device = loaded.device
     hidden = response_hidden(loaded, loaded.encode(examples, pictures).to(device), responses.to(device))
-    ids = columns if isinstance(columns, slice) else columns.to(device)
-    return Rows(hidden=hidden, head=loaded.adapter.head(loaded.model), vocabulary=ids)
+    return _head_rows(loaded, hidden, columns)
+
+
+def _head_rows(
+    loaded: LoadedModel, hidden: Float[Tensor, "row width"], columns: Int[Tensor, " shared"] | slice
+) -> Rows:
+    head = loaded.adapter.head(loaded.model)
+    ids = columns if isinstance(columns, slice) else columns.to(hidden.device)
+    return Rows(hidden=hidden.to(head.weight.dtype), head=head, vocabulary=ids)
 
 
 def _check_labels(rows: Sequence[Rows], responses: ResponseBatch) -> None:

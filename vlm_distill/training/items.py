@@ -5,10 +5,12 @@ from dataclasses import dataclass, field
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from vlm_distill.adapters.adapter import LoadedModel
 from vlm_distill.batches import PromptBatch, ResponseBatch, pad_responses
 from vlm_distill.data.store import join
+from vlm_distill.data.teacher_cache import CacheReader
 from vlm_distill.errors import DataError
 from vlm_distill.records import AUTHORS, Author, Example, Response
 from vlm_distill.training.grouping import group_steps
@@ -30,11 +32,15 @@ class TrainItem:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainBatch:
-    """A micro-batch: one prompt encoding per model, one response batch for both."""
+    """A micro-batch: one prompt encoding per model, one response batch for both.
+
+    `cached` is what a cache holds of the teacher (data/teacher_cache.py), which then gets no prompts.
+    """
 
     student_prompts: PromptBatch
     teacher_prompts: PromptBatch | None
     responses: ResponseBatch
+    cached: Mapping[str, Tensor] | None = None
 
     def to(
         self, device: torch.device | str, *, teacher_device: torch.device | str | None = None
@@ -45,6 +51,9 @@ class TrainBatch:
             student_prompts=self.student_prompts.to(device),
             teacher_prompts=None if prompts is None else prompts.to(teacher_device or device),
             responses=self.responses.to(device),
+            cached=None
+            if self.cached is None
+            else {name: value.to(device) for name, value in self.cached.items()},
         )
 
 
@@ -123,12 +132,17 @@ def collate(
     teacher: LoadedModel | None,
     load_images: ImageLoader,
     reference_log_probs: Mapping[str, float] | None = None,
+    cache: CacheReader | None = None,
 ) -> TrainBatch:
-    """Encode the prompts once per model, each with its own processor, and pad the responses."""
+    """Encode the prompts once per model, each with its own processor, and pad the responses.
+
+    With a `cache` the teacher's rows are read from it, in the order of the padded responses.
+    """
     examples = [item.example for item in items]
     images = [load_images(example) for example in examples]
     return TrainBatch(
         student_prompts=student.encode(examples, images),
         teacher_prompts=teacher.encode(examples, images) if teacher else None,
         responses=pad_responses([item.responses for item in items], reference_log_probs=reference_log_probs),
+        cached=cache.read([one.id for item in items for one in item.responses]) if cache else None,
     )

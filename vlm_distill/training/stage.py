@@ -9,10 +9,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vlm_distill.adapters.adapter import LoadedModel
+from vlm_distill.data.teacher_cache import CacheReader
 from vlm_distill.forward import response_hidden, single_forward_hidden
 from vlm_distill.losses import Objective, ObjectiveLoss, Rows
+from vlm_distill.losses.sparse import TeacherRows
 from vlm_distill.records import Example, Response
 from vlm_distill.training.items import ImageLoader, TrainBatch, TrainItem
+from vlm_distill.training.teacher_cache import cached_rows
 
 HELD_OUT_KL = "held_out_kl"
 
@@ -29,6 +32,7 @@ class Stage:
     `vocabulary` is the id range that both models define, `key` names inputs and config. `sample` and
     `evaluate` work on `student` as it is at that moment. `reference_log_probs` are those of the stored
     responses under the student before the stage, by response id, where the objective needs them.
+    With a `cache` the teacher needs no weights beside its output layer.
     `trust_remote_code` is how the student was loaded, in case it is loaded again.
     """
 
@@ -47,6 +51,7 @@ class Stage:
     sample: Sample | None = None
     evaluate: Evaluate | None = None
     reference_log_probs: Mapping[str, float] = field(default_factory=dict)
+    cache: CacheReader | None = None
     trust_remote_code: bool = False
 
 
@@ -75,14 +80,18 @@ class StepModule(nn.Module):
         return self._stage.objective.loss(student, teacher, batch.responses, denominators, self._byte_budget)
 
 
-def model_rows(stage: Stage, batch: TrainBatch, *, is_sharded: bool = False) -> tuple[Rows, Rows | None]:
+def model_rows(
+    stage: Stage, batch: TrainBatch, *, is_sharded: bool = False
+) -> tuple[Rows, TeacherRows | None]:
     """Return what the loss core reads of both models: hidden states of the response tokens and heads.
 
     A student that `is_sharded` runs once whatever the batch.
     """
     student_hidden = single_forward_hidden if is_sharded else response_hidden
-    teacher = None
-    if stage.teacher is not None and batch.teacher_prompts is not None:
+    teacher: TeacherRows | None = None
+    if stage.teacher is not None and batch.cached is not None:
+        teacher = cached_rows(batch.cached, stage.teacher, stage.vocabulary)
+    elif stage.teacher is not None and batch.teacher_prompts is not None:
         with torch.no_grad():
             hidden = response_hidden(stage.teacher, batch.teacher_prompts, batch.responses)
             teacher = _rows(stage.teacher, hidden, stage.vocabulary)

@@ -32,7 +32,7 @@ from vlm_distill.adapters.vision_cache import without_vision_cache
 from vlm_distill.batches import pad_responses
 from vlm_distill.errors import ConfigError, DataError, did_you_mean
 from vlm_distill.forward import shares_prefixes
-from vlm_distill.losses import Stored, explain_non_finite
+from vlm_distill.losses import Rows, Stored, explain_non_finite
 from vlm_distill.processes import wait
 from vlm_distill.progress import progress
 from vlm_distill.training.budget import Budget, learning_rate
@@ -185,7 +185,9 @@ class Trainer:
             batch = self._collate(chunk)
             student, teacher = model_rows(self.stage, batch)
             names = [f"{item.example.id!r} by the {one.author}" for item in chunk for one in item.responses]
-            found = explain_non_finite(student, teacher, batch.responses, names=names, byte_budget=budget)
+            # A teacher that is known in part was finite when it was cached.
+            whole = teacher if isinstance(teacher, Rows) else None
+            found = explain_non_finite(student, whole, batch.responses, names=names, byte_budget=budget)
             if found is not None:
                 return DataError(f"{where}: {found}")
         return DataError(
@@ -222,13 +224,15 @@ class Trainer:
 
     def _collate(self, chunk: Sequence[TrainItem]) -> TrainBatch:
         stage = self.stage
-        teacher = stage.teacher if stage.objective.needs_teacher else None
+        cache = stage.cache if stage.objective.needs_teacher else None
+        teacher = stage.teacher if stage.objective.needs_teacher and cache is None else None
         batch = collate(
             chunk,
             student=stage.student,
             teacher=teacher,
             load_images=stage.load_images,
             reference_log_probs=stage.reference_log_probs if stage.objective.needs_reference else None,
+            cache=cache,
         )
         return batch.to(self.accelerator.device, teacher_device=teacher.device if teacher else None)
 
