@@ -87,7 +87,7 @@ def spread(summary: dict[str, Any]) -> None:
     for row in summary["rows"]:
         for score in row["scores"].values():
             score |= {"low": next(values), "mean": next(values), "high": next(values)}
-        row |= {"token_kl": next(values), "top1": next(values), "same_answer": next(values)}
+        row |= {name: next(values) for name in ("token_kl", "own_kl", "top1", "same_answer")}
         row["image_shuffle_drop"] = {task: next(values) for task in row["image_shuffle_drop"]}
     for one in summary["comparisons"]:
         names = ("low", "difference", "high", "p_value")
@@ -113,6 +113,7 @@ def test_every_number_of_the_summary_stands_in_its_row(finished: Path, copy: Cop
         cells += [
             f"{100 * drop:.1f}",
             f"{kl:.4f}",
+            f"{row['own_kl']:.4f}",
             f"{100 * row['top1']:.1f}",
             f"{100 * row['same_answer']:.1f}",
         ]

@@ -266,7 +266,7 @@ def _of_chunk(config: CacheConfig, rows: Rows, chunk: slice, columns: Tensor) ->
     logits = rows.logits(rows.project(chunk))
     columns = columns.to(logits.device)
     if config.tier == "sampled":
-        return {LABEL_LOG_PROBS: label_log_probs(logits, columns).float().cpu()}
+        return {LABEL_LOG_PROBS: label_log_probs(logits.log_softmax(dim=1), columns).float().cpu()}
     top = top_rows(logits, columns, k=config.k)
     return {
         IDS: top.columns.int().cpu(),
