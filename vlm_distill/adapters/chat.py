@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from vlm_distill.adapters.adapter import Adapter, LoadOptions
+from vlm_distill.adapters.key_values import cache_argument
 from vlm_distill.adapters.placement import is_placed, placement_arguments, require_readable
 from vlm_distill.adapters.vision_features import forward_inputs
 from vlm_distill.batches import Head, PromptBatch
@@ -221,8 +222,8 @@ def hidden_states(
     output = base(
         attention_mask=attention_mask,
         position_ids=position_ids,
-        past_key_values=cache,
         use_cache=cache is not None,
+        **cache_argument(base, cache),
         **forward_inputs(model, input_ids, extras),
     )
     hidden: Tensor = output.last_hidden_state

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from vlm_distill.adapters.adapter import LoadedModel
+from vlm_distill.adapters.key_values import cache_argument, cache_of
 from vlm_distill.adapters.vision_features import forward_inputs
 from vlm_distill.batches import PromptBatch
 from vlm_distill.generation.engine import Sampling
@@ -131,7 +132,7 @@ def _prefill(
         logits_to_keep=1,
         **forward_inputs(loaded.model, prompts.input_ids, prompts.extras),
     )
-    cache = output.past_key_values
+    cache = cache_of(output)
     # Unlike batch_repeat_interleave, reorder_cache exists for recurrent states too.
     cache.reorder_cache(prompt_of_row)
     grow_in_place(cache)
@@ -152,9 +153,9 @@ def _step(
         input_ids=token_ids[:, None],
         attention_mask=mask,
         position_ids=positions,
-        past_key_values=cache,
         use_cache=True,
         logits_to_keep=1,
+        **cache_argument(model, cache),
     )
     logits: Tensor = output.logits[:, -1]
     return logits
