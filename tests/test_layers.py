@@ -21,6 +21,7 @@ LAYERS = [
         "models",
         "memory",
         "summary",
+        "context",
         "stages",
         "check",
         "pipeline",

@@ -17,6 +17,7 @@ from vlm_distill.adapters.pair import PairReport, load_skeleton, pair_report
 from vlm_distill.adapters.shrink import shrink_student
 from vlm_distill.adapters.vision_cache import why_not_cached, with_vision_cache
 from vlm_distill.check import inspect, millions, recipe_of, trains_tokenizer
+from vlm_distill.context import Context, Log, Turn, load_student
 from vlm_distill.data.images import ImageStore
 from vlm_distill.data.recipe import open_dataset, prepare
 from vlm_distill.data.teacher_cache import CacheConfig, CacheReader
@@ -32,15 +33,7 @@ from vlm_distill.records import Example
 from vlm_distill.reporting import write_report
 from vlm_distill.run_config import VISION_FEATURES, EvaluateConfig, ModelConfig, RunConfig, read_by_teacher
 from vlm_distill.run_folder import open_folder, print_log, write_provenance
-from vlm_distill.stages import (
-    Context,
-    Log,
-    Turn,
-    cache_existing,
-    load_student,
-    measure_student,
-    train_student,
-)
+from vlm_distill.stages import cache_existing, measure_student, train_student
 from vlm_distill.summary import summarise
 from vlm_distill.training.config import TrainConfig
 from vlm_distill.training.items import TrainItem

@@ -4,9 +4,9 @@ Their order is in pipeline.py.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,11 @@ import torch
 from PIL import Image
 
 from vlm_distill.adapters.adapter import LoadedModel
-from vlm_distill.adapters.feature_store import FeatureStore
-from vlm_distill.adapters.pair import PairReport, share_stops
-from vlm_distill.adapters.vision_cache import with_vision_cache, without_vision_cache
+from vlm_distill.adapters.vision_cache import without_vision_cache
+from vlm_distill.context import Context, Turn, load_student
 from vlm_distill.data.augment import Augment
 from vlm_distill.data.images import ImageStore
-from vlm_distill.data.recipe import Dataset
 from vlm_distill.data.store import ResponseStore
-from vlm_distill.data.teacher_cache import CacheConfig
 from vlm_distill.files import hash_json
 from vlm_distill.generation.engine import Engine, TransformersEngineConfig, VllmEngineConfig
 from vlm_distill.generation.live import sample_responses
@@ -30,87 +27,16 @@ from vlm_distill.generation.run import generate_responses
 from vlm_distill.generation.transformers_engine import TransformersEngine
 from vlm_distill.generation.vllm_engine import VllmEngine
 from vlm_distill.losses import Objective, ObjectiveConfig
-from vlm_distill.measure import HeldOut, Measured, compare_with_teacher, live_agreement, score_both_ways
-from vlm_distill.models import DeferredEngine, TeacherModel, load
+from vlm_distill.measure import Measured, compare_with_teacher, live_agreement, score_both_ways
+from vlm_distill.models import DeferredEngine
 from vlm_distill.processes import on_main
 from vlm_distill.records import Author, Example, Response
-from vlm_distill.run_config import ModelConfig, RunConfig
 from vlm_distill.training.config import TrainConfig
 from vlm_distill.training.items import ImageLoader, TrainItem, build_items
 from vlm_distill.training.reference import reference_log_probs
 from vlm_distill.training.run import Trained, finished, train
 from vlm_distill.training.stage import HELD_OUT_KL, Evaluate, Sample, Stage
-from vlm_distill.training.teacher_cache import CachePlan, cached_by_author, fill_cache
-
-Log = Callable[[str], None]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Context:
-    """What every stage of one run shares. `examples` are the training prompts after `data.limit`.
-
-    `teacher` is its output layer alone where there is a cache; `source` gives the whole of it.
-    """
-
-    config: RunConfig
-    folder: Path
-    log: Log
-    dataset: Dataset
-    examples: list[Example]
-    teacher: LoadedModel | None
-    pair: PairReport | None
-    held_out: HeldOut | None
-    vision_cache: FeatureStore | None = None
-    source: TeacherModel | None = None
-
-    @property
-    def vocabulary(self) -> slice:
-        """The ids that both models define."""
-        return self.pair.vocabulary if self.pair else slice(None)
-
-    def load_images(self, example: Example) -> list[Image.Image]:
-        return [self.dataset.images.load(image) for image in example.images]
-
-    def cache_plan(self, config: CacheConfig | None = None) -> CachePlan:
-        """Return what is cached of the teacher; `config` replaces that of the run."""
-        used = config or self.config.cache
-        assert used is not None
-        assert self.source is not None
-        return CachePlan(
-            config=used,
-            folder=self.folder / "cache",
-            light=self.source.loaded,
-            body=self.source.body,
-            vocabulary=self.vocabulary,
-            load_images=self.load_images,
-            log=self.log,
-        )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Turn:
-    """Which round of which track a stage is: 0 is the warm-up, `track` the name of a control or empty."""
-
-    round: int
-    num_rounds: int = 1
-    track: str = ""
-
-    @property
-    def label(self) -> str:
-        if not self.track:
-            return f"round {self.round}"
-        return self.track if self.num_rounds == 1 else f"{self.track} round {self.round}"
-
-
-def load_student(context: Context, name: str | Path) -> LoadedModel:
-    """Load a student from disk, so that what is measured and trained on is exactly what was saved.
-
-    It is loaded in float32, in which its weights are updated, and stops where its teacher stops.
-    """
-    settings = context.config.student
-    model = ModelConfig(model=str(name), trust_remote_code=settings.trust_remote_code)
-    student = with_vision_cache(load(model, context.config.device), context.vision_cache)
-    return share_stops(student, context.teacher) if context.teacher else student
+from vlm_distill.training.teacher_cache import cached_by_author, fill_cache
 
 
 def train_student(
@@ -133,15 +59,11 @@ def train_student(
     items, missing = build_items(examples, stored, authors=authors)
     missing += len(context.examples) - len(examples)
     if missing:
-        prompts = f"{missing:,} of {len(context.examples):,} prompts"
-        context.log(f"{label}: {prompts} have no usable response and are left out")
+        of_all = f"{missing:,} of {len(context.examples):,}"
+        context.log(f"{label}: {of_all} prompts have no usable response and are left out")
     seed = context.config.seed * 1009 + max(1, turn.round)
-    settings: list[Any] = [
-        asdict(objective_config),
-        augment.model_dump() if augment else None,
-        turn.round,
-        seed,
-    ]
+    settings: list[Any] = [asdict(objective_config), augment.model_dump() if augment else None]
+    settings += [turn.round, seed]
     if authors != objective.authors:
         settings.append(context.config.generate.sampling.model_dump(mode="json"))
     key = hash_json([_inputs_hash(context, student, items), config.decisive(), settings])
@@ -150,43 +72,49 @@ def train_student(
         context.log(f"{label}: unchanged, the trained student in {done.model} is used")
         return done
     load_images = _augmented(context.load_images, augment) if augment else context.load_images
-    reason = _why_not_kept(config, augment)
-    if reason and student.exchange_pixels is not None:
-        context.log(f"{label}: {reason}, so features of images are not kept")
-        # Before the stage, which also samples from this student and evaluates it.
-        student = without_vision_cache(student)
+    # Before the stage, which also samples from this student and evaluates it.
+    student = _without_lost_features(context, student, label, config, augment)
     stage = _stage(
         context, student, label, objective, items, load_images=load_images, key=key, seed=seed, turn=turn
     )
     if _is_random(augment) and stage.teacher is not None:
         stage = replace(stage, teacher=without_vision_cache(stage.teacher))
-    if context.config.cache is not None and objective.needs_teacher:
-        names = {author: _name(author, turn) for author in sorted(objective.authors)}
-        stage = replace(stage, cache=cached_by_author(context.cache_plan(), items, names=names))
+    stage = _with_cache(context, stage, turn)
     if context.source is not None:
         context.source.release()
     if objective.needs_reference:
         scored = on_main(lambda: reference_log_probs(stage, config, log=context.log))
         stage = replace(stage, reference_log_probs=scored)
     trained = train(config, stage, log=context.log, seconds_before=seconds, left_out=missing)
-    _flush(context)
+    if context.vision_cache is not None:
+        context.vision_cache.flush()
     return trained
 
 
-def _why_not_kept(config: TrainConfig, augment: Augment | None) -> str:
-    """Return why a stage runs the student's tower in every forward, empty where its features can be kept."""
-    if config.trainable.vision != "frozen":
-        return "the vision tower learns"
-    return "images are changed at random" if _is_random(augment) else ""
+def _with_cache(context: Context, stage: Stage, turn: Turn) -> Stage:
+    """Return the stage with what the teacher says about its responses, where the run caches that."""
+    if context.config.cache is None or not stage.objective.needs_teacher:
+        return stage
+    names = {author: _name(author, turn) for author in sorted(stage.objective.authors)}
+    return replace(stage, cache=cached_by_author(context.cache_plan(), stage.items, names=names))
+
+
+def _without_lost_features(
+    context: Context, student: LoadedModel, label: str, config: TrainConfig, augment: Augment | None
+) -> LoadedModel:
+    """Return a student whose tower runs in every forward, where its features cannot be kept."""
+    if student.exchange_pixels is None:
+        return student
+    learns = config.trainable.vision != "frozen"
+    if not (learns or _is_random(augment)):
+        return student
+    reason = "the vision tower learns" if learns else "images are changed at random"
+    context.log(f"{label}: {reason}, so features of images are not kept")
+    return without_vision_cache(student)
 
 
 def _is_random(augment: Augment | None) -> bool:
     return augment is not None and augment != Augment()
-
-
-def _flush(context: Context) -> None:
-    if context.vision_cache is not None:
-        context.vision_cache.flush()
 
 
 def _stage_folder(context: Context, label: str) -> Path:

@@ -37,6 +37,7 @@ from vlm_distill.processes import wait
 from vlm_distill.progress import progress
 from vlm_distill.training.budget import Budget, learning_rate
 from vlm_distill.training.checkpoint import Checkpoint, load_latest, save_checkpoint
+from vlm_distill.training.checks import check_sharded, check_stage
 from vlm_distill.training.config import TrainConfig
 from vlm_distill.training.early_stop import EarlyStop
 from vlm_distill.training.items import Plan, TrainBatch, TrainItem, collate
@@ -84,9 +85,9 @@ class Trainer:
         self.early_stop = EarlyStop(patience=config.patience)
         self.step = self.trained_tokens = 0
         stage.objective.start_round(stage.round, num_rounds=stage.num_rounds)
-        _check(config, stage)
+        check_stage(config, stage)
         if self.is_sharded:
-            _check_sharded(config, stage, num_processes=processes[1])
+            check_sharded(config, stage, num_processes=processes[1])
             # Weights are whole inside the wrapped forward only, so the tower runs there.
             self.stage = replace(stage, student=without_vision_cache(stage.student))
         self._resume()
@@ -361,52 +362,3 @@ def _accelerator(config: TrainConfig, stage: Stage) -> Accelerator:
         flat = {key: value for key, value in settings if isinstance(value, int | float | str)}
         accelerator.init_trackers(stage.label.replace(" ", "_"), config=flat)
     return accelerator
-
-
-def _check(config: TrainConfig, stage: Stage) -> None:
-    """Refuse what cannot work before the first step."""
-    if stage.student.exchange_pixels is not None and config.trainable.vision != "frozen":
-        raise ConfigError(
-            "train.trainable.vision: expected `frozen` for a student whose image features are cached, found "
-            "a tower that learns; take `without_vision_cache(student)`"
-        )
-    source = stage.objective.source
-    if source.needs_validation and (config.evaluate_every is None or stage.evaluate is None):
-        raise ConfigError(
-            "train.evaluate_every: the adaptive off-policy share of this objective follows the held-out KL; "
-            "set it, and let the recipe hold prompts out"
-        )
-    if config.evaluate_every is not None and stage.evaluate is None:
-        raise ConfigError(
-            "train.evaluate_every: nothing to evaluate on; it needs a teacher, `evaluate` with "
-            "agreement_examples, and a recipe that holds prompts out"
-        )
-    if isinstance(source, Stored) and not any(item.num_tokens for item in stage.items):
-        raise DataError("training items: every response is empty, so there is nothing to train on")
-
-
-def _check_sharded(config: TrainConfig, stage: Stage, *, num_processes: int) -> None:
-    """Refuse what needs the whole student on every process.
-
-    Also steps in which the processes would not run the same layers equally often, and so wait forever.
-    """
-    hint = "launch with data parallelism (MULTI_GPU) instead of FSDP"
-    if not isinstance(stage.objective.source, Stored):
-        raise ConfigError(
-            f"objective: sampling during training needs the whole student on every process; {hint} or choose "
-            "an objective on stored responses"
-        )
-    if config.evaluate_every is not None:
-        raise ConfigError(
-            f"train.evaluate_every: the live student is needed whole on every process; {hint} or leave it out"
-        )
-    if config.batch_size % num_processes:
-        raise ConfigError(
-            f"train.batch_size: expected a multiple of the {num_processes} processes, got "
-            f"{config.batch_size}; sharded weights need as many prompts on each"
-        )
-    if len({bool(item.example.images) for item in stage.items}) > 1:
-        raise ConfigError(
-            f"data: some prompts have images and some have none, so processes would not run the same layers; "
-            f"{hint}"
-        )
