@@ -40,6 +40,7 @@ from loss_head_variants import (
     step_of,
     write_weights,
 )
+from side_by_side import peak, reset_peak
 
 TEXT: dict[str, Any] = {"prompt": 80, "lengths": (48, 48)}
 IMAGE: dict[str, Any] = {"prompt": 608, "lengths": (32,)}
@@ -176,18 +177,11 @@ def one_repeat(step: Any, inputs: Inputs, scenario: Scenario) -> dict[str, float
     inputs.hidden.grad = inputs.weight.grad = None
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
-    before = _status("VmRSS")
+    before = reset_peak()
     start, cpu_start = time.perf_counter(), time.process_time()
     step(inputs, scenario).backward()
     seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
-    return {"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_mib": (_status("VmHWM") - before) / 1024}
-
-
-def _status(key: str) -> int:
-    """Return a figure of this process in KiB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
+    return {"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_mib": (peak() - before) / 2**20}
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
@@ -199,13 +193,13 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     for row in rows:
         same = [r for r in rows if (r["scenario"], r["loss"]) == (row["scenario"], row["loss"])]
         peer = next((r for r in same if r["variant"] in PEER), None)
-        peak, seconds = statistics.median(row["peak_mib"]), statistics.median(row["seconds"])
+        memory, seconds = statistics.median(row["peak_mib"]), statistics.median(row["seconds"])
         ratios = ["", ""]
         if peer is not None and peer is not row:
-            ratios[0] = f"{statistics.median(peer['peak_mib']) / peak:.2f} x"
+            ratios[0] = f"{statistics.median(peer['peak_mib']) / memory:.2f} x"
             ratios[1] = f"{statistics.median(peer['seconds']) / seconds:.2f} x"
         span = f"{min(row['seconds']):.2f}-{max(row['seconds']):.2f}"
-        cells = [row["scenario"], row["loss"], row["variant"], f"{peak:.0f}", f"{seconds:.2f} ({span})"]
+        cells = [row["scenario"], row["loss"], row["variant"], f"{memory:.0f}", f"{seconds:.2f} ({span})"]
         cells += [f"{statistics.median(row['cpu_seconds']):.2f}", *ratios]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

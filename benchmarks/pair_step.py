@@ -7,23 +7,18 @@ Variants: `pair` (the prefix once per model, the loss on response rows), `pair_c
 are there already) and `concatenated` ([x, y_t] and [x, y_s] as two sequences, the image encoded in each, both
 divergences on the logits of all positions). One process first compares their gradients and counts FLOPs
 (eager attention: fused kernels are not counted) and images that the towers encode. Then every variant is
-timed in processes of its own, in turns; peak memory is VmHWM after a reset. Rows go to
-OUTPUT/pair_step.jsonl, a table to standard output. Linux only.
+timed in processes of its own, in turns (side_by_side.py).
 """
 
 import argparse
 import json
-import platform
-import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from side_by_side import add_options, compare, machine, measure, table
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
@@ -281,7 +276,6 @@ def facts() -> list[dict[str, Any]]:
         needed += needed_flops(TEACHER, pair.teacher.model, learns=False, with_tower=with_tower)
         rows.append(
             {
-                "kind": "facts",
                 "variant": variant,
                 "loss": float(loss),
                 "gradient_difference": _difference(gradients[variant], gradients["concatenated"]),
@@ -300,105 +294,37 @@ def _difference(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
     return float((distance / sum(float(value.square().sum()) for value in expected.values())) ** 0.5)
 
 
-def timed(variant: str, *, num_steps: int) -> list[dict[str, Any]]:
-    """Return a row with the median step of this process and its peak memory, after a first step."""
+def timed(variant: str, *, num_steps: int) -> dict[str, float]:
+    """Return the median step of this process and its peak memory, after a first step."""
     pair = make_pair(attention="sdpa")
     step = make_step(pair, variant)
-    # Afterwards the allocator keeps what a step has freed.
-    before = _status("VmRSS")
-    step()
-    pair.student.model.zero_grad(set_to_none=True)
-    seconds, peaks = [], []
-    for _ in range(num_steps):
-        Path("/proc/self/clear_refs").write_text("5")
-        started = time.perf_counter()
-        step()
-        seconds.append(time.perf_counter() - started)
-        peaks.append(_status("VmHWM"))
+
+    def one() -> dict[str, float]:
         pair.student.model.zero_grad(set_to_none=True)
-    return [
-        {
-            "kind": "timing",
-            "variant": variant,
-            "seconds": statistics.median(seconds),
-            "peak_bytes": max(peaks),
-            "peak_above_start_bytes": max(peaks) - before,
-        }
-    ]
+        step()
+        return {}
 
-
-def _status(name: str) -> int:
-    """Return a size of this process in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * int(next(line for line in lines if line.startswith(f"{name}:")).split()[1])
-
-
-def in_process(variant: str, *, num_steps: int) -> list[dict[str, Any]]:
-    command = [sys.executable, __file__, "--worker", variant, "--steps", str(num_steps)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-
-
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Return one line a variant: medians with ranges over processes, and ratios to the concatenated step."""
-    header = [
-        "variant",
-        "seconds a step",
-        "times faster",
-        "peak memory, GiB",
-        "share",
-        "of it by the step, GiB",
-    ]
-    header += ["share", "TFLOP", "over needed", "images encoded", "gradient difference"]
-    lines = ["| " + " | ".join(header) + " |", "| " + " | ".join(["---"] * len(header)) + " |"]
-    for variant in VARIANTS:
-        fact = next(row for row in rows if row["kind"] == "facts" and row["variant"] == variant)
-        cells = [variant, _range(rows, variant, "seconds", 1.0)]
-        cells.append(f"{_median(rows, 'concatenated', 'seconds') / _median(rows, variant, 'seconds'):.2f}")
-        for name in ("peak_bytes", "peak_above_start_bytes"):
-            cells.append(_range(rows, variant, name, 2**30))
-            cells.append(f"{_median(rows, variant, name) / _median(rows, 'concatenated', name):.2f}")
-        cells += [f"{fact['flops'] / 1e12:.3f}", f"{fact['flops_over_needed']:.3f}"]
-        cells += [str(fact["images_encoded"]), f"{fact['gradient_difference']:.1e}"]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def _values(rows: Sequence[dict[str, Any]], variant: str, name: str) -> list[float]:
-    return [row[name] for row in rows if row["kind"] == "timing" and row["variant"] == variant]
-
-
-def _median(rows: Sequence[dict[str, Any]], variant: str, name: str) -> float:
-    return statistics.median(_values(rows, variant, name))
-
-
-def _range(rows: Sequence[dict[str, Any]], variant: str, name: str, unit: float) -> str:
-    values = [value / unit for value in _values(rows, variant, name)]
-    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+    return measure(one, times=num_steps)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=5, help="processes per variant, in turns")
     parser.add_argument(
         "--steps", type=int, default=2, help="timed steps in a process, after one that is not"
     )
-    parser.add_argument("--output", type=Path, default=Path("runs/benchmarks"))
-    parser.add_argument("--worker", choices=["facts", *VARIANTS], help=argparse.SUPPRESS)
+    add_options(parser)
     options = parser.parse_args(arguments)
-    if options.worker:
-        found = facts() if options.worker == "facts" else timed(options.worker, num_steps=options.steps)
-        print("\n".join(json.dumps(row) for row in found))
+    if options.variant:
+        print(json.dumps(timed(options.variant, num_steps=options.steps)))
         return
-    rows = in_process("facts", num_steps=1)
-    for _ in range(options.repeats):
-        for variant in VARIANTS:
-            rows += in_process(variant, num_steps=options.steps)
-    machine = {"torch": torch.__version__, "threads": torch.get_num_threads(), "machine": platform.machine()}
-    options.output.mkdir(parents=True, exist_ok=True)
-    lines = "".join(json.dumps(row | machine) + "\n" for row in rows)
-    (options.output / "pair_step.jsonl").write_text(lines, encoding="utf-8")
-    print(table(rows))
+    print(machine())
+    counted = facts()
+    rows = compare(VARIANTS, options, "--steps", str(options.steps))
+    print(table(rows, {"seconds": ".2f", "peak_mib": ".0f", "resident_mib": ".0f"}))
+    print("| variant | FLOPs over needed | images encoded | gradient difference |\n| --- | --- | --- | --- |")
+    for fact in counted:
+        cells = fact["variant"], f"{fact['flops_over_needed']:.3f}", fact["images_encoded"]
+        print(f"| {' | '.join(map(str, cells))} | {fact['gradient_difference']:.1e} |")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
 """What the side-by-side programs share: every variant in a process of its own, repeats alternated.
 
 A program measures one variant with `measure` when called with `--variant`; without, `compare` starts it once
-a variant and repeat, in alternated order. Peak memory is what the timed steps add to the resident memory of
-the process, as the kernel counts it (Linux).
+a variant and repeat, in alternated order. Peak memory is what the kernel counts as resident (Linux).
 """
 
 import argparse
@@ -29,15 +28,22 @@ def add_options(parser: argparse.ArgumentParser, *, repeats: int = 5) -> None:
 
 
 def measure(step: Step, *, times: int) -> dict[str, float]:
-    """Run `step` once to warm up and `times` times more; return the median seconds and the peak in MiB."""
-    step()
+    """Run `step` once to warm up and `times` times more; return the median seconds and the peaks in MiB.
+
+    `peak_mib` is beyond what was resident before the first step: afterwards the allocator keeps what a step
+    freed, and gradients and optimiser states stay.
+    """
     before = reset_peak()
+    step()
+    reset_peak()
     seconds, values = [], {}
     for _ in range(times):
         started = time.perf_counter()
         values = step()
         seconds.append(time.perf_counter() - started)
-    return {"seconds": statistics.median(seconds), "peak_mib": (peak() - before) / 2**20, **values}
+    highest = peak()
+    memory = {"peak_mib": (highest - before) / 2**20, "resident_mib": highest / 2**20}
+    return {"seconds": statistics.median(seconds), **memory, **values}
 
 
 def reset_peak() -> int:

@@ -158,7 +158,7 @@ def ours(case: Case) -> Callable[[], dict[str, float]]:
     losses: list[float] = []
 
     def step() -> dict[str, float]:
-        losses.append(trainer.optimizer_step()["loss"])
+        losses.append(trainer.optimizer_step()["loss_sum"])
         return {"first_loss": losses[0]}
 
     return step
@@ -236,6 +236,8 @@ def trl_gkd(case: Case) -> Callable[[], dict[str, float]]:
 def trl_step(case: Case, trainer: Any, inputs: dict[str, Any]) -> Callable[[], dict[str, float]]:
     model = case.student.model
     model.train()
+    # Its training loop would have set it.
+    trainer.current_gradient_accumulation_steps = 1
     optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=RATE)
     losses: list[float] = []
 

@@ -11,7 +11,10 @@ from tests.tiny import tiny_llava, tiny_text_model
 from tests.tiny_run import write_run
 from vlm_distill.adapters.catalog import load_model, save_model
 from vlm_distill.cli import main
+from vlm_distill.data.recipe import open_dataset
 from vlm_distill.data.store import ResponseStore
+from vlm_distill.evaluation.agreement import agreement
+from vlm_distill.losses import ReverseKL
 
 
 def run(config: Path, *overrides: str) -> int:
@@ -58,6 +61,25 @@ def test_training_brings_the_student_closer_to_the_teacher(done: Path) -> None:
     rows = {row["model"]: row for row in json.loads((done / "first_summary.json").read_text())["rows"]}
     assert rows["round 2"]["token_kl"] < rows["random"]["token_kl"]
     assert rows["round 2"]["own_kl"] > 0
+
+
+def test_the_own_kl_is_that_of_the_student_to_its_teacher_on_its_own_answers(done: Path) -> None:
+    teacher = load_model(str(done / "teacher"))
+    student = load_model(str(done / "run" / "round_2" / "model"))
+    dataset = open_dataset(done / "run" / "data")
+    answers = {one.example_id: one for one in ResponseStore(done / "run/eval/round_2/held_out").read()}
+    found = agreement(
+        student,
+        teacher,
+        [one for one in dataset.held_out if one.id in answers],
+        answers,
+        lambda example: [dataset.images.load(image) for image in example.images],
+        batch_size=4,
+        divergence=ReverseKL(),
+    )
+    rows = {row["model"]: row for row in json.loads((done / "first_summary.json").read_text())["rows"]}
+    assert rows["round 2"]["own_kl"] == pytest.approx(found.token_kl, rel=1e-4)
+    assert rows["round 2"]["own_kl"] != pytest.approx(rows["round 2"]["token_kl"], rel=1e-2)
 
 
 def test_a_control_on_half_the_prompts_a_step_takes_as_many_steps(done: Path, tmp_path: Path) -> None:
@@ -285,7 +307,8 @@ def test_a_tower_that_learns_or_reads_augmented_images_is_not_cached_and_says_so
 ) -> None:
     changes = frozen_tower()
     learning = {**changes["train"], "trainable": {"vision": "full"}}
-    warmup = {**changes["warmup"], "augment": {"shift": 2}}
+    # An objective for which the teacher reads the changed images too.
+    warmup = {**changes["warmup"], "objective": {"kind": "kd"}, "augment": {"shift": 2}}
     assert run(write_run(tmp_path, **{**changes, "warmup": warmup, "train": learning}, controls=[])) == 0
     printed = capsys.readouterr().err
     assert "warmup: images are changed at random, so features of images are not kept" in printed

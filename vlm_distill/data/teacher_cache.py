@@ -2,7 +2,7 @@
 
 A row group is one response: the teacher's numbers for each of its tokens, joined by response id. Three tiers
 share the format: final hidden states (`hidden`), the most probable tokens with what is left (`top_k`), the
-log-probability of the sampled token alone (`sampled`). What the numbers are is computed in training/cache.py.
+log-probability of the sampled token alone (`sampled`). Their values come from training/teacher_cache.py.
 
 Every process writes a part of its own, `rank_K`; all parts are read, however many processes there are.
 """

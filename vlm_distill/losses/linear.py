@@ -10,7 +10,6 @@ chunk has all rows.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from jaxtyping import Float, Int
@@ -19,7 +18,15 @@ from torch import Tensor
 from vlm_distill.losses.divergences import NegativeLogLikelihood, SampledReverseKL, SkewKL, SkewReverseKL
 from vlm_distill.losses.gradients import label_value_and_gradient, value_and_gradient
 from vlm_distill.losses.head_gradients import HeadGradients
-from vlm_distill.losses.rows import Result, RowGroup, Rows, label_log_probs, row_blocks, row_chunks
+from vlm_distill.losses.rows import (
+    Result,
+    RowGroup,
+    Rows,
+    group_members,
+    label_log_probs,
+    row_blocks,
+    row_chunks,
+)
 
 
 def linear_divergence(
@@ -74,30 +81,10 @@ class _Part:
 def _plan(
     groups: Sequence[RowGroup], chunks: Sequence[slice], blocks_of_chunks: Sequence[list[slice]]
 ) -> list[_Part]:
-    members = iter(_members(groups, [block for blocks in blocks_of_chunks for block in blocks]))
+    members = iter(group_members(groups, [block for blocks in blocks_of_chunks for block in blocks]))
     return [
         _Part(chunk=chunk, blocks=blocks, members=[next(members) for _ in blocks])
         for chunk, blocks in zip(chunks, blocks_of_chunks, strict=True)
-    ]
-
-
-def _members(groups: Sequence[RowGroup], blocks: Sequence[slice]) -> list[list[slice]]:
-    """Return, per block and group, which of the group's rows lie in the block.
-
-    One transfer to the host for all of them: boolean selection would wait for the device once per block and
-    group.
-    """
-    if not groups or not blocks:
-        return [[] for _ in blocks]
-    edges = torch.tensor([block.start for block in blocks] + [blocks[-1].stop], device=groups[0].rows.device)
-    positions = torch.stack([torch.searchsorted(group.rows, edges) for group in groups])
-    disordered = torch.stack([(group.rows.diff() <= 0).sum() for group in groups])
-    *bounds, disorder = torch.cat([positions, disordered[:, None]], dim=1).T.tolist()
-    assert not any(disorder), "rows of a group must ascend without repetition"
-    assert bounds[-1] == [len(group.rows) for group in groups], "a group has a row that does not exist"
-    return [
-        [slice(start, stop) for start, stop in zip(starts, stops, strict=True)]
-        for starts, stops in pairwise(bounds)
     ]
 
 

@@ -4,8 +4,9 @@ A row is one response token, in the order of `ResponseBatch.labels`. The arithme
 linear.py.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import TypeAlias
 
 import torch
@@ -140,10 +141,9 @@ class Result:
     """The loss and, detached, what it was made of.
 
     `loss` is the sum over groups and their rows of weight times value; groups that are `gradient_only` are in
-    its gradient alone. `row_values` holds the unweighted
-    values in nats, one tensor per group in the order of its rows, because a row may be in several groups. The
-    log-probabilities are those of the labels, for every row, -inf for a label outside the restricted
-    vocabulary; without teacher rows the teacher's are None.
+    its gradient alone. `row_values` holds the unweighted values in nats, one tensor per group in the order of
+    its rows, because a row may be in several groups. The log-probabilities are those of the labels, for every
+    row, -inf for a label outside the restricted vocabulary; without teacher rows the teacher's are None.
     """
 
     loss: Float[Tensor, ""]
@@ -179,3 +179,23 @@ def label_log_probs(
     """Return the log-probability of each row's label, -inf for a label OUTSIDE."""
     gathered = log_probs.gather(1, columns.clamp_min(0)[:, None])[:, 0]
     return gathered.masked_fill(columns == OUTSIDE, -torch.inf)
+
+
+def group_members(groups: Sequence[RowGroup], blocks: Sequence[slice]) -> list[list[slice]]:
+    """Return, per block and group, which of the group's rows lie in the block.
+
+    One transfer to the host for all of them: boolean selection would wait for the device once per block and
+    group.
+    """
+    if not groups or not blocks:
+        return [[] for _ in blocks]
+    edges = torch.tensor([block.start for block in blocks] + [blocks[-1].stop], device=groups[0].rows.device)
+    positions = torch.stack([torch.searchsorted(group.rows, edges) for group in groups])
+    disordered = torch.stack([(group.rows.diff() <= 0).sum() for group in groups])
+    *bounds, disorder = torch.cat([positions, disordered[:, None]], dim=1).T.tolist()
+    assert not any(disorder), "rows of a group must ascend without repetition"
+    assert bounds[-1] == [len(group.rows) for group in groups], "a group has a row that does not exist"
+    return [
+        [slice(start, stop) for start, stop in zip(starts, stops, strict=True)]
+        for starts, stops in pairwise(bounds)
+    ]

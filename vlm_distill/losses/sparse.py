@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from vlm_distill.losses.divergences import NegativeLogLikelihood, SampledReverseKL, SkewKL, SkewReverseKL
-from vlm_distill.losses.rows import Result, RowGroup, Rows, label_log_probs, row_chunks
+from vlm_distill.losses.rows import Result, RowGroup, Rows, group_members, label_log_probs, row_chunks
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,7 +74,7 @@ def sparse_divergence(
     # Connected to the student even without rows.
     loss = hidden[:0].sum(dtype=dtype)
     pieces: list[list[Tensor]] = [[empty] * (1 + len(groups))]
-    for chunk, members in zip(chunks, _members(groups, chunks), strict=True):
+    for chunk, members in zip(chunks, group_members(groups, chunks), strict=True):
         # One chunk's closure may outlive the loop, so it gets its own values.
         part = _Chunk(
             student=student, teacher=teacher, groups=groups, members=members, chunk=chunk, columns=columns
@@ -187,12 +187,3 @@ def _label_pass(
         for chunk in (slice(0, 0), *chunks)
     ]
     return torch.cat(pieces)
-
-
-def _members(groups: Sequence[RowGroup], chunks: Sequence[slice]) -> list[list[slice]]:
-    """Return, per chunk and group, which of the group's rows, which ascend, lie in the chunk."""
-    if not groups or not chunks:
-        return [[] for _ in chunks]
-    edges = torch.tensor([chunks[0].start, *(chunk.stop for chunk in chunks)], device=groups[0].rows.device)
-    bounds = torch.stack([torch.searchsorted(group.rows, edges) for group in groups]).tolist()
-    return [[slice(row[i], row[i + 1]) for row in bounds] for i in range(len(chunks))]
