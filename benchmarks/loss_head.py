@@ -70,7 +70,7 @@ SCENARIOS: list[tuple[Scenario, tuple[str, ...]]] = [
         for num in (64, 576, 2048)
     ],
 ]
-TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2}
+TOLERANCE = {"float32": 1e-4, "bfloat16": 4e-3}
 MEASURED = ("seconds", "cpu_seconds", "peak_mib")
 PEER = ("trl_chunked", "dense_distillm2")
 

@@ -369,9 +369,9 @@ def test_half_precision_gives_a_float32_loss_and_gradients_of_its_own_precision(
     plain = in_float64(student)
     expected = plain_linear_divergence(plain, in_float64(teacher), make_groups(), columns)
     expected.backward()
-    assert result.loss.item() == pytest.approx(expected.item(), rel=1e-2)
+    assert result.loss.item() == pytest.approx(expected.item(), rel=1e-5)
     for ours, theirs in zip(gradients_of(student), gradients_of(plain), strict=True):
-        assert (ours - theirs).norm() <= 1e-2 * theirs.norm()
+        assert (ours - theirs).norm() <= 4e-3 * theirs.norm()
 
 
 def test_autocast_multiplies_in_bfloat16_and_returns_float32_gradients() -> None:

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from vlm_distill.losses.products import precision_of
 from vlm_distill.losses.rows import BLOCK_LOGITS, Rows
 
 
@@ -44,12 +45,11 @@ class HeadGradients:
         if self.bias is not None:
             self.bias[self._columns] += gradient.sum(dim=0, dtype=self.bias.dtype)
 
-    def add(
-        self, gradient: Float[Tensor, "chunk projected"], chunk: slice, *, precision: torch.dtype
-    ) -> None:
-        """Add what a chunk contributes to hidden states and weight; products are in `precision`."""
+    def add(self, gradient: Float[Tensor, "chunk projected"], chunk: slice) -> None:
+        """Add what a chunk contributes to hidden states and weight; may overwrite `gradient`."""
         if self.hidden is None and not self._wants_weight:
             return
+        precision = precision_of(self.student.head.weight)
         scale = _fitting_scale(gradient) if precision == torch.float16 else None
         gradient = (gradient if scale is None else gradient.mul_(scale)).to(precision)
         if self.hidden is not None:

@@ -153,9 +153,6 @@ def _run_chunk(
         own_labels = _labels_of(student, projected, part, models)
         other_labels = None if teacher is None or other is None else _labels_of(teacher, other, part, models)
         groups = [group.resolve(own_labels, other_labels) for group in groups]
-    precision = projected.dtype
-    # In float16 small gradients would be lost before they can be scaled.
-    gradient = projected.float() if precision == torch.float16 else projected
     for block, members in zip(part.blocks, part.members, strict=True):
         rows = part.within(block)
         log_p = None
@@ -170,10 +167,10 @@ def _run_chunk(
         if gradients.wanted:
             total = student.projected_gradient(total, projected[rows])
             gradients.add_bias(total)
-            gradient[rows] = total
+            projected[rows] = total
     outputs.add_loss(groups, part)
     del other  # before the gradient of the weight takes its memory
-    gradients.add(gradient, part.chunk, precision=precision)
+    gradients.add(projected, part.chunk)
 
 
 def _run_block(

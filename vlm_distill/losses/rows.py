@@ -12,16 +12,16 @@ from typing import TypeAlias
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import linear
 
 from vlm_distill.batches import Head
 from vlm_distill.losses.divergences import Divergence, NegativeLogLikelihood, SampledReverseKL
+from vlm_distill.losses.products import float32_product
 
 OUTSIDE = -1
 BYTES_PER_LOGIT = 12
 """Memory of a chunk per row and column: float32 logits of both models, and a third of all for the blocks.
 
-In half precision a chunk takes two thirds of it. The gradient replaces the student's logits.
+The gradient replaces the student's logits.
 """
 BYTES_PER_BLOCK_LOGIT = 32
 """What a divergence in closed form makes of a block per row and column: log-probabilities, probabilities,
@@ -58,16 +58,15 @@ class Rows:
         return len(self.vocabulary)
 
     def project(self, chunk: slice) -> Float[Tensor, "chunk projected"]:
-        """Return hidden @ weight.T + bias in the precision of the model; ids narrow it later, in `logits`."""
+        """Return hidden @ weight.T + bias in float32 at least; ids narrow it later, in `logits`."""
         # A slice of the weight is a view, a selection by ids would copy the whole layer.
         columns = self.vocabulary if isinstance(self.vocabulary, slice) else slice(None)
-        weight, bias = self.head.weight[columns], self.head.bias
-        hidden = self.hidden[chunk].to(weight.device)
-        return linear(hidden, weight, None if bias is None else bias[columns])
+        projected = float32_product(self.hidden[chunk], self.head.weight[columns])
+        return projected if self.head.bias is None else projected.add_(self.head.bias[columns])
 
     def logits(self, projected: Float[Tensor, "chunk projected"]) -> Float[Tensor, "chunk column"]:
-        """Return the logits over the restricted vocabulary, in float32 at least."""
-        logits = projected.to(torch.promote_types(projected.dtype, torch.float32))
+        """Return the logits over the restricted vocabulary."""
+        logits = projected
         if not isinstance(self.vocabulary, slice):
             logits = logits.index_select(1, self.vocabulary.to(logits.device))
         if self.head.scale != 1.0:
