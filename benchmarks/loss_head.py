@@ -44,7 +44,7 @@ from side_by_side import peak, reset_peak
 
 TEXT: dict[str, Any] = {"prompt": 80, "lengths": (48, 48)}
 IMAGE: dict[str, Any] = {"prompt": 608, "lengths": (32,)}
-CURVE = ("ours_24", "ours_48", "ours_96", "ours_256")
+CURVE = ("ours_12", "ours_24", "ours_48", "ours_96", "ours_256")
 SCENARIOS: list[tuple[Scenario, tuple[str, ...]]] = [
     (Scenario(name="text", loss="kl", **TEXT), (*CURVE, "trl_chunked", "trl_gkd", "liger", "liger_valid")),
     (Scenario(name="text", loss="jsd", **TEXT), (*CURVE, "trl_chunked", "trl_gkd", "liger_valid")),
