@@ -12,6 +12,7 @@ from tests.tiny_run import write_run
 from vlm_distill import models
 from vlm_distill.cli import main
 from vlm_distill.data.teacher_cache import HIDDEN
+from vlm_distill.run_config import ModelConfig
 from vlm_distill.training.trainer import Trainer
 
 STAGES = ("warmup", "round_1", "round_2", "seqkd")
@@ -54,6 +55,22 @@ def test_the_student_in_training_is_compared_with_the_cached_teacher(pair: tuple
         found.append({row["step"]: row["held_out_kl"] for row in rows if "held_out_kl" in row})
     assert list(found[0]) == [3, 6]
     assert found[1] == pytest.approx(found[0], rel=1e-3, abs=1e-5)
+
+
+def test_a_live_teacher_is_frozen(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    config = ModelConfig(model=str(tmp_path / "teacher"))
+    teacher = models.TeacherModel(config, device="cpu", cache=None, vision_cache=None, log=print)
+    assert not any(parameter.requires_grad for parameter in teacher.loaded.model.parameters())
+
+
+def test_a_run_goes_on_after_other_held_out_answers(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    config = str(write_run(tmp_path, rounds=1, controls=[], cache={"tier": "hidden"}))
+    assert main(["run", config]) == 0
+    leftover = tmp_path / "run" / "cache" / "teacher" / "rank_0" / ".rows-00001.safetensors.1.tmp"
+    leftover.write_text("of a killed process")
+    assert main(["run", config, "evaluate.agreement_tokens=4"]) == 0
+    assert not leftover.exists()
 
 
 def test_no_stage_trains_with_the_body_of_the_teacher_in_memory(

@@ -16,6 +16,7 @@ from vlm_distill.forward import (
     prefix_shared_hidden,
     response_hidden,
     separate_hidden,
+    single_forward_hidden,
 )
 
 IMAGES = [[picture("red")], [], [picture("blue"), picture("green")]]
@@ -160,6 +161,12 @@ def test_gradients_through_padded_rows_are_finite_and_equal_those_without_paddin
     assert any("vision_tower" in name for name in padded)
     for name, gradient in padded.items():
         torch.testing.assert_close(gradient, plain[name], atol=1e-4, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("function", [separate_hidden, prefix_shared_hidden, single_forward_hidden])
+def test_responses_without_tokens_have_no_rows(function):
+    loaded, pairs = tiny_llava(), [(0, []), (0, []), (1, []), (2, [])]
+    assert function(loaded, prompts_of(loaded), responses_of(pairs)).shape == (0, 16)
 
 
 SHAPES = {"several": RESPONSES, "one token": [(0, [10]), (1, [20]), (0, [30])], "reordered": RESPONSES[::-1]}

@@ -12,10 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from tests.tiny_run import write_run
 from vlm_distill.data.store import ResponseStore
+from vlm_distill.data.teacher_cache import CacheReader, CacheStore
+from vlm_distill.files import read_json
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[1]
@@ -91,7 +94,7 @@ def run_for(config: Path, seconds: float) -> bool:
     return code != 0
 
 
-def write_jobs(folder: Path) -> Path:
+def write_jobs(folder: Path, **changes: object) -> Path:
     """Write a run of all kinds of stages, long enough to be killed inside; a checkpoint at every step."""
     stage = {
         "steps": 40,
@@ -103,8 +106,20 @@ def write_jobs(folder: Path) -> Path:
     folder.mkdir()
     # One control samples its own responses during training.
     controls = [{"name": kind, "objective": {"kind": kind}} for kind in ("seqkd", "gkd")]
+    jobs = {"warmup": {"objective": {"kind": "seqkd"}, "train": stage}, "train": stage, "controls": controls}
+    return write_run(folder, **jobs, **changes)
+
+
+def write_cached_jobs(folder: Path) -> Path:
+    """Write a run that trains from the teacher cache, and keeps the features of a frozen tower."""
+    jobs = yaml.safe_load(write_jobs(folder).read_text())
+    train = {**jobs["train"], "trainable": {"vision": "frozen"}}
     return write_run(
-        folder, warmup={"objective": {"kind": "seqkd"}, "train": stage}, train=stage, controls=controls
+        folder,
+        warmup={**jobs["warmup"], "train": train},
+        train=train,
+        controls=jobs["controls"][:1],  # what is sampled during training cannot be cached
+        cache={"tier": "hidden"},
     )
 
 
@@ -116,19 +131,38 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def check_equal_end(calm: Path, rough: Path) -> None:
+def check_equal_end(calm: Path, rough: Path, *, num_models: int = 6) -> None:
     """Check that responses, weights and scores of two runs are equal bit by bit."""
-    manifests = (path for path in (calm / "run").rglob("manifest.json") if path.parent.name != "data")
-    stores = sorted(path.parent.relative_to(calm) for path in manifests)
-    assert len(stores) > 10
+    manifests = (path.relative_to(calm) for path in (calm / "run").rglob("manifest.json"))
+    stores = sorted(path.parent for path in manifests if not {"data", "cache"} & set(path.parts))
+    assert len(stores) > num_models
     for store in stores:
         assert ResponseStore(rough / store).read() == ResponseStore(calm / store).read(), store
     models = sorted(path.relative_to(calm) for path in (calm / "run").rglob("model.safetensors"))
-    assert len(models) == 6
+    assert len(models) == num_models
     for model in models:
-        expected, found = load_file(calm / model), load_file(rough / model)
-        assert all(torch.equal(found[name], value) for name, value in expected.items()), model
+        check_equal_tensors(load_file(rough / model), load_file(calm / model), where=model)
     assert (rough / "run" / "summary.json").read_text() == (calm / "run" / "summary.json").read_text()
+
+
+def check_equal_tensors(
+    found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], *, where: object
+) -> None:
+    assert found.keys() == expected.keys(), where
+    assert all(torch.equal(found[name], value) for name, value in expected.items()), where
+
+
+def check_equal_caches(calm: Path, rough: Path) -> None:
+    """Check that two teacher caches hold the same rows of the same responses, in whatever shards."""
+    keys = {path.parents[1].relative_to(calm): read_json(path)["key"] for path in calm.rglob("manifest.json")}
+    assert len(keys) > 3
+    for name, key in keys.items():
+        expected, found = (CacheStore(folder / name, key) for folder in (calm, rough))
+        found.verify()
+        assert found.places.keys() == expected.places.keys()
+        for response_id in expected.places:
+            rows = [CacheReader([store]).read([response_id]) for store in (found, expected)]
+            check_equal_tensors(rows[0], rows[1], where=(name, response_id))
 
 
 @pytest.mark.timeout(1500)
@@ -171,3 +205,31 @@ def test_runs_that_are_killed_at_random_moments_end_like_an_undisturbed_one(
             kills += 1
         run_to_the_end(config)
         check_equal_end(calm, tmp_path / f"rough_{runs}")
+
+
+@pytest.mark.timeout(1500)
+def test_a_run_from_the_caches_that_is_killed_ends_like_an_undisturbed_one(tmp_path: Path) -> None:
+    run_to_the_end(write_cached_jobs(tmp_path / "calm"))
+    config = write_cached_jobs(tmp_path / "rough")
+    moments = (
+        "cache/held_out/rank_0/*",
+        "cache/teacher/rank_0/rows-*.safetensors",
+        "warmup/checkpoints/step_00000003",
+        "vision_features/*",
+        "cache/student_round_1/rank_0/*",
+        "round_1/checkpoints/step_00000020",
+        "cache/student_round_2/rank_0/manifest.json",
+        "round_2/checkpoints/step_00000007/*",
+        "seqkd/checkpoints/step_00000004",
+    )
+    for moment in moments:
+        run_until(config, moment)
+    run_to_the_end(config)
+    check_equal_end(tmp_path / "calm", tmp_path / "rough", num_models=5)
+    check_equal_caches(tmp_path / "calm" / "run" / "cache", tmp_path / "rough" / "run" / "cache")
+    features = [
+        {name: value for path in folder.glob("*.safetensors") for name, value in load_file(path).items()}
+        for folder in (tmp_path / "rough/run/vision_features", tmp_path / "calm/run/vision_features")
+    ]
+    assert features[1]
+    check_equal_tensors(features[0], features[1], where="vision_features")

@@ -36,15 +36,16 @@ def single_forward_hidden(
     loaded: LoadedModel, prompts: PromptBatch, responses: ResponseBatch
 ) -> Float[Tensor, "row width"]:
     """Return the same from one forward, whatever the batch, and without a cache."""
-    shares = loaded.adapter.branches_cache and takes_block_mask(loaded.model)
+    shares = shares_prefixes(loaded, in_one_forward=True) and responses.input_ids.shape[1] > 0
     if shares and len(responses.input_ids) > len(prompts.input_ids):
         return one_sequence_hidden(loaded, prompts, responses)
     return separate_hidden(loaded, prompts, responses)
 
 
-def shares_prefixes(loaded: LoadedModel) -> bool:
+def shares_prefixes(loaded: LoadedModel, *, in_one_forward: bool = False) -> bool:
     """Say whether responses of one prompt share its forward, in the mode that the model is in."""
-    return loaded.adapter.branches_cache and (not drops_cache(loaded.model) or takes_block_mask(loaded.model))
+    without_cache = in_one_forward or drops_cache(loaded.model)
+    return loaded.adapter.branches_cache and (not without_cache or takes_block_mask(loaded.model))
 
 
 def separate_hidden(

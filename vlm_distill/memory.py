@@ -80,8 +80,7 @@ def estimate(
         # Autocast keeps a copy of every matrix for the backward pass.
         matrices = sum(p.numel() for p in shadow.model.parameters() if p.ndim > 1)
         device["weights in half precision"] = 2 * matrices
-    shares = student.adapter.branches_cache and not train.gradient_checkpointing
-    prefixes = 1 if shares else tokens.responses
+    prefixes = 1 if _shares(student, train) else tokens.responses
     size = train.prompts_per_forward(prefixes * tokens.prompt + tokens.responses * tokens.response)
     device["activations"] = _activations(shadow, train, tokens, size=size)
     rows = size * tokens.responses * tokens.response
@@ -98,6 +97,12 @@ def estimate(
     return MemoryEstimate(
         device=device, host=host, about=f"micro-batches of {batch} {kept} gradient checkpointing"
     )
+
+
+def _shares(student: LoadedModel, train: TrainConfig) -> bool:
+    """Say what forward.shares_prefixes will, once the model is in the mode of the config."""
+    without_cache = train.gradient_checkpointing
+    return student.adapter.branches_cache and (not without_cache or takes_block_mask(student.model))
 
 
 def _shadow(loaded: LoadedModel) -> LoadedModel:
@@ -152,8 +157,7 @@ def _activations(student: LoadedModel, train: TrainConfig, tokens: Tokens, *, si
     model: Any = student.model
     config = model.config.get_text_config()
     copies = student.adapter.branches_cache and not train.gradient_checkpointing
-    shares = copies or (student.adapter.branches_cache and takes_block_mask(model))
-    prefixes = size if shares else size * tokens.responses
+    prefixes = size if _shares(student, train) else size * tokens.responses
     count = prefixes * tokens.prompt + size * tokens.responses * tokens.response
     total = width * count * _stack(config, train.gradient_checkpointing)
     if copies and tokens.responses > 1:

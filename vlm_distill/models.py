@@ -72,7 +72,10 @@ class TeacherModel:
         return self._body
 
     def _load(self) -> LoadedModel:
-        return with_vision_cache(load(self._config, self._device), self._vision_cache)
+        loaded = load(self._config, self._device)
+        # Else autocast would keep a copy in half precision of every weight.
+        loaded.model.requires_grad_(False)
+        return with_vision_cache(loaded, self._vision_cache)
 
     @property
     def whole(self) -> Whole | None:

@@ -44,9 +44,7 @@ def run(config: RunConfig, *, log: Log = print_log) -> str:
     """Run every stage that is not done yet; return the summary table, also printed and put in the folder."""
     start(config.device)
     # What is wrong in the config or missing on this machine shows here, before anything is written.
-    inspect(config)
-    if config.generate.engine.kind == "vllm":
-        require_vllm()
+    _inspect(config)
     with open_folder(config) as folder:
         _announce(config, folder, log)
         context, first = _prepare(config, folder, log=log)
@@ -74,7 +72,7 @@ def fill_caches(config: RunConfig, *, log: Log = print_log) -> list[str]:
     if config.cache is None:
         raise ConfigError("cache: not set; add `cache: {tier: hidden}` to the config, or cache.tier=hidden")
     start(config.device)
-    inspect(config)
+    _inspect(config)
     authors = read_by_teacher(config)
     if not authors:
         raise ConfigError("cache: no objective of this run reads the teacher; nothing to cache")
@@ -87,6 +85,12 @@ def fill_caches(config: RunConfig, *, log: Log = print_log) -> list[str]:
             print("\n".join(lines))
     stop()
     return lines
+
+
+def _inspect(config: RunConfig) -> None:
+    inspect(config)
+    if config.generate.engine.kind == "vllm":
+        require_vllm()
 
 
 def evaluate_model(

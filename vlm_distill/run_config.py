@@ -25,7 +25,18 @@ Engine = Annotated[EngineConfig, Field(discriminator="kind")]
 NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$"
 STARTS = ("student", "random", "shrunk")
 VISION_FEATURES = "vision_features"
-RESERVED = ("teacher", *STARTS, "warmup", "warm-up", "data", "eval", "responses", "held_out", VISION_FEATURES)
+RESERVED = (
+    "teacher",
+    *STARTS,
+    "warmup",
+    "warm-up",
+    "data",
+    "eval",
+    "responses",
+    "held_out",
+    "cache",
+    VISION_FEATURES,
+)
 Dtype = Literal["float32", "bfloat16", "float16", "auto"]
 
 

@@ -14,7 +14,7 @@ from vlm_distill.config import dump_yaml, read_yaml
 from vlm_distill.errors import ConfigError, DataError
 from vlm_distill.files import atomic_path, write_json
 from vlm_distill.processes import is_main, num_processes, on_main, wait
-from vlm_distill.run_config import RunConfig
+from vlm_distill.run_config import VISION_FEATURES, RunConfig
 from vlm_distill.training.config import MECHANICAL
 
 FORMAT_VERSION = 1
@@ -66,6 +66,7 @@ def open_folder(config: RunConfig) -> Iterator[Path]:
         def claim() -> None:
             held.enter_context(_locked(folder))
             _bind(config, folder)
+            _remove_leftovers(folder)
 
         on_main(claim)
         yield folder
@@ -84,6 +85,13 @@ def _locked(folder: Path) -> Iterator[None]:
                 f"{folder}: another process is running here; wait for it or give another `output`"
             ) from None
         yield
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Delete the temporary files of killed processes where they are large; their names hold process ids."""
+    for pattern in ("cache/*/*/.*.tmp", f"{VISION_FEATURES}/.*.tmp"):
+        for path in folder.glob(pattern):
+            path.unlink()
 
 
 def _bind(config: RunConfig, folder: Path) -> None:

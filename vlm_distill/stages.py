@@ -259,6 +259,8 @@ def _responses(
         assert context.teacher is not None
         responses += _generate(context, context.teacher, "teacher", turn=Turn(round=0))
     if "student" in authors:
+        if context.source is not None:
+            context.source.release()
         responses += _generate(context, student, "student", turn=turn)
     return responses
 
@@ -275,7 +277,8 @@ def cache_existing(context: Context, student: LoadedModel, authors: frozenset[Au
         (author, author, _responses(context, student, frozenset({author}), turn=Turn(round=0)))
         for author in sorted(authors - {"student"})
     ]
-    for manifest in sorted((context.folder / "responses").glob("*student_round_*/manifest.json")):
+    rounds = (context.folder / "responses").glob("*student_round_*/manifest.json")
+    for manifest in sorted(rounds) if "student" in authors else ():
         store = ResponseStore(manifest.parent)
         if store.is_complete:
             sets.append((manifest.parent.name, "student", store.read()))
@@ -285,6 +288,8 @@ def cache_existing(context: Context, student: LoadedModel, authors: frozenset[Au
         filled = fill_cache(context.cache_plan(), items, name=name)
         size = f"{filled.num_bytes / 2**20:,.1f} MiB in {filled.folder}"
         lines.append(f"{name}: {len(filled.places):,} responses, {filled.num_tokens:,} tokens, {size}")
+    if context.vision_cache is not None:
+        context.vision_cache.flush()
     return lines
 
 
@@ -337,6 +342,8 @@ def measure_student(context: Context, label: str, loaded: LoadedModel) -> list[M
             log=context.log,
             whole=context.source.whole if context.source else None,
         )
+    if context.source is not None:
+        context.source.release()
     return [
         Measured(label=label, fingerprint=loaded.fingerprint, results=results, shuffled=shuffled, **agreement)
     ]

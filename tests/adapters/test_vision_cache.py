@@ -224,6 +224,35 @@ def test_a_full_disk_share_is_said_once_and_nothing_more_is_written(tmp_path: Pa
     assert cache.get("5") is not None
 
 
+def test_what_another_process_wrote_is_neither_computed_nor_written_again(tmp_path: Path) -> None:
+    first, second = store(tmp_path), store(tmp_path, memory_gib=0)
+    filled(first, 3)
+    first.flush()
+    second.put("1", torch.full((4,), 1.0))
+    second.flush()
+    assert len(list(tmp_path.iterdir())) == 1
+    assert torch.equal(second.get("2"), torch.full((4,), 2.0))
+
+
+def test_a_disk_that_fails_is_said_and_stops_nothing(tmp_path: Path) -> None:
+    lines: list[str] = []
+    cache = FeatureStore(VisionCacheConfig(), folder=tmp_path / "a file" / "features", log=lines.append)
+    (tmp_path / "a file").write_text("in the way")
+    filled(cache, 2)
+    cache.flush()
+    assert "further features stay in memory only" in lines[0]
+    assert torch.equal(cache.get("1"), torch.full((4,), 1.0))
+
+
+def test_what_is_read_keeps_no_mapping_of_its_file(tmp_path: Path) -> None:
+    first = store(tmp_path)
+    filled(first, 3)
+    first.flush()
+    found = store(tmp_path).get("2")
+    assert found.untyped_storage().nbytes() == found.nbytes
+    assert str(tmp_path) not in Path("/proc/self/maps").read_text()
+
+
 @pytest.mark.parametrize("damage", ["cut", "flipped", "foreign"])
 def test_a_damaged_file_is_named(tmp_path: Path, damage: str) -> None:
     cache = store(tmp_path)

@@ -1,6 +1,8 @@
 """The teacher cache on disk: by id, under a key, in shards that a kill cannot halve."""
 
 import json
+import resource
+import signal
 from pathlib import Path
 
 import pytest
@@ -69,7 +71,7 @@ def test_a_changed_key_is_refused_by_name(tmp_path: Path) -> None:
         CacheStore(tmp_path, {**KEY, "tier": "top_k", "k": 4})
 
 
-def test_changed_prompts_images_and_responses_are_refused(tmp_path: Path) -> None:
+def test_changed_prompts_images_and_responses_are_noticed(tmp_path: Path) -> None:
     prompt, other = example("e", "red?", num_images=1), example("e", "blue?", num_images=1)
     picture = example("x", "red?", num_images=1)
     one = response("e", "teacher", (1, 2))
@@ -81,8 +83,25 @@ def test_changed_prompts_images_and_responses_are_refused(tmp_path: Path) -> Non
     }
     assert len(contents) == 4
     store = filled(tmp_path)
-    with pytest.raises(DataError, match=r"prompt, images or token ids of 1 responses changed .*first: b"):
-        store.missing({"a": "c", "b": "other"})
+    assert store.changed({"a": "c", "b": "other", "z": "new"}) == ["b"]
+
+
+def test_a_disk_that_fills_up_is_named_and_loses_nothing_stored(tmp_path: Path) -> None:
+    store = filled(tmp_path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # Beyond the limit a write fails as on a full disk; the signal that would come with it is ignored.
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(DataError, match=r"rows-00002.safetensors: cannot be written .*make room"):
+            store.append([rows_of("d", 5000)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    again = CacheStore(tmp_path, KEY)
+    again.verify()
+    assert again.places.keys() == {"a", "b", "c"}
+    assert not list(tmp_path.rglob("*.tmp"))
 
 
 @pytest.mark.parametrize("where", [4, -1], ids=["header", "rows"])

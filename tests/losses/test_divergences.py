@@ -50,6 +50,13 @@ def log_of(*probabilities: list[float], dtype: torch.dtype = torch.float64) -> T
 
 
 @every_divergence
+def test_a_logit_that_is_not_a_number_makes_its_row_one(divergence) -> None:
+    z_s, z_t = random_logits()
+    z_s[1, 2] = z_t[3, 0] = torch.nan
+    assert divergence(z_s, z_t).isnan().tolist() == [False, True, False, True, False]
+
+
+@every_divergence
 def test_value_and_gradient_follow_the_formula(divergence) -> None:
     z_s, z_t = random_logits()
     ours, plain = z_s.clone().requires_grad_(), z_s.clone().requires_grad_()

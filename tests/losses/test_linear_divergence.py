@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -372,6 +373,40 @@ def test_half_precision_gives_a_float32_loss_and_gradients_of_its_own_precision(
     assert result.loss.item() == pytest.approx(expected.item(), rel=1e-5)
     for ours, theirs in zip(gradients_of(student), gradients_of(plain), strict=True):
         assert (ours - theirs).norm() <= 4e-3 * theirs.norm()
+
+
+def test_hidden_states_may_be_more_precise_than_the_output_layer() -> None:
+    student, teacher = make_pair(dtype=torch.bfloat16)
+    hidden = student.hidden.detach().float().requires_grad_()
+    labels, columns = labels_and_columns(slice(None))
+    found = replace(student, hidden=hidden)
+    linear_divergence(
+        found, teacher, groups=make_groups(torch.float32), labels=labels, byte_budget=budget(4)
+    ).loss.backward()
+    plain = in_float64(student)
+    plain_linear_divergence(plain, in_float64(teacher), make_groups(), columns).backward()
+    for ours, theirs in zip(gradients_of(found), gradients_of(plain), strict=True):
+        assert (ours - theirs).norm() <= 4e-3 * theirs.norm()
+
+
+def test_autocast_casts_an_output_layer_once_however_many_chunks() -> None:
+    student, teacher = make_pair(dtype=torch.float32)
+    labels, _ = labels_and_columns(slice(None))
+    shapes = [tuple(rows.head.weight.shape) for rows in (student, teacher)]
+
+    counts: Counter[tuple[int, ...]] = Counter()
+
+    class Casts(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function is torch.ops.aten._to_copy.default and kwargs["dtype"] == torch.bfloat16:
+                counts[tuple(args[0].shape)] += 1
+            return function(*args, **(kwargs or {}))
+
+    with torch.autocast("cpu", torch.bfloat16), Casts():
+        linear_divergence(
+            student, teacher, groups=make_groups(torch.float32), labels=labels, byte_budget=budget(1)
+        )
+    assert [counts[shape] for shape in shapes] == [1, 1]
 
 
 def test_autocast_multiplies_in_bfloat16_and_returns_float32_gradients() -> None:

@@ -1,12 +1,15 @@
 """Training features: LoRA, gradient checkpointing, DPO's reference, trackers, precision, a full disk."""
 
 import json
+import math
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 from tests.tiny import tiny_text_model
 from tests.training.test_trainer import (
@@ -81,6 +84,26 @@ def test_reference_log_probs_are_those_of_the_starting_student_and_resume(tmp_pa
     said: list[str] = []
     assert reference_log_probs(stage, config(), log=said.append) == pytest.approx(found, rel=1e-6)
     assert "5 prompts to score" in said[0]
+
+
+@pytest.fixture
+def _new_accelerator() -> Iterator[None]:
+    """Let a test have another precision: accelerate keeps one for the life of a process."""
+    AcceleratorState._reset_state()
+    yield
+    AcceleratorState._reset_state()
+
+
+@pytest.mark.usefixtures("_new_accelerator")
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_the_reference_is_in_the_precision_of_training(tmp_path: Path, precision: str) -> None:
+    settings = {"steps": 1, "precision": precision, "batch_size": 6, "micro_batch_size": 6}
+    objective = DPO(reference="start").build()
+    values = reference_log_probs(make_stage(tmp_path, objective=objective), config(**settings), log=print)
+    stage = make_stage(tmp_path, objective=objective, reference_log_probs=values)
+    trainer = Trainer(config(**settings), stage, print)
+    # No margin yet: -log sigmoid(0).
+    assert trainer.optimizer_step()["loss_sum"] == pytest.approx(math.log(2), abs=1e-6)
 
 
 @pytest.mark.parametrize("objective", [DPO(reference="start"), DPO(reference="teacher"), SimPER()])

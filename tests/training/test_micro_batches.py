@@ -57,7 +57,7 @@ def test_a_cut_by_tokens_has_the_loss_and_gradients_of_one_forward(tmp_path: Pat
             torch.testing.assert_close(found.grad, value, rtol=1e-6, atol=1e-12)
 
 
-@pytest.mark.parametrize("checkpointing", [False, True], ids=["shared_prefix", "own_prefix"])
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["cache", "one_sequence"])
 def test_no_forward_has_more_positions_than_the_budget_unless_it_is_one_prompt(
     tmp_path: Path, checkpointing: bool
 ) -> None:

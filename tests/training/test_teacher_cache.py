@@ -216,12 +216,33 @@ def test_a_kill_loses_no_row_that_was_stored(tmp_path: Path, monkeypatch: pytest
         assert ours.read_bytes() == theirs.read_bytes()
 
 
-def test_changed_images_teachers_and_settings_are_refused(tmp_path: Path) -> None:
+def test_responses_that_changed_are_cached_anew_and_said(tmp_path: Path) -> None:
     teacher, items = Teacher(tmp_path / "teacher"), make_items()
     fill_cache(teacher.plan(tmp_path / "cache"), items, name="x")
     moved = replace(items[2], example=replace(items[2].example, images=("another",)))
-    with pytest.raises(DataError, match="prompt, images or token ids of 2 responses changed"):
-        fill_cache(teacher.plan(tmp_path / "cache"), [*items[:2], moved], name="x")
+    lines: list[str] = []
+    teacher.forwarded.clear()
+    plan = replace(teacher.plan(tmp_path / "cache"), log=lines.append)
+    store = fill_cache(plan, [*items[:2], moved], name="x")
+    assert "prompt, images or token ids of 2 responses changed" in lines[0]
+    assert sorted(teacher.forwarded) == ["e0", "e1", "e2"]
+    assert len(store.places) == sum(len(item.responses) for item in items[:3])
+
+
+def test_a_teacher_without_memory_says_what_to_lower(tmp_path: Path) -> None:
+    teacher = Teacher(tmp_path / "teacher")
+
+    def no_memory(_: Example) -> list[object]:
+        raise torch.OutOfMemoryError
+
+    plan = replace(teacher.plan(tmp_path / "cache", batch_size=2), load_images=no_memory)
+    with pytest.raises(DataError, match=r"with 2 prompts at once; lower cache.batch_size"):
+        fill_cache(plan, make_items(), name="x")
+
+
+def test_changed_teachers_and_settings_are_refused(tmp_path: Path) -> None:
+    teacher, items = Teacher(tmp_path / "teacher"), make_items()
+    fill_cache(teacher.plan(tmp_path / "cache"), items, name="x")
     with pytest.raises(DataError, match="was computed with another stored dtype"):
         fill_cache(teacher.plan(tmp_path / "cache", dtype="bfloat16"), items, name="x")
     save_model(tiny_llava(2, hidden_size=32), tmp_path / "teacher")
@@ -264,7 +285,7 @@ def test_a_full_disk_is_named_before_anything_is_computed(
     class Usage:
         free = 10
 
-    monkeypatch.setattr(teacher_cache, "disk_usage", lambda folder: Usage)
+    monkeypatch.setattr(teacher_cache.shutil, "disk_usage", lambda folder: Usage)
     with pytest.raises(DataError, match=r"needs about .* GiB, and 0.0 GiB are free"):
         fill_cache(teacher.plan(tmp_path / "cache"), make_items(), name="x")
     assert teacher.num_loads == 0

@@ -1,7 +1,7 @@
 """Tensors by key, in memory and on disk, within the bounds of a config: where features of images are kept."""
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from pydantic import Field
@@ -77,6 +77,11 @@ class FeatureStore:
         if not pending:
             return
         assert self._folder is not None
+        # Other processes write into the folder too.
+        self._shards |= _index(self._folder, known=frozenset(self._shards.values()))
+        pending = {key: value for key, value in pending.items() if key not in self._shards}
+        if not pending:
+            return
         data = save(pending)
         used = sum(path.stat().st_size for path in self._folder.glob("*.safetensors"))
         if used + len(data) > self._config.disk_gib * 2**30:
@@ -87,8 +92,13 @@ class FeatureStore:
             )
             return
         path = self._folder / f"{sha256_bytes(data)}.safetensors"
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(data)
+        try:
+            with atomic_path(path) as temporary:
+                temporary.write_bytes(data)
+        except OSError as error:
+            self._is_full = True
+            self._log(f"vision cache: {path}: {error}; further features stay in memory only")
+            return
         self._verified.add(path)
         self._shards |= dict.fromkeys(pending, path)
 
@@ -106,16 +116,17 @@ class FeatureStore:
                 raise _damaged(path)
             self._verified.add(path)
             with safe_open(path, framework="pt") as handle:
-                tensor: Tensor = handle.get_tensor(key)
+                # A copy: what is read would keep a mapping of the whole file.
+                tensor: Tensor = handle.get_tensor(key).clone()
         except (OSError, SafetensorError):
             raise _damaged(path) from None
         return tensor
 
 
-def _index(folder: Path) -> dict[str, Path]:
-    """Return which file holds which key; only the heads of the files are read."""
+def _index(folder: Path, *, known: Collection[Path] = ()) -> dict[str, Path]:
+    """Return which file holds which key, of files that are not `known`; only their heads are read."""
     shards: dict[str, Path] = {}
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in sorted(set(folder.glob("*.safetensors")) - set(known)):
         try:
             with safe_open(path, framework="pt") as handle:
                 shards |= dict.fromkeys(handle.keys(), path)

@@ -22,12 +22,15 @@ from torch import Tensor
 from vlm_distill.config import Record
 from vlm_distill.errors import DataError
 from vlm_distill.files import atomic_path, hash_json, read_json, sha256_file, write_json
+from vlm_distill.progress import progress
 from vlm_distill.records import Example, Response
 
 FORMAT_VERSION = 1
 MANIFEST, PART, PARTS = "manifest.json", "rank_{}", "rank_*"
 # File handles of one reader.
 MAX_OPEN = 64
+# From so many bytes on, reading all of a cache takes long enough to be watched.
+LARGE = 2**30
 HIDDEN, IDS, LOG_PROBS, LABEL_LOG_PROBS = "hidden", "ids", "log_probs", "label_log_probs"
 Tier = Literal["hidden", "top_k", "sampled"]
 
@@ -128,25 +131,24 @@ class CacheStore:
 
     def verify(self) -> None:
         """Compare every shard with its checksum; DataError for one that differs."""
-        for part, shard in self._all():
+        shards = self._all()
+        label = f"{self.folder.name} cache: checksums of shards"
+        for part, shard in progress(shards, label=label) if self.num_bytes > LARGE else shards:
             if sha256_file(part / shard["name"]) != shard["sha256"]:
                 raise _damaged(part / shard["name"])
 
     def missing(self, wanted: Mapping[str, str]) -> set[str]:
-        """Return the response ids without rows; `wanted` maps ids to the hash of their content.
+        """Return the response ids without rows."""
+        return wanted.keys() - self.places.keys()
 
-        Raises:
-            DataError: a response was cached with another prompt, image or other token ids.
+    def changed(self, wanted: Mapping[str, str]) -> list[str]:
+        """Return the ids of responses that had another content when they were cached.
+
+        `wanted` maps ids to the hash of their content: of prompt, images and token ids.
         """
-        changed = [
+        return [
             id for id, content in wanted.items() if id in self.places and self.places[id].content != content
         ]
-        if changed:
-            raise DataError(
-                f"{self.folder}: prompt, images or token ids of {len(changed)} responses changed since they "
-                f"were cached (first: {changed[0]}); delete the folder to compute them again"
-            )
-        return wanted.keys() - self.places.keys()
 
     def append(self, responses: Sequence[CachedResponse]) -> None:
         """Store responses as one shard; after this returns they survive a crash."""
@@ -163,8 +165,13 @@ class CacheStore:
             [one.response_id, one.content, one.prompt_ids_hash, len(next(iter(one.tensors.values())))]
             for one in responses
         ]
-        with atomic_path(path) as temporary:
-            save_file(tensors, temporary, metadata={"rows": json.dumps(rows)})
+        try:
+            with atomic_path(path) as temporary:
+                save_file(tensors, temporary, metadata={"rows": json.dumps(rows)})
+        except (OSError, SafetensorError) as error:
+            raise DataError(
+                f"{path}: cannot be written ({error}); what is stored is kept: make room and start again"
+            ) from None
         listed.append({"name": path.name, "responses": len(rows), "sha256": sha256_file(path)})
         manifest = {"format_version": FORMAT_VERSION, "key": self.key, "shards": listed}
         write_json(self._own / MANIFEST, manifest)

@@ -1,16 +1,19 @@
 """What every back end needs of prompts and answers: ids, lengths, room in the context, generated text."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 from PIL import Image
 
 from vlm_distill.adapters.adapter import LoadedModel
 from vlm_distill.batches import PromptBatch
+from vlm_distill.progress import progress
 from vlm_distill.records import Example, Message
 
 # How many prompts are encoded at once when only their ids are wanted.
 ENCODED_TOGETHER = 64
+# From so many prompts on, encoding them takes long enough to be watched.
+MANY = 4096
 
 LoadImages = Callable[[Example], list[Image.Image]]
 FoundT = TypeVar("FoundT")
@@ -46,7 +49,10 @@ def _of_each_prompt(
         keys.append((example.messages, sizes[example.images]))
     first = dict(zip(reversed(keys), reversed(examples), strict=True))
     distinct, found = list(first.values()), list[FoundT]()
-    for start in range(0, len(distinct), ENCODED_TOGETHER):
+    starts: Iterable[int] = range(0, len(distinct), ENCODED_TOGETHER)
+    if len(distinct) > MANY:
+        starts = progress(starts, label=f"batches of {ENCODED_TOGETHER} prompts encoded for their ids")
+    for start in starts:
         some = distinct[start : start + ENCODED_TOGETHER]
         # Ids need no features of images, so not `loaded.encode`.
         pictures = [load_images(example) for example in some]

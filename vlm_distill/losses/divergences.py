@@ -115,7 +115,7 @@ def adaptive_kl(student_logits: Logits, teacher_logits: Logits, *, head_mass: fl
     forward = head_gap / total * kl_from_log_probs(log_p, log_q)
     reverse = tail_gap / total * kl_from_log_probs(log_q, log_p)
     # A direction without weight does not count, even where its KL is infinite.
-    return forward.where(head_gap > 0, 0.0) + reverse.where(tail_gap > 0, 0.0)
+    return forward.where(head_gap != 0, 0.0) + reverse.where(tail_gap != 0, 0.0)
 
 
 def alpha_beta(student_logits: Logits, teacher_logits: Logits, *, alpha: float, beta: float) -> Values:

@@ -11,7 +11,6 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from vlm_distill.losses.products import precision_of
 from vlm_distill.losses.rows import BLOCK_LOGITS, Rows
 
 
@@ -45,18 +44,22 @@ class HeadGradients:
         if self.bias is not None:
             self.bias[self._columns] += gradient.sum(dim=0, dtype=self.bias.dtype)
 
-    def add(self, gradient: Float[Tensor, "chunk projected"], chunk: slice) -> None:
-        """Add what a chunk contributes to hidden states and weight; may overwrite `gradient`."""
+    def add(self, gradient: Float[Tensor, "chunk projected"], chunk: slice, *, weight: Tensor) -> None:
+        """Add what a chunk contributes to hidden states and weight; may overwrite `gradient`.
+
+        `weight` is the output layer in the precision of the products.
+        """
         if self.hidden is None and not self._wants_weight:
             return
-        precision = precision_of(self.student.head.weight)
+        precision = weight.dtype
         scale = _fitting_scale(gradient) if precision == torch.float16 else None
         gradient = (gradient if scale is None else gradient.mul_(scale)).to(precision)
         if self.hidden is not None:
-            product = gradient @ self.student.head.weight[self._columns]
+            product = gradient @ weight[self._columns]
             self.hidden[chunk] = product if scale is None else product.to(self.hidden.dtype) / scale
         if self._wants_weight:
-            self._add_weight(gradient, self.student.hidden[chunk].to(gradient.device), scale=scale)
+            hidden = self.student.hidden[chunk].to(gradient.device, gradient.dtype)
+            self._add_weight(gradient, hidden, scale=scale)
 
     def _add_weight(self, gradient: Tensor, hidden: Tensor, *, scale: Tensor | None) -> None:
         """Add gradient.T @ hidden / scale. The sum is made here, where the teacher's logits are gone."""

@@ -47,7 +47,10 @@ def linear_divergence(
     chunks = row_chunks(student, byte_budget)
     gradients = HeadGradients(student, num_chunks=len(chunks))
     with torch.no_grad():
-        models = _Models(student=student, teacher=teacher, columns=student.columns(labels))
+        columns = student.columns(labels)
+        # Once, not per chunk: autocast would keep no cast of a part of a weight.
+        student, teacher = student.in_precision(), None if teacher is None else teacher.in_precision()
+        models = _Models(student=student, teacher=teacher, columns=columns)
         plan = _plan(groups, chunks, [row_blocks(student, chunk, byte_budget) for chunk in chunks])
         if len(plan) != 1:
             groups = _resolve(groups, models, plan)
@@ -170,7 +173,7 @@ def _run_chunk(
             projected[rows] = total
     outputs.add_loss(groups, part)
     del other  # before the gradient of the weight takes its memory
-    gradients.add(projected, part.chunk)
+    gradients.add(projected, part.chunk, weight=student.head.weight)
 
 
 def _run_block(

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vlm_distill.batches import Head
 from vlm_distill.losses.divergences import Divergence, NegativeLogLikelihood, SampledReverseKL
-from vlm_distill.losses.products import float32_product
+from vlm_distill.losses.products import float32_product, precision_of
 
 OUTSIDE = -1
 BYTES_PER_LOGIT = 12
@@ -56,6 +56,11 @@ class Rows:
         if isinstance(self.vocabulary, slice):
             return len(range(*self.vocabulary.indices(len(self.head.weight))))
         return len(self.vocabulary)
+
+    def in_precision(self) -> "Rows":
+        """Return the rows with the output layer in the precision of products."""
+        weight = self.head.weight
+        return replace(self, head=replace(self.head, weight=weight.to(precision_of(weight))))
 
     def project(self, chunk: slice) -> Float[Tensor, "chunk projected"]:
         """Return hidden @ weight.T + bias in float32 at least; ids narrow it later, in `logits`."""

@@ -72,7 +72,7 @@ def sparse_divergence(
     hidden, weight, bias = student.hidden, student.head.weight, student.head.bias
     empty = hidden.new_zeros(0, dtype=dtype)
     # Connected to the student even without rows.
-    loss = hidden[:0].sum(dtype=dtype)
+    loss = sum((one[:0].sum(dtype=dtype) for one in (hidden, weight, bias) if one is not None), empty.sum())
     pieces: list[list[Tensor]] = [[empty] * (1 + len(groups))]
     for chunk, members in zip(chunks, group_members(groups, chunks), strict=True):
         # One chunk's closure may outlive the loop, so it gets its own values.

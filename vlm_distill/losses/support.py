@@ -46,7 +46,7 @@ def _find(
 ) -> tuple[int, str] | None:
     """Return the first row of the chunk that is wrong, and what is wrong with it."""
     models = {"student": student} if teacher is None else {"student": student, "teacher": teacher}
-    logits = {name: rows.logits(rows.project(chunk)) for name, rows in models.items()}
+    logits = {name: rows.logits(rows.project(chunk)).to(columns.device) for name, rows in models.items()}
     for name, values in logits.items():
         for row in (values.isnan() | (values == torch.inf)).any(dim=1).nonzero()[:1, 0].tolist():
             return row, f"the {name}'s logits are not finite; did training diverge?"

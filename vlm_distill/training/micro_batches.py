@@ -63,6 +63,8 @@ def count_positions(lengths: Sequence[ItemLength], *, shares: bool) -> int:
     """Return how many positions a forward of these items has, padding included, as forward.py runs it.
 
     With `shares`, a prompt runs once for all its responses. The last token of a response is not forwarded.
+    Where activations are recomputed, a prompt with fewer responses than another is padded to as many, which
+    is not counted.
     """
     return _Block.of(lengths).positions(shares=shares)
 

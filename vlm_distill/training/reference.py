@@ -61,12 +61,12 @@ def _score(stage: Stage, items: Sequence[TrainItem], config: TrainConfig) -> dic
     autocast = torch.autocast(device, dtype=HALF.get(config.precision), enabled=half)
     with evaluating(stage.student.model), autocast:
         student, _ = model_rows(stage, batch)
-    rows = torch.arange(len(student.hidden), device=student.hidden.device)
-    group = RowGroup(
-        divergence=NegativeLogLikelihood(), rows=rows, weight=torch.ones_like(rows, dtype=torch.float32)
-    )
-    labels, budget = batch.responses.labels, config.loss_byte_budget
-    result = linear_divergence(student, None, groups=[group], labels=labels, byte_budget=budget)
+        rows = torch.arange(len(student.hidden), device=student.hidden.device)
+        group = RowGroup(
+            divergence=NegativeLogLikelihood(), rows=rows, weight=torch.ones_like(rows, dtype=torch.float32)
+        )
+        labels, budget = batch.responses.labels, config.loss_byte_budget
+        result = linear_divergence(student, None, groups=[group], labels=labels, byte_budget=budget)
     log_probs = result.student_label_log_probs.double()
     sums = log_probs.new_zeros(len(batch.responses.input_ids))
     sums = sums.index_add(0, batch.responses.response_index, log_probs)

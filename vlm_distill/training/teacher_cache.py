@@ -4,11 +4,11 @@ Storage is in data/teacher_cache.py. The teacher's body runs in its own dtype, w
 student's training.
 """
 
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from shutil import disk_usage
 
 import torch
 from torch import Tensor
@@ -134,12 +134,12 @@ def fill_cache(plan: CachePlan, items: Sequence[TrainItem], *, name: str) -> Cac
     Several processes call it together, each computes a share into a part of its own.
 
     Raises:
-        DataError: the cache belongs to another teacher, prompt, image or response, is damaged, does not fit
-            on the disk, or the teacher's hidden states are not finite.
+        DataError: the cache belongs to another teacher or other prompt ids, is damaged, does not fit on the
+            disk, or the teacher runs out of memory or has hidden states that are not finite.
     """
     folder, label = plan.folder / name, f"{name.replace('_', ' ')} cache"
     wanted = {one.id: content_hash(item.example, one) for item in items for one in item.responses}
-    missing = on_main(lambda: _check(plan, items, wanted, folder=folder))
+    missing = on_main(lambda: _check(plan, items, wanted, folder=folder, label=label))
     left = [
         replace(item, responses=tuple(one for one in item.responses if one.id in missing)) for item in items
     ]
@@ -158,10 +158,21 @@ def fill_cache(plan: CachePlan, items: Sequence[TrainItem], *, name: str) -> Cac
 
 
 def _check(
-    plan: CachePlan, items: Sequence[TrainItem], wanted: Mapping[str, str], *, folder: Path
+    plan: CachePlan, items: Sequence[TrainItem], wanted: Mapping[str, str], *, folder: Path, label: str
 ) -> set[str]:
-    """Return the ids of the responses that lack rows, after a look at those that have some."""
+    """Return the ids of the responses that lack rows, after a look at those that have some.
+
+    Responses that were generated again make the cache worthless, and it is begun anew.
+    """
     store = CacheStore(folder, plan.key)
+    changed = store.changed(wanted)
+    if changed:
+        plan.log(
+            f"{label}: prompt, images or token ids of {len(changed):,} responses changed since they were "
+            f"cached (first: {changed[0]}); all rows are computed again"
+        )
+        shutil.rmtree(folder)
+        return set(wanted)
     store.verify()
     missing = store.missing(wanted)
     present = [item for item in items if any(one.id not in missing for one in item.responses)]
@@ -189,7 +200,7 @@ def _announce(
         "afterwards its output layer stays at most"
     )
     folder.mkdir(parents=True, exist_ok=True)
-    if size > (free := disk_usage(folder).free):
+    if size > (free := shutil.disk_usage(folder).free):
         raise DataError(
             f"{folder}: the teacher cache needs about {size / 2**30:,.1f} GiB, and {free / 2**30:,.1f} GiB "
             "are free; choose another `output`, `cache.dtype=bfloat16` or `cache.tier=top_k`"
@@ -201,14 +212,20 @@ def _compute(plan: CachePlan, items: Sequence[TrainItem], store: CacheStore, *, 
     if body.fingerprint != plan.light.fingerprint:
         raise DataError(f"{body.path}: the teacher's files changed during the run; start it again")
     require_same_head(plan.light, body)
-    # The longest first: a lack of memory shows at once.
+    # Long responses first: a lack of memory shows early.
     ordered = sorted(items, key=lambda item: -max(len(one.token_ids) for one in item.responses))
     size = plan.config.batch_size
     batches = [ordered[start : start + size] for start in range(0, len(ordered), size)]
     pending: list[CachedResponse] = []
     flushed_at = time.monotonic()
     for batch in progress(batches[rank() :: num_processes()], label=label):
-        pending += _responses(plan, body, batch)
+        try:
+            pending += _responses(plan, body, batch)
+        except torch.OutOfMemoryError:
+            raise DataError(
+                f"{label}: the teacher ran out of memory with {size} prompts at once; lower cache.batch_size "
+                "and start again: what is stored is kept"
+            ) from None
         num_bytes = sum(tensor.nbytes for one in pending for tensor in one.tensors.values())
         if num_bytes >= SHARD_BYTES or time.monotonic() - flushed_at >= SHARD_SECONDS:
             store.append(pending)

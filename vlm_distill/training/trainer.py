@@ -77,7 +77,7 @@ class Trainer:
             stage=stage, process_index=processes[0], num_processes=processes[1], gather=gather
         )
         prompts = count_prompt_tokens(config, stage, processes=processes, gather=gather)
-        self.shares = shares_prefixes(stage.student) and not self.is_sharded
+        self.shares = shares_prefixes(stage.student, in_one_forward=self.is_sharded)
         self.cutter = cutter(config, stage, prompts=prompts, shares=self.shares)
         lengths = sort_lengths(stage.items, prompts) if config.group_by_length else None
         count, size = len(stage.items), config.batch_size
@@ -89,6 +89,8 @@ class Trainer:
         if self.is_sharded:
             check_sharded(config, stage, num_processes=processes[1])
             # Weights are whole inside the wrapped forward only, so the tower runs there.
+            if stage.student.exchange_pixels is not None:
+                log(f"{stage.label}: weights are sharded, so features of images are not kept")
             self.stage = replace(stage, student=without_vision_cache(stage.student))
         self._resume()
 
@@ -181,14 +183,18 @@ class Trainer:
     def _explain(self, chunks: Sequence[Sequence[TrainItem]]) -> DataError:
         """Return the error that names what made the loss infinite, if this process holds it."""
         budget, where = self.config.loss_byte_budget, f"{self.stage.label}, step {self.step + 1}"
+        if self.is_sharded:
+            # Weights are whole inside the wrapped forward only.
+            return DataError(f"{where}: loss or gradient is not finite; try a lower learning rate")
         self._seed(self.step)
         for chunk in chunks:
             batch = self._collate(chunk)
-            student, teacher = model_rows(self.stage, batch)
             names = [f"{item.example.id!r} by the {one.author}" for item in chunk for one in item.responses]
-            # A teacher that is known in part was finite when it was cached.
-            whole = teacher if isinstance(teacher, Rows) else None
-            found = explain_non_finite(student, whole, batch.responses, names=names, byte_budget=budget)
+            with self.accelerator.autocast():
+                student, teacher = model_rows(self.stage, batch)
+                # A teacher that is known in part was finite when it was cached.
+                whole = teacher if isinstance(teacher, Rows) else None
+                found = explain_non_finite(student, whole, batch.responses, names=names, byte_budget=budget)
             if found is not None:
                 return DataError(f"{where}: {found}")
         return DataError(
