@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--max-new-tokens", type=int, default=32)
     parser.add_argument("--without", nargs="*", default=[], choices=VARIANTS, help="variants to leave out")
-    add_options(parser, repeats=3)
+    add_options(parser)
     options = parser.parse_args(arguments)
     if options.variant:
         print(json.dumps(run(options)))

@@ -20,8 +20,8 @@ Step = Callable[[], dict[str, float]]
 """Runs once what is measured; what it returns is reported beside time and memory."""
 
 
-def add_options(parser: argparse.ArgumentParser, *, repeats: int = 5) -> None:
-    parser.add_argument("--repeats", type=int, default=repeats, help="processes of each variant")
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--repeats", type=int, default=5, help="processes of each variant")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of a process")
     parser.add_argument("--json", type=Path, help="also write every row to this file of JSON lines")
     parser.add_argument("--variant", help=argparse.SUPPRESS)

@@ -213,10 +213,10 @@ def test_a_run_from_the_caches_that_is_killed_ends_like_an_undisturbed_one(tmp_p
     config = write_cached_jobs(tmp_path / "rough")
     moments = (
         "cache/held_out/rank_0/*",
-        "cache/teacher/rank_0/rows-*.safetensors",
         "warmup/checkpoints/step_00000003",
         "vision_features/*",
         "cache/student_round_1/rank_0/*",
+        "cache/teacher/rank_0/rows-*.safetensors",
         "round_1/checkpoints/step_00000020",
         "cache/student_round_2/rank_0/manifest.json",
         "round_2/checkpoints/step_00000007/*",
