@@ -10,6 +10,7 @@ chunk has all rows.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from jaxtyping import Float, Int
@@ -27,11 +28,12 @@ from vlm_distill.losses.rows import (
     row_blocks,
     row_chunks,
 )
+from vlm_distill.losses.sparse import LabelRows, TeacherRows, TopRows, bucket_value_and_gradient
 
 
 def linear_divergence(
     student: Rows,
-    teacher: Rows | None,
+    teacher: TeacherRows | None,
     *,
     groups: Sequence[RowGroup],
     labels: Int[Tensor, " row"],
@@ -42,14 +44,16 @@ def linear_divergence(
     Gradients flow to the student's hidden states, weight and bias where they require them, never to the
     teacher, whose logits move to the student's device. `labels` are token ids of the student. `byte_budget`
     bounds the memory in bytes that grows with rows times vocabulary; a chunk has at least one row. Without
-    rows the loss is 0 and keeps its gradient path. The loss can be differentiated once.
+    rows the loss is 0 and keeps its gradient path. The loss can be differentiated once. A teacher that is
+    known in part (sparse.py) serves what its part shows.
     """
     chunks = row_chunks(student, byte_budget)
     gradients = HeadGradients(student, num_chunks=len(chunks))
     with torch.no_grad():
         columns = student.columns(labels)
         # Once, not per chunk: autocast would keep no cast of a part of a weight.
-        student, teacher = student.in_precision(), None if teacher is None else teacher.in_precision()
+        student = student.in_precision()
+        teacher = teacher.in_precision() if isinstance(teacher, Rows) else teacher
         models = _Models(student=student, teacher=teacher, columns=columns)
         plan = _plan(groups, chunks, [row_blocks(student, chunk, byte_budget) for chunk in chunks])
         if len(plan) != 1:
@@ -65,7 +69,7 @@ class _Models:
     """Both models' rows and the labels' columns."""
 
     student: Rows
-    teacher: Rows | None
+    teacher: TeacherRows | None
     columns: Int[Tensor, " row"]
 
 
@@ -95,12 +99,26 @@ def _resolve(groups: Sequence[RowGroup], models: _Models, plan: Sequence[_Part])
     """Return the groups with functions replaced by tensors, after a pass over all chunks if there are any."""
     if all(group.is_resolved for group in groups):
         return list(groups)
-    empty = _no_values(models.student.hidden)
-    log_probs = []
-    for rows in (models.student, models.teacher):
-        parts = [] if rows is None else [_labels_of(rows, rows.project(p.chunk), p, models) for p in plan]
-        log_probs.append(torch.cat([empty, *parts]))
-    return [group.resolve(log_probs[0], None if models.teacher is None else log_probs[1]) for group in groups]
+    student, teacher = models.student, models.teacher
+    empty = _no_values(student.hidden)
+    own = torch.cat([empty, *(_labels_of(student, student.project(p.chunk), p, models) for p in plan)])
+    other = [_teacher_labels(models, _projected(teacher, p.chunk), p) for p in plan]
+    others = None if teacher is None else torch.cat([empty, *(one for one in other if one is not None)])
+    return [group.resolve(own, others) for group in groups]
+
+
+def _projected(teacher: TeacherRows | None, chunk: slice) -> Float[Tensor, "chunk projected"] | None:
+    return teacher.project(chunk) if isinstance(teacher, Rows) else None
+
+
+def _teacher_labels(
+    models: _Models, projected: Float[Tensor, "chunk projected"] | None, part: _Part
+) -> Float[Tensor, " chunk"] | None:
+    """Return the teacher's label log-probabilities for a chunk, `projected` if its rows are whole."""
+    teacher = models.teacher
+    if isinstance(teacher, TopRows | LabelRows):
+        return teacher.label_log_probs[part.chunk].to(_no_values(models.student.hidden))
+    return None if teacher is None or projected is None else _labels_of(teacher, projected, part, models)
 
 
 def _labels_of(
@@ -149,18 +167,16 @@ def _run_chunk(
     models: _Models, part: _Part, groups: Sequence[RowGroup], outputs: _Outputs, gradients: HeadGradients
 ) -> None:
     """Fill in the results of a chunk and add its gradients, which replace the student's projection."""
-    student, teacher = models.student, models.teacher
+    student = models.student
     projected = student.project(part.chunk)
-    other = None if teacher is None else teacher.project(part.chunk)
+    other = _projected(models.teacher, part.chunk)
     if not all(group.is_resolved for group in groups):
         own_labels = _labels_of(student, projected, part, models)
-        other_labels = None if teacher is None or other is None else _labels_of(teacher, other, part, models)
+        other_labels = _teacher_labels(models, other, part)
         groups = [group.resolve(own_labels, other_labels) for group in groups]
     for block, members in zip(part.blocks, part.members, strict=True):
         rows = part.within(block)
-        log_p = None
-        if teacher is not None and other is not None:
-            log_p = teacher.logits(other[rows].to(projected.device)).log_softmax(dim=1)
+        log_p = _known(models.teacher, other, rows=rows, block=block, device=projected.device)
         log_q = student.logits(projected[rows]).log_softmax(dim=1)
         labels = _Labels.read(log_q, log_p, models.columns[block])
         outputs.student_log_probs[block] = labels.student
@@ -176,9 +192,27 @@ def _run_chunk(
     gradients.add(projected, part.chunk, weight=student.head.weight)
 
 
+_Known: TypeAlias = Tensor | TopRows | LabelRows | None
+"""What is known of the teacher in some rows: all log-probabilities [row, column], or a part of them."""
+
+
+def _known(
+    teacher: TeacherRows | None,
+    projected: Float[Tensor, "chunk projected"] | None,
+    *,
+    rows: slice,
+    block: slice,
+    device: torch.device,
+) -> _Known:
+    if isinstance(teacher, Rows):
+        assert projected is not None
+        return teacher.logits(projected[rows].to(device)).log_softmax(dim=1)
+    return None if teacher is None else teacher[block]
+
+
 def _run_block(
     log_q: Float[Tensor, "block column"],
-    log_p: Float[Tensor, "block column"] | None,
+    log_p: _Known,
     groups: Sequence[RowGroup],
     members: Sequence[slice],
     *,
@@ -220,14 +254,13 @@ class _Labels:
     @staticmethod
     def read(
         log_q: Float[Tensor, "member column"],
-        log_p: Float[Tensor, "member column"] | None,
+        log_p: _Known,
         columns: Int[Tensor, " member"],
     ) -> "_Labels":
-        return _Labels(
-            columns=columns,
-            student=label_log_probs(log_q, columns),
-            teacher=None if log_p is None else label_log_probs(log_p, columns),
-        )
+        teacher = label_log_probs(log_p, columns) if isinstance(log_p, Tensor) else None
+        if isinstance(log_p, TopRows | LabelRows):
+            teacher = log_p.label_log_probs.to(log_q)
+        return _Labels(columns=columns, student=label_log_probs(log_q, columns), teacher=teacher)
 
     def select(self, rows: slice | Int[Tensor, " selected"]) -> "_Labels":
         return _Labels(
@@ -241,7 +274,7 @@ def _group_gradient(
     group: RowGroup,
     member: slice,
     log_q: Float[Tensor, "member column"],
-    log_p: Float[Tensor, "member column"] | None,
+    log_p: _Known,
     labels: _Labels,
 ) -> tuple[Float[Tensor, " member"], Float[Tensor, "member column"]]:
     """Return values and gradients, unweighted, of the group's rows in `member`, which are given."""
@@ -254,16 +287,19 @@ def _group_gradient(
             student_log_probs=labels.student,
             teacher_log_probs=labels.teacher,
         )
-    assert log_p is not None, f"{divergence.kind} needs teacher rows"
+    assert isinstance(log_p, Tensor | TopRows), f"{divergence.kind} needs the teacher's distribution"
+    if alpha is not None:
+        assert isinstance(divergence, SkewKL | SkewReverseKL)
+        assert isinstance(alpha, Tensor)
+        alpha = alpha[member]
+    if isinstance(log_p, TopRows):
+        assert group.teacher_share == 1.0, "TAID mixes whole distributions"
+        return bucket_value_and_gradient(divergence, log_q, log_p, alpha=alpha)
     if group.teacher_share != 1.0:
         # Not lerp, which subtracts: a token that both lack would become NaN.
         share = group.teacher_share
         log_p = (log_q * (1 - share)).add_(log_p, alpha=share).log_softmax(dim=1)
-    if alpha is None:
-        return value_and_gradient(divergence, log_q, log_p)
-    assert isinstance(divergence, SkewKL | SkewReverseKL)
-    assert isinstance(alpha, Tensor)
-    return value_and_gradient(divergence, log_q, log_p, alpha=alpha[member])
+    return value_and_gradient(divergence, log_q, log_p, alpha=alpha)
 
 
 def _no_values(hidden: Tensor) -> Float[Tensor, " 0"]:

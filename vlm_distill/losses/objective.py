@@ -21,7 +21,7 @@ from vlm_distill.losses.pairs import PairShare, PairTerm
 from vlm_distill.losses.rows import Result, Rows
 from vlm_distill.losses.schedules import Clock, Schedule, SkewCurriculum
 from vlm_distill.losses.sources import ResponseSource, Stored
-from vlm_distill.losses.sparse import TeacherRows, sparse_divergence
+from vlm_distill.losses.sparse import TeacherRows
 from vlm_distill.losses.terms import Term, TermShare
 from vlm_distill.records import Author
 
@@ -108,15 +108,9 @@ class Objective:
             for term, denominator in zip(self.terms, denominators, strict=True)
         ]
         groups = [share.group(factor, self.clock) for share, factor in zip(shares, factors, strict=True)]
-        labels = responses.labels
-        if teacher is None or isinstance(teacher, Rows):
-            result = linear_divergence(
-                student, teacher, groups=groups, labels=labels, byte_budget=byte_budget
-            )
-        else:
-            result = sparse_divergence(
-                student, teacher, groups=groups, labels=labels, byte_budget=byte_budget
-            )
+        result = linear_divergence(
+            student, teacher, groups=groups, labels=responses.labels, byte_budget=byte_budget
+        )
         loss = result.loss
         for share, factor in zip(shares, factors, strict=True):
             if isinstance(share, PairShare):

@@ -63,7 +63,10 @@ class Rows:
         return replace(self, head=replace(self.head, weight=weight.to(precision_of(weight))))
 
     def project(self, chunk: slice) -> Float[Tensor, "chunk projected"]:
-        """Return hidden @ weight.T + bias in float32 at least; ids narrow it later, in `logits`."""
+        """Return hidden @ weight.T + bias in float32 at least, without gradient.
+
+        Ids narrow it later, in `logits`.
+        """
         # A slice of the weight is a view, a selection by ids would copy the whole layer.
         columns = self.vocabulary if isinstance(self.vocabulary, slice) else slice(None)
         projected = float32_product(self.hidden[chunk], self.head.weight[columns])
