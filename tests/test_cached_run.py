@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from safetensors.torch import load_file
 
 from tests.test_pipeline import error_of
 from tests.tiny_run import write_run
-from vlm_distill import models
+from vlm_distill import models, stages
 from vlm_distill.cli import main
 from vlm_distill.data.teacher_cache import HIDDEN
 from vlm_distill.run_config import ModelConfig
@@ -73,12 +74,21 @@ def test_a_run_goes_on_after_other_held_out_answers(pair: tuple[Path, Path], tmp
     assert not leftover.exists()
 
 
-def test_no_stage_trains_with_the_body_of_the_teacher_in_memory(
+def test_no_student_trains_or_answers_with_the_body_of_the_teacher_in_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     teachers: list[models.TeacherModel] = []
     held: list[bool] = []
-    plain_init, plain_run = models.TeacherModel.__init__, Trainer.run
+    plain_init, plain_run, plain_generate = (
+        models.TeacherModel.__init__,
+        Trainer.run,
+        stages.generate_responses,
+    )
+
+    def watched_generate(*arguments: Any, **settings: Any) -> Any:
+        if settings["author"] == "student":
+            held.append(teachers[0]._body is not None)
+        return plain_generate(*arguments, **settings)
 
     def watched_init(self: models.TeacherModel, *arguments: object, **settings: object) -> None:
         teachers.append(self)
@@ -92,9 +102,10 @@ def test_no_stage_trains_with_the_body_of_the_teacher_in_memory(
 
     monkeypatch.setattr(models.TeacherModel, "__init__", watched_init)
     monkeypatch.setattr(Trainer, "run", watched_run)
+    monkeypatch.setattr(stages, "generate_responses", watched_generate)
     short = write_run(tmp_path, rounds=1, evaluate={"agreement_tokens": 5})
     assert main(["run", str(short), "cache.tier=hidden", EVERY]) == 0
-    assert held == [False] * 3  # warm-up, round, control
+    assert held == [False] * 4  # warm-up, the student's responses, round, control
 
 
 def test_the_verb_fills_the_cache_and_the_run_uses_it(

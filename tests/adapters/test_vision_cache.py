@@ -244,6 +244,7 @@ def test_a_disk_that_fails_is_said_and_stops_nothing(tmp_path: Path) -> None:
     assert torch.equal(cache.get("1"), torch.full((4,), 1.0))
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux")
 def test_what_is_read_keeps_no_mapping_of_its_file(tmp_path: Path) -> None:
     first = store(tmp_path)
     filled(first, 3)
