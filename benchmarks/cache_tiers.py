@@ -10,7 +10,6 @@ teacher is asked about drawn pictures, another model answers in text. Counted, n
 """
 
 import argparse
-import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from side_by_side import add_json_lines
 from teacher_cache import plan_of, prompt
 
 from vlm_distill.adapters.adapter import LoadedModel
@@ -66,9 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         rows = tiers(Path(folder), options.model, options.noise)
     print(tier_table(rows))
-    if options.json:
-        with options.json.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
+    add_json_lines(options.json, rows)
 
 
 def examples_of(model: str) -> list[Example]:

@@ -10,12 +10,13 @@ separately, each to its longest. Numbers are means over --seeds, with the lowest
 """
 
 import argparse
-import json
 import statistics
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from side_by_side import add_json_lines
 
 from vlm_distill.adapters.adapter import LoadedModel
 from vlm_distill.adapters.catalog import load_model
@@ -52,9 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name, (recipe, model) in data.items():
         lengths = read_lengths(recipe, load_model(model))
         rows += [{"data": name, "model": model, **row} for row in compare(lengths, options)]
-    if options.json:
-        with options.json.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
+    add_json_lines(options.json, rows)
     print(table(rows))
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from side_by_side import add_options, compare, machine, measure, table
+from side_by_side import add_json_lines, add_options, compare, machine, measure, table
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
@@ -319,6 +319,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     print(machine())
     counted = facts()
+    add_json_lines(options.json, counted)
     rows = compare(VARIANTS, options, "--steps", str(options.steps))
     print(table(rows, {"seconds": ".2f", "peak_mib": ".0f", "resident_mib": ".0f"}))
     print("| variant | FLOPs over needed | images encoded | gradient difference |\n| --- | --- | --- | --- |")

@@ -78,10 +78,15 @@ def compare(variants: Sequence[str], options: argparse.Namespace, *arguments: st
         }
         for name, repeats in found.items()
     ]
-    if options.json:
-        with options.json.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps({**row, "arguments": arguments}) + "\n" for row in rows)
+    add_json_lines(options.json, [{**row, "arguments": arguments} for row in rows])
     return rows
+
+
+def add_json_lines(path: Path | None, rows: Sequence[dict[str, Any]]) -> None:
+    """Append rows to a file of JSON lines, if there is one."""
+    if path is not None:
+        with path.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
 def table(rows: Sequence[dict[str, Any]], columns: dict[str, str]) -> str:

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.tiny import tiny_llava, tiny_text_model
-from vlm_distill.adapters.adapter import LoadOptions
+from vlm_distill.adapters.adapter import LoadedModel, LoadOptions
 from vlm_distill.memory import MemoryEstimate, Tokens, estimate, layer_elements, teacher_bytes
 from vlm_distill.training.config import TrainConfig
 
@@ -19,9 +19,11 @@ def num_bytes(model: nn.Module) -> int:
     return sum(parameter.nbytes for parameter in model.parameters())
 
 
-def estimate_of(tokens: Tokens = TOKENS, **settings: Any) -> MemoryEstimate:
+def estimate_of(
+    tokens: Tokens = TOKENS, *, student: LoadedModel | None = None, **settings: Any
+) -> MemoryEstimate:
     train = TrainConfig.model_validate({"steps": 1, "micro_batch_size": 4, **settings})
-    return estimate(tiny_llava(), tiny_llava(), train=train, tokens=tokens)
+    return estimate(student or tiny_llava(), tiny_llava(), train=train, tokens=tokens)
 
 
 def test_weights_gradients_and_moments_of_full_training_are_four_times_the_weights():
@@ -106,6 +108,17 @@ def test_a_budget_of_tokens_needs_what_so_many_prompts_need():
     recomputed = {"gradient_checkpointing": True}
     assert estimate_of(**four, **recomputed) == estimate_of(micro_batch_size=4, **recomputed)
     assert estimate_of(**four, batch_size=2) == estimate_of(micro_batch_size=2)
+
+
+def test_a_prefix_that_no_mask_can_share_is_counted_once_a_response():
+    windowed = replace(tiny_llava(), model=copy.deepcopy(tiny_llava().model))
+    windowed.model.get_decoder().config.sliding_window = 64
+    recomputed = {"student": windowed, "gradient_checkpointing": True}
+    # A prompt takes 2 x (30 + 8) positions.
+    budget = estimate_of(micro_batch_size=None, micro_batch_tokens=4 * 46 + 45, **recomputed)
+    assert budget == estimate_of(micro_batch_size=3, **recomputed)
+    shared = estimate_of(gradient_checkpointing=True)
+    assert shared.device["activations"] < estimate_of(**recomputed).device["activations"]
 
 
 def test_a_tower_that_is_frozen_keeps_no_activations():

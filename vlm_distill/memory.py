@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from vlm_distill.adapters.adapter import LoadedModel, LoadOptions
-from vlm_distill.adapters.block_mask import takes_block_mask
 from vlm_distill.adapters.layers import find_layers
+from vlm_distill.forward import shares_prefixes
 from vlm_distill.losses.rows import BYTES_PER_LOGIT
 from vlm_distill.training.config import Precision, TrainConfig
 from vlm_distill.training.parts import prepare_parts
@@ -80,7 +80,9 @@ def estimate(
         # Autocast keeps a copy of every matrix for the backward pass.
         matrices = sum(p.numel() for p in shadow.model.parameters() if p.ndim > 1)
         device["weights in half precision"] = 2 * matrices
-    prefixes = 1 if _shares(student, train) else tokens.responses
+    # As the trainer will find it: recomputed activations drop the cache.
+    shares = shares_prefixes(student, in_one_forward=train.gradient_checkpointing)
+    prefixes = 1 if shares else tokens.responses
     size = train.prompts_per_forward(prefixes * tokens.prompt + tokens.responses * tokens.response)
     device["activations"] = _activations(shadow, train, tokens, size=size)
     rows = size * tokens.responses * tokens.response
@@ -97,12 +99,6 @@ def estimate(
     return MemoryEstimate(
         device=device, host=host, about=f"micro-batches of {batch} {kept} gradient checkpointing"
     )
-
-
-def _shares(student: LoadedModel, train: TrainConfig) -> bool:
-    """Say what forward.shares_prefixes will, once the model is in the mode of the config."""
-    without_cache = train.gradient_checkpointing
-    return student.adapter.branches_cache and (not without_cache or takes_block_mask(student.model))
 
 
 def _shadow(loaded: LoadedModel) -> LoadedModel:
@@ -157,7 +153,8 @@ def _activations(student: LoadedModel, train: TrainConfig, tokens: Tokens, *, si
     model: Any = student.model
     config = model.config.get_text_config()
     copies = student.adapter.branches_cache and not train.gradient_checkpointing
-    prefixes = size if _shares(student, train) else size * tokens.responses
+    shares = shares_prefixes(student, in_one_forward=train.gradient_checkpointing)
+    prefixes = size if shares else size * tokens.responses
     count = prefixes * tokens.prompt + size * tokens.responses * tokens.response
     total = width * count * _stack(config, train.gradient_checkpointing)
     if copies and tokens.responses > 1:

@@ -97,7 +97,10 @@ class FeatureStore:
                 temporary.write_bytes(data)
         except OSError as error:
             self._is_full = True
-            self._log(f"vision cache: {path}: {error}; further features stay in memory only")
+            self._log(
+                f"vision cache: {path}: {error}; further features stay in memory only; make room, and the "
+                "next start keeps them"
+            )
             return
         self._verified.add(path)
         self._shards |= dict.fromkeys(pending, path)
