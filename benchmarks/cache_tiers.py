@@ -21,18 +21,17 @@ from side_by_side import add_json_lines
 from teacher_cache import plan_of, prompt
 
 from vlm_distill.adapters.adapter import LoadedModel
-from vlm_distill.adapters.catalog import load_model
-from vlm_distill.batches import pad_responses
-from vlm_distill.data.teacher_cache import CacheConfig, CacheReader, CacheStore
+from vlm_distill.batches import TrainItem, pad_responses
 from vlm_distill.forward import response_hidden
 from vlm_distill.generation.engine import Sampling
 from vlm_distill.generation.live import sample_responses
 from vlm_distill.generation.transformers_engine import TransformersEngine
 from vlm_distill.losses import Rows, forward_kl
 from vlm_distill.losses.sparse import TopRows
+from vlm_distill.models.load import load_model
 from vlm_distill.records import Example, Message, Text
-from vlm_distill.training.items import TrainItem
-from vlm_distill.training.teacher_cache import CachePlan, cached_rows, fill_cache
+from vlm_distill.teacher_cache.fill import CachePlan, cached_rows, fill_cache
+from vlm_distill.teacher_cache.store import CacheConfig, CacheReader, CacheStore
 
 PICTURES = "bundled:easy_vqa_teacher"
 IMAGE_SIZE, NUM_PICTURES, NUM_TEXTS = 64, 96, 12

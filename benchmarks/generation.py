@@ -21,10 +21,10 @@ import torch
 from side_by_side import add_options, compare, machine, measure, table
 
 from vlm_distill.adapters.adapter import LoadedModel, LoadOptions
-from vlm_distill.adapters.catalog import load_model
 from vlm_distill.batches import PromptBatch
 from vlm_distill.generation.engine import Sampling
 from vlm_distill.generation.transformers_engine import TransformersEngine
+from vlm_distill.models.load import load_model
 from vlm_distill.processes import local_device
 from vlm_distill.records import Example, Message, Text
 

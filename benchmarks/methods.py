@@ -19,8 +19,8 @@ from typing import Any
 from scipy.stats import t as student_t
 
 from vlm_distill.files import read_json
-from vlm_distill.pipeline import run
-from vlm_distill.run_config import STARTS, RunConfig, load_run
+from vlm_distill.runs.config import STARTS, RunConfig, load_run
+from vlm_distill.runs.pipeline import run
 
 NOT_METHODS = ("teacher", *STARTS, "warm-up")
 

@@ -19,12 +19,12 @@ from typing import Any
 from side_by_side import add_json_lines
 
 from vlm_distill.adapters.adapter import LoadedModel
-from vlm_distill.adapters.catalog import load_model
 from vlm_distill.data.own_table import recipe_for_table
 from vlm_distill.data.recipe import Recipe, load_recipe, prepare
 from vlm_distill.generation.prompts import prompt_lengths
 from vlm_distill.generation.references import encode_references
-from vlm_distill.training.items import Plan
+from vlm_distill.models.load import load_model
+from vlm_distill.training.items import TrainOrder
 from vlm_distill.training.micro_batches import ItemLength, count_positions, cut_by_positions
 
 TEACHER = "bundled:easy_vqa_teacher"
@@ -99,7 +99,7 @@ def one_epoch(
 ) -> dict[str, float]:
     """Return padding, number and size of the forwards of the whole steps of the first epoch."""
     pairs = [(one.prompt, one.response) for one in lengths]
-    plan = Plan(
+    plan = TrainOrder(
         num_items=len(lengths), batch_size=options.batch_size, seed=seed, lengths=pairs if groups else None
     )
     valid, sizes = 0, list[int]()

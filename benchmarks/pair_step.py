@@ -24,14 +24,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from vlm_distill.adapters.adapter import LoadedModel
-from vlm_distill.adapters.catalog import LLAVA
-from vlm_distill.adapters.feature_store import FeatureStore, VisionCacheConfig
-from vlm_distill.adapters.vision_cache import with_vision_cache
+from vlm_distill.adapters.llava import LLAVA
 from vlm_distill.batches import PromptBatch, ResponseBatch
 from vlm_distill.losses import DistiLLM2
+from vlm_distill.models.feature_store import FeatureStore, VisionCacheConfig
+from vlm_distill.models.vision_cache import with_vision_cache
 from vlm_distill.records import AUTHORS
 from vlm_distill.training.items import TrainBatch
-from vlm_distill.training.stage import Stage, StepModule
+from vlm_distill.training.step import Stage, StepModule
 
 IMAGE_TOKENS, TEXT_TOKENS, RESPONSE_TOKENS = 576, 32, 48
 PREFIX = IMAGE_TOKENS + TEXT_TOKENS
@@ -91,7 +91,7 @@ def build(size: Size, *, attention: str, seed: int) -> LoadedModel:
         path="benchmark",
         fingerprint=str(seed),
         stop_ids=(2,),
-        placeholder_ids=(IMAGE_ID,),
+        image_token_ids=(IMAGE_ID,),
     )
 
 
@@ -151,7 +151,7 @@ def pair_step(pair: Pair, *, is_cached: bool) -> Step:
     module = StepModule(stage, 256 * 2**20)
 
     def encode(loaded: LoadedModel) -> PromptBatch:
-        exchange = loaded.exchange_pixels
+        exchange = loaded.vision_cache
         return pair.prompts if exchange is None else exchange(loaded, pair.prompts)
 
     def step() -> Tensor:

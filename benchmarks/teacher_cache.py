@@ -25,16 +25,17 @@ from PIL import ImageDraw
 from side_by_side import add_options, compare, machine, measure, table
 
 from vlm_distill.adapters.adapter import LoadedModel, LoadOptions
-from vlm_distill.adapters.catalog import load_model, save_model
-from vlm_distill.adapters.llava import BuildConfig, build_llava
-from vlm_distill.adapters.output_layer import light_model
-from vlm_distill.data.teacher_cache import CacheConfig, CacheReader
+from vlm_distill.batches import TrainItem
 from vlm_distill.losses import DistiLLM2
+from vlm_distill.models.load import load_model
+from vlm_distill.models.output_layer import light_model
+from vlm_distill.models.save import save_model
 from vlm_distill.records import Author, Example, Image, Message, Response, Text, response_id
+from vlm_distill.students.build import BuildConfig, build_llava
+from vlm_distill.teacher_cache.fill import CachePlan, fill_cache
+from vlm_distill.teacher_cache.store import CacheConfig, CacheReader
 from vlm_distill.training.config import Trainable, TrainConfig
-from vlm_distill.training.items import TrainItem
-from vlm_distill.training.stage import Stage
-from vlm_distill.training.teacher_cache import CachePlan, fill_cache
+from vlm_distill.training.step import Stage
 from vlm_distill.training.trainer import Trainer
 
 LIVE = "live teacher"
@@ -157,7 +158,7 @@ def prepare(folder: Path, width: int, prompts: int) -> str:
 def items_of(student: LoadedModel, prompts: int) -> list[TrainItem]:
     """Return prompts with random responses of both authors."""
     generator = torch.Generator().manual_seed(0)
-    special = {*student.tokenizer.all_special_ids, *student.placeholder_ids}
+    special = {*student.tokenizer.all_special_ids, *student.image_token_ids}
     usable = torch.tensor([one for one in range(len(student.tokenizer)) if one not in special])
     items = []
     for index in range(prompts):

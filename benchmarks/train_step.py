@@ -26,17 +26,17 @@ from side_by_side import add_options, compare, machine, measure, table
 from torch.nn.utils.rnn import pad_sequence
 
 from vlm_distill.adapters.adapter import LoadedModel
-from vlm_distill.adapters.catalog import load_model
-from vlm_distill.adapters.feature_store import FeatureStore, VisionCacheConfig
-from vlm_distill.adapters.llava import build_llava
-from vlm_distill.adapters.shrink import ShrinkConfig, shrink_student
-from vlm_distill.adapters.vision_cache import with_vision_cache
+from vlm_distill.batches import TrainItem
 from vlm_distill.losses import KD
+from vlm_distill.models.feature_store import FeatureStore, VisionCacheConfig
+from vlm_distill.models.load import load_model
+from vlm_distill.models.vision_cache import with_vision_cache
 from vlm_distill.records import Example, Image, Message, Response, Text
-from vlm_distill.run_config import load_run
+from vlm_distill.runs.config import load_run
+from vlm_distill.students.build import build_llava
+from vlm_distill.students.pruning import ShrinkConfig, shrink_student
 from vlm_distill.training.config import TrainConfig
-from vlm_distill.training.items import TrainItem
-from vlm_distill.training.stage import Stage
+from vlm_distill.training.step import Stage
 from vlm_distill.training.trainer import Trainer
 
 OURS, KEPT = "vlm-distill", "vlm-distill, features kept"

@@ -4,11 +4,11 @@ import importlib.util
 
 import pytest
 
-from vlm_distill.adapters.catalog import load_model
 from vlm_distill.data.images import ImageStore
-from vlm_distill.evaluation.run import evaluate_task
+from vlm_distill.evaluation.harness import evaluate_task
 from vlm_distill.evaluation.task import load_task
 from vlm_distill.generation.transformers_engine import TransformersEngine
+from vlm_distill.models.load import load_model
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("easy_vqa") is None, reason="needs pip install 'vlm-distill[demo]'"

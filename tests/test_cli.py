@@ -54,6 +54,6 @@ def test_an_interrupt_says_that_the_command_continues(
     def interrupted(name: str, overrides: list[str]) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("vlm_distill.run_config.load_run", interrupted)
+    monkeypatch.setattr("vlm_distill.runs.config.load_run", interrupted)
     assert main(["run", "easy_vqa"]) == 130
     assert "the same command continues" in capsys.readouterr().err

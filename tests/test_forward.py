@@ -12,11 +12,11 @@ from vlm_distill.adapters.adapter import LoadedModel
 from vlm_distill.adapters.block_mask import takes_block_mask
 from vlm_distill.batches import PromptBatch, ResponseBatch
 from vlm_distill.forward import (
-    one_sequence_hidden,
     prefix_shared_hidden,
     response_hidden,
-    separate_hidden,
     single_forward_hidden,
+    tree_attention_hidden,
+    unshared_hidden,
 )
 
 IMAGES = [[picture("red")], [], [picture("blue"), picture("green")]]
@@ -44,7 +44,7 @@ def responses_of(pairs: list[tuple[int, list[int]]], *, width: int | None = None
 
 
 def prompts_of(loaded: LoadedModel) -> PromptBatch:
-    if not loaded.placeholder_ids:
+    if not loaded.image_token_ids:
         return loaded.encode(
             [example("a", "hi"), example("b", "What color?"), example("c", "yes")], [[], [], []]
         )
@@ -152,7 +152,7 @@ def test_gradients_through_padded_rows_are_finite_and_equal_those_without_paddin
             path=loaded.path,
             fingerprint="",
             stop_ids=loaded.stop_ids,
-            placeholder_ids=loaded.placeholder_ids,
+            image_token_ids=loaded.image_token_ids,
         )
         function(trained, prompts_of(loaded)).square().sum().backward()
         gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
@@ -163,7 +163,7 @@ def test_gradients_through_padded_rows_are_finite_and_equal_those_without_paddin
         torch.testing.assert_close(gradient, plain[name], atol=1e-4, rtol=1e-4, msg=name)
 
 
-@pytest.mark.parametrize("function", [separate_hidden, prefix_shared_hidden, single_forward_hidden])
+@pytest.mark.parametrize("function", [unshared_hidden, prefix_shared_hidden, single_forward_hidden])
 def test_responses_without_tokens_have_no_rows(function):
     loaded, pairs = tiny_llava(), [(0, []), (0, []), (1, []), (2, [])]
     assert function(loaded, prompts_of(loaded), responses_of(pairs)).shape == (0, 16)
@@ -177,7 +177,7 @@ SHAPES = {"several": RESPONSES, "one token": [(0, [10]), (1, [20]), (0, [30])], 
 @pytest.mark.parametrize("pairs", SHAPES.values(), ids=SHAPES)
 def test_a_shared_prefix_gives_the_hidden_states_and_gradients_of_separate_forwards(build, pairs, shared):
     loaded, found = build(), []
-    for function in (separate_hidden, prefix_shared_hidden if shared == "cache" else one_sequence_hidden):
+    for function in (unshared_hidden, prefix_shared_hidden if shared == "cache" else tree_attention_hidden):
         model = copy.deepcopy(loaded.model).train()
         if "one" in shared:
             model.set_attn_implementation(shared.split()[-1])
@@ -208,7 +208,7 @@ def test_the_prefix_is_shared_only_where_prompts_have_several_responses(monkeypa
     with torch.no_grad():
         response_hidden(counted, prompts_of(loaded), responses_of(RESPONSES))
         response_hidden(counted, prompts_of(loaded), responses_of(RESPONSES[:3]))
-        unable = replace(counted, adapter=replace(counted.adapter, branches_cache=False))
+        unable = replace(counted, adapter=replace(counted.adapter, supports_prefix_sharing=False))
         response_hidden(unable, prompts_of(loaded), responses_of(RESPONSES))
     assert calls == [3, 5, 3, 5]
 

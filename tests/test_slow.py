@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 
 from tests.tiny_run import write_run
 from vlm_distill.data.store import ResponseStore
-from vlm_distill.data.teacher_cache import CacheReader, CacheStore
 from vlm_distill.files import read_json
+from vlm_distill.teacher_cache.store import CacheReader, CacheStore
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[1]

@@ -21,8 +21,8 @@ from transformers import (
 )
 
 from vlm_distill.adapters.adapter import LoadedModel
-from vlm_distill.adapters.catalog import wrap_model
 from vlm_distill.adapters.qwen_vl import QWEN_VL
+from vlm_distill.models.load import wrap_model
 
 SPECIAL = (
     "<|endoftext|>",

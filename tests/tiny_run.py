@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 
 from tests.tiny import LANGUAGE, picture, tiny_llava
-from vlm_distill.adapters.catalog import save_model
 from vlm_distill.config import dump_yaml
+from vlm_distill.models.save import save_model
 
 COLORS = ("red", "green", "blue", "teal", "black", "gray", "brown", "yellow", "white", "pink", "navy", "lime")
 QUESTIONS = ("What color is the shape?", "Is there a red circle in the image?")

@@ -18,13 +18,13 @@ from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from vlm_distill.adapters.catalog import save_model
-from vlm_distill.adapters.clip_weights import convert_tower
-from vlm_distill.adapters.llava import BuildConfig, build_llava
 from vlm_distill.data.augment import Augment
 from vlm_distill.data.recipe import Dataset, load_recipe, prepare
+from vlm_distill.models.save import save_model
 from vlm_distill.progress import progress
 from vlm_distill.records import Example
+from vlm_distill.students.build import BuildConfig, build_llava
+from vlm_distill.students.clip_weights import convert_tower
 
 SHAPES = ("circle", "rectangle", "triangle")
 COLORS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")

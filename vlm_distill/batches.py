@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from vlm_distill.records import AUTHORS, Author, Response
+from vlm_distill.records import AUTHORS, Author, Example, Response
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -135,3 +135,15 @@ class Head:
     bias: Float[Tensor, " vocab"] | None = None
     scale: float = 1.0
     soft_cap: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainItem:
+    """A prompt with the responses that are trained on it, in the order of records.AUTHORS."""
+
+    example: Example
+    responses: tuple[Response, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(len(response.token_ids) for response in self.responses)

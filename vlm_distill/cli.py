@@ -118,18 +118,27 @@ def _config_arguments(verb: argparse.ArgumentParser) -> None:
 
 def _run(options: argparse.Namespace) -> None:
     _quiet_libraries()
-    from vlm_distill.pipeline import run
-    from vlm_distill.run_config import load_run
+    from vlm_distill.processes import is_main, stop
+    from vlm_distill.reporting import write_report
+    from vlm_distill.runs.config import load_run
+    from vlm_distill.runs.folder import print_log
+    from vlm_distill.runs.pipeline import run
 
-    run(load_run(options.config, options.overrides))
+    config = load_run(options.config, options.overrides)
+    run(config)
+    if is_main():
+        print_log(f"report: {write_report(config.folder)}")
+    stop()
 
 
 def _cache(options: argparse.Namespace) -> None:
     _quiet_libraries()
-    from vlm_distill.pipeline import fill_caches
-    from vlm_distill.run_config import load_run
+    from vlm_distill.processes import stop
+    from vlm_distill.runs.config import load_run
+    from vlm_distill.runs.pipeline import fill_caches
 
     fill_caches(load_run(options.config, options.overrides))
+    stop()
 
 
 def _quiet_libraries() -> None:
@@ -144,17 +153,17 @@ def _quiet_libraries() -> None:
 
 
 def _check(options: argparse.Namespace) -> None:
-    from vlm_distill.check import check
-    from vlm_distill.run_config import load_run
+    from vlm_distill.runs.check import check
+    from vlm_distill.runs.config import load_run
 
     print(check(load_run(options.config, options.overrides)))
 
 
 def _eval(options: argparse.Namespace) -> None:
     _quiet_libraries()
-    from vlm_distill.pipeline import evaluate_model
     from vlm_distill.processes import is_main, stop
-    from vlm_distill.run_config import EvaluateConfig, ModelConfig
+    from vlm_distill.runs.config import EvaluateConfig, ModelConfig
+    from vlm_distill.runs.pipeline import evaluate_model
 
     name = options.model.removeprefix("bundled:").strip("./").replace("/", "_")
     settings = {"suite": options.suite, "limit": options.limit, "batch_size": options.batch_size}
@@ -177,8 +186,8 @@ def _report(options: argparse.Namespace) -> None:
 
 def _export(options: argparse.Namespace) -> None:
     _quiet_libraries()
-    from vlm_distill.export import export
-    from vlm_distill.run_folder import print_log
+    from vlm_distill.publishing.export import export
+    from vlm_distill.runs.folder import print_log
 
     folder = export(
         options.source,

@@ -13,8 +13,8 @@ from transformers import DynamicCache
 
 from vlm_distill.adapters.adapter import LoadedModel
 from vlm_distill.adapters.block_mask import block_mask, takes_block_mask
-from vlm_distill.adapters.recompute import drops_cache
 from vlm_distill.batches import PromptBatch, ResponseBatch
+from vlm_distill.models.gradient_checkpointing import cache_disabled
 
 
 def response_hidden(
@@ -25,11 +25,11 @@ def response_hidden(
     The prefix (prompt and images) runs once per prompt where several responses share it and the family
     allows it: as a cache, or in one sequence where activations are recomputed, which drops the cache.
     """
-    if drops_cache(loaded.model):
+    if cache_disabled(loaded.model):
         return single_forward_hidden(loaded, prompts, responses)
     if shares_prefixes(loaded) and len(responses.input_ids) > len(prompts.input_ids):
         return prefix_shared_hidden(loaded, prompts, responses)
-    return separate_hidden(loaded, prompts, responses)
+    return unshared_hidden(loaded, prompts, responses)
 
 
 def single_forward_hidden(
@@ -38,17 +38,17 @@ def single_forward_hidden(
     """Return the same from one forward, whatever the batch, and without a cache."""
     shares = shares_prefixes(loaded, in_one_forward=True) and responses.input_ids.shape[1] > 0
     if shares and len(responses.input_ids) > len(prompts.input_ids):
-        return one_sequence_hidden(loaded, prompts, responses)
-    return separate_hidden(loaded, prompts, responses)
+        return tree_attention_hidden(loaded, prompts, responses)
+    return unshared_hidden(loaded, prompts, responses)
 
 
 def shares_prefixes(loaded: LoadedModel, *, in_one_forward: bool = False) -> bool:
     """Say whether responses of one prompt share its forward, in the mode that the model is in."""
-    without_cache = in_one_forward or drops_cache(loaded.model)
-    return loaded.adapter.branches_cache and (not without_cache or takes_block_mask(loaded.model))
+    without_cache = in_one_forward or cache_disabled(loaded.model)
+    return loaded.adapter.supports_prefix_sharing and (not without_cache or takes_block_mask(loaded.model))
 
 
-def separate_hidden(
+def unshared_hidden(
     loaded: LoadedModel, prompts: PromptBatch, responses: ResponseBatch
 ) -> Float[Tensor, "row width"]:
     """Forward every response with its own copy of its prompt.
@@ -72,7 +72,7 @@ def prefix_shared_hidden(
 ) -> Float[Tensor, "row width"]:
     """Forward every prompt once and branch its key-value cache to its responses.
 
-    The cache keeps the graph in training. Equal to `separate_hidden`, gradients included, up to rounding.
+    The cache keeps the graph in training. Equal to `unshared_hidden`, gradients included, up to rounding.
     """
     adapter, model, index = loaded.adapter, loaded.model, responses.prompt_index
     config: Any = model.config
@@ -95,12 +95,12 @@ def prefix_shared_hidden(
     return torch.cat([first, rest], dim=1)[responses.mask]
 
 
-def one_sequence_hidden(
+def tree_attention_hidden(
     loaded: LoadedModel, prompts: PromptBatch, responses: ResponseBatch
 ) -> Float[Tensor, "row width"]:
     """Forward every prompt with all its responses behind it, which see the prompt but not each other.
 
-    Every response continues the positions of its prompt. Equal to `separate_hidden`, gradients included, up
+    Every response continues the positions of its prompt. Equal to `unshared_hidden`, gradients included, up
     to rounding.
     """
     adapter, model, index = loaded.adapter, loaded.model, responses.prompt_index

@@ -3,12 +3,14 @@
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import TypeVar
 
 from tqdm import tqdm
 
 T = TypeVar("T")
+Log = Callable[[str], None]
+"""Takes one line for people: where a job is, what it left out."""
 
 
 def progress(

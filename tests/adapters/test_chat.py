@@ -89,7 +89,7 @@ def test_every_image_is_counted_at_its_prompt_and_kept_in_order():
 def test_an_image_takes_as_many_placeholders_as_the_tower_gives_features():
     loaded = tiny_llava()
     batch = loaded.encode([example("a", "?", num_images=2)], [[picture(), picture(size=(40, 24))]])
-    assert int(torch.isin(batch.input_ids, torch.tensor(loaded.placeholder_ids)).sum()) == 2 * 4
+    assert int(torch.isin(batch.input_ids, torch.tensor(loaded.image_token_ids)).sum()) == 2 * 4
 
 
 def test_text_prompts_alone_need_no_images_in_an_image_text_model():

@@ -13,20 +13,22 @@ from tests.tiny import example, picture
 from tests.tiny_qwen import FAMILIES, tiny_qwen
 from vlm_distill.adapters.adapter import LoadedModel
 from vlm_distill.adapters.block_mask import takes_block_mask
-from vlm_distill.adapters.catalog import find_adapter, load_model, save_model
+from vlm_distill.adapters.catalog import find_adapter
 from vlm_distill.adapters.chat import sequential_positions
-from vlm_distill.adapters.lora import part_of
-from vlm_distill.adapters.pair import pair_report
 from vlm_distill.adapters.qwen_vl import QWEN_VL
+from vlm_distill.alignment.pair import pair_report
 from vlm_distill.batches import PromptBatch, ResponseBatch
 from vlm_distill.forward import (
-    one_sequence_hidden,
     prefix_shared_hidden,
     response_hidden,
-    separate_hidden,
+    tree_attention_hidden,
+    unshared_hidden,
 )
 from vlm_distill.generation.engine import Sampling
 from vlm_distill.generation.transformers_engine import TransformersEngine
+from vlm_distill.models.load import load_model
+from vlm_distill.models.lora import part_of
+from vlm_distill.models.save import save_model
 from vlm_distill.records import Example
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
@@ -152,7 +154,7 @@ def test_positions_are_those_of_the_model_behind_padding_and_go_on_in_the_respon
 @every_family
 def test_hidden_states_and_gradients_equal_those_of_the_models_own_unpadded_forward(family: str):
     loaded = tiny_qwen(family)
-    found = with_gradients(lambda m: separate_hidden(m, prompts_of(m), responses_of(RESPONSES)), loaded)
+    found = with_gradients(lambda m: unshared_hidden(m, prompts_of(m), responses_of(RESPONSES)), loaded)
     assert found[0].shape == (15, 16)
     assert any("visual.patch_embed" in name for name in found[1])
     assert_same(found, with_gradients(lambda m: one_by_one(m, RESPONSES), loaded))
@@ -162,7 +164,7 @@ def test_hidden_states_and_gradients_equal_those_of_the_models_own_unpadded_forw
 def test_a_shared_prefix_gives_the_hidden_states_and_gradients_of_separate_forwards(family: str):
     loaded, found = tiny_qwen(family), []
     assert takes_block_mask(loaded.model)
-    for function in (prefix_shared_hidden, one_sequence_hidden, separate_hidden):
+    for function in (prefix_shared_hidden, tree_attention_hidden, unshared_hidden):
         found.append(
             with_gradients(lambda m, f=function: f(m, prompts_of(m), responses_of(RESPONSES)), loaded)
         )
@@ -174,7 +176,7 @@ def test_a_shared_prefix_gives_the_hidden_states_and_gradients_of_separate_forwa
 def test_a_text_prompt_selected_from_a_batch_with_images_is_forwarded(family: str):
     loaded = tiny_qwen(family)
     with torch.no_grad():
-        found = separate_hidden(loaded, prompts_of(loaded), responses_of([(1, [80, 81])]))
+        found = unshared_hidden(loaded, prompts_of(loaded), responses_of([(1, [80, 81])]))
         shared = prefix_shared_hidden(
             loaded, prompts_of(loaded).select(torch.tensor([1])), responses_of([(0, [80, 81])])
         )
@@ -214,12 +216,12 @@ def test_what_the_model_remembers_of_other_prompts_changes_nothing_and_nothing_i
     loaded = replace(tiny_qwen(family), model=copy.deepcopy(tiny_qwen(family).model))
     responses = responses_of(RESPONSES)
     with torch.no_grad():
-        before = [f(loaded, prompts_of(loaded), responses) for f in (separate_hidden, prefix_shared_hidden)]
+        before = [f(loaded, prompts_of(loaded), responses) for f in (unshared_hidden, prefix_shared_hidden)]
         assert loaded.model.base_model.rope_deltas is None
         loaded.model.generate(**own_inputs(loaded, 0), max_new_tokens=2, do_sample=False)
         stale = loaded.model.base_model.rope_deltas
         assert stale.abs().max() > 0
-        after = [f(loaded, prompts_of(loaded), responses) for f in (separate_hidden, prefix_shared_hidden)]
+        after = [f(loaded, prompts_of(loaded), responses) for f in (unshared_hidden, prefix_shared_hidden)]
     assert loaded.model.base_model.rope_deltas is stale
     assert all(torch.equal(*pair) for pair in zip(before, after, strict=True))
 
@@ -247,7 +249,7 @@ def test_greedy_equals_generate_of_transformers(family: str, stopping: bool):
             max_new_tokens=8,
             eos_token_id=list(loaded.stop_ids),
             pad_token_id=loaded.tokenizer.pad_token_id,
-            suppress_tokens=list(loaded.placeholder_ids),
+            suppress_tokens=list(loaded.image_token_ids),
         )[0, inputs["input_ids"].shape[1] :].tolist()
         assert list(found.token_ids) == expected
         assert found.finish == ("stop" if expected[-1] in loaded.stop_ids else "length")
@@ -260,7 +262,7 @@ def test_samples_share_the_prefill_of_their_prompt_and_have_the_log_probabilitie
     assert len({len(one.token_ids) for one in completions}) > 1
     pairs = [(row // 2, list(one.token_ids)) for row, one in enumerate(completions)]
     with torch.no_grad():
-        hidden = separate_hidden(loaded, prompts_of(loaded), responses_of(pairs))
+        hidden = unshared_hidden(loaded, prompts_of(loaded), responses_of(pairs))
         log_probs = (hidden @ QWEN_VL.head(loaded.model).weight.T).log_softmax(dim=-1)
     labels = torch.tensor([token for _, ids in pairs for token in ids])
     found = [value for one in completions for value in one.token_log_probs or ()]
@@ -283,7 +285,7 @@ def test_a_saved_model_loads_through_the_catalog_and_answers_the_same(family: st
     save_model(loaded, tmp_path / "model")
     again = load_model(str(tmp_path / "model"))
     assert again.adapter is QWEN_VL
-    assert (again.stop_ids, again.placeholder_ids) == (loaded.stop_ids, loaded.placeholder_ids)
+    assert (again.stop_ids, again.image_token_ids) == (loaded.stop_ids, loaded.image_token_ids)
     with torch.no_grad():
         first, second = (response_hidden(m, prompts_of(m), responses_of(RESPONSES)) for m in (loaded, again))
     torch.testing.assert_close(first, second, atol=1e-6, rtol=1e-6)
@@ -293,7 +295,7 @@ def test_a_pair_with_output_layers_of_two_widths_shares_the_ids_below_the_image_
     # Qwen2.5-VL pads 151,665 tokens to 152,064 rows in the 7B model and to 151,936 in the 3B one.
     report = pair_report(tiny_qwen(vocab_size=288), tiny_qwen(seed=1, vocab_size=272))
     assert report.vocabulary == slice(0, 264)
-    image_pad = tiny_qwen().placeholder_ids[0]
-    assert report.unshared_ids == (image_pad, *range(264, 288))
+    image_pad = tiny_qwen().image_token_ids[0]
+    assert report.suppressed_ids == (image_pad, *range(264, 288))
     # 640 x 480 is brought below 1024 pixels.
     assert report.teacher.num_image_tokens == report.student.num_image_tokens > 0

@@ -16,7 +16,7 @@ from tests.generation import test_run
 from vlm_distill import processes
 from vlm_distill.errors import EngineError, UserError
 from vlm_distill.files import write_json
-from vlm_distill.generation import run
+from vlm_distill.generation import work
 from vlm_distill.generation.engine import Completion, Sampling
 from vlm_distill.records import Example
 
@@ -56,7 +56,7 @@ def share(folder: Path) -> None:
 
 def main(name: str, folder: Path) -> int:
     processes.start("cpu")
-    run.SHARD_SECONDS = 0.0
+    work.SHARD_SECONDS = 0.0
     try:
         if name == "share":
             share(folder)

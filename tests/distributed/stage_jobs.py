@@ -15,11 +15,11 @@ from tests.distributed.training_jobs import Case, shard
 from tests.training.test_trainer import config
 from vlm_distill import processes
 from vlm_distill.adapters.adapter import LoadOptions
-from vlm_distill.adapters.catalog import load_model
 from vlm_distill.errors import UserError
+from vlm_distill.models.load import load_model
 from vlm_distill.training.config import Trainable
-from vlm_distill.training.run import train
-from vlm_distill.training.stage import Stage
+from vlm_distill.training.step import Stage
+from vlm_distill.training.train import train
 from vlm_distill.training.trainer import Trainer
 
 SETTINGS = config(steps=4, batch_size=6, micro_batch_size=2, checkpoint_every=2)

@@ -9,15 +9,15 @@ import pytest
 import torch
 
 from tests.distributed.torchrun import torchrun
-from tests.evaluation.test_evaluation_run import Bench, bench, scripted  # noqa: F401 (a fixture)
-from tests.generation.test_run import Recorded, generate, llava_engine, llava_job
+from tests.evaluation.test_harness import Bench, bench, scripted  # noqa: F401 (a fixture)
 from tests.generation.test_transformers_engine import prompts_of
+from tests.generation.test_work import Recorded, generate, llava_engine, llava_job
 from vlm_distill.data.store import ResponseStore
 from vlm_distill.errors import DataError, EngineError
 from vlm_distill.files import read_json
-from vlm_distill.generation import run
+from vlm_distill.generation import work
 from vlm_distill.generation.engine import Sampling
-from vlm_distill.generation.run import read_counts
+from vlm_distill.generation.work import read_counts
 
 JOBS = "tests.distributed.generation_jobs"
 NUM_BATCHES = 6
@@ -53,7 +53,7 @@ def test_two_processes_share_the_batches_and_get_the_rows_of_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder = bench.folder
-    monkeypatch.setattr(run, "SHARD_SECONDS", 0.0)
+    monkeypatch.setattr(work, "SHARD_SECONDS", 0.0)
     whole = as_json(llava_job(llava_engine(), folder / "whole"))
     with pytest.raises(EngineError, match="power"):
         llava_job(Interrupted(llava_engine()), folder / "half")
@@ -124,6 +124,6 @@ def test_parts_that_a_cut_short_reset_left_are_not_taken_over(tmp_path: Path) ->
 
 
 def test_parts_on_another_machine_are_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "num_processes", lambda: 2)
+    monkeypatch.setattr(work, "num_processes", lambda: 2)
     with pytest.raises(DataError, match=r"no responses of process rank_1; .*all machines share"):
         llava_job(llava_engine(), tmp_path)

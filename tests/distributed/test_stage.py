@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 from tests.distributed.stage_jobs import settings_of, stage_of
 from tests.distributed.torchrun import torchrun
 from tests.distributed.training_jobs import MODELS
-from vlm_distill.adapters.catalog import save_model
-from vlm_distill.training.run import train
+from vlm_distill.models.save import save_model
+from vlm_distill.training.train import train
 
 pytestmark = pytest.mark.slow
 

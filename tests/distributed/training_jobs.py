@@ -21,12 +21,12 @@ from tests.tiny import tiny_llava, tiny_text_model
 from tests.training.test_trainer import config, fresh, make_items, make_stage
 from vlm_distill import processes
 from vlm_distill.adapters.adapter import LoadedModel
-from vlm_distill.adapters.feature_store import FeatureStore, VisionCacheConfig
-from vlm_distill.adapters.vision_cache import with_vision_cache
 from vlm_distill.files import write_json
 from vlm_distill.losses import DistiLLM2, SeqKD
+from vlm_distill.models.feature_store import FeatureStore, VisionCacheConfig
+from vlm_distill.models.vision_cache import with_vision_cache
 from vlm_distill.training.config import Trainable
-from vlm_distill.training.stage import Stage
+from vlm_distill.training.step import Stage
 from vlm_distill.training.trainer import Trainer
 
 OBJECTIVES = {

@@ -51,9 +51,9 @@ def test_a_reference_that_holds_an_image_placeholder_is_refused_and_its_example_
     examples = [example("a", "red"), example("b", "a * shape")]
     with pytest.raises(DataError, match=r"'b'.*'a \* shape'.*1 of 2"):
         encode_references(
-            examples, LetterTokenizer(), stop_id=2, fingerprint="f", placeholder_ids=(ord("*"), 3)
+            examples, LetterTokenizer(), stop_id=2, fingerprint="f", image_token_ids=(ord("*"), 3)
         )
     kept = encode_references(
-        examples, LetterTokenizer(), stop_id=2, fingerprint="f", placeholder_ids=(ord("+"),)
+        examples, LetterTokenizer(), stop_id=2, fingerprint="f", image_token_ids=(ord("+"),)
     )
     assert [response.text for response in kept] == ["red", "a * shape"]

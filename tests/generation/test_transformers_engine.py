@@ -7,7 +7,7 @@ import torch
 from tests.tiny import example, picture, tiny_llava, tiny_text_model
 from vlm_distill.adapters.adapter import LoadedModel
 from vlm_distill.files import hash_json
-from vlm_distill.generation.decoding import never_generated
+from vlm_distill.generation.decoding import own_suppressed_ids
 from vlm_distill.generation.engine import Completion, Sampling
 from vlm_distill.generation.sampling import choose_tokens, row_uniforms
 from vlm_distill.generation.transformers_engine import TransformersEngine
@@ -66,7 +66,7 @@ def recomputed(
             with torch.no_grad():
                 logits = loaded.model(input_ids=sequence, **prompt.extras).logits[:, -1]
             allowed = logits.index_fill(
-                1, torch.tensor(never_generated(loaded), dtype=torch.long), -torch.inf
+                1, torch.tensor(own_suppressed_ids(loaded), dtype=torch.long), -torch.inf
             )
             chosen = choose_tokens(allowed, uniforms[row : row + 1, step], sampling)
             ids.append(int(chosen))
@@ -248,7 +248,7 @@ def test_ids_that_the_other_model_cannot_read_are_never_generated_and_change_the
         token for one in run_plan(engine, prompts_of("text"), sampling).values() for token in one.token_ids
     }
     # An id behind the output layer is no id of this model: nothing to forbid.
-    restricted = dataclasses.replace(engine, forbidden_ids=(*sorted(before), 10**6))
+    restricted = dataclasses.replace(engine, suppressed_ids=(*sorted(before), 10**6))
     after = {
         token
         for one in run_plan(restricted, prompts_of("text"), sampling).values()

@@ -77,7 +77,7 @@ def test_the_plan_refuses_what_vllm_would_refuse_or_change_silently() -> None:
 def test_settings_name_what_decides_the_answers_and_not_the_batch_size() -> None:
     engine, larger = engine_of(tiny_llava()), engine_of(tiny_llava(), batch_size=64)
     assert engine.settings == larger.settings == {"kind": "vllm", "dtype": "float32", "max_model_len": "512"}
-    restricted = dataclasses.replace(engine, forbidden_ids=(7,))
+    restricted = dataclasses.replace(engine, suppressed_ids=(7,))
     assert restricted.settings != engine.settings
     assert engine.fingerprint == tiny_llava().fingerprint
 

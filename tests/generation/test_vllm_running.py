@@ -19,14 +19,15 @@ from tests.generation.test_transformers_engine import load_pictures, prompts_of,
 from tests.generation.test_vllm_engine import CONFIG, INSTALLED, KINDS, engine_of
 from tests.tiny import tiny_llava, tiny_text_model
 from vlm_distill.adapters.adapter import LoadedModel
-from vlm_distill.adapters.catalog import load_model, save_model
 from vlm_distill.data.store import ResponseStore
 from vlm_distill.errors import EngineError
 from vlm_distill.files import hash_json
 from vlm_distill.generation.engine import Completion, Engine, Sampling
-from vlm_distill.generation.run import generate_responses, read_counts
 from vlm_distill.generation.transformers_engine import TransformersEngine
 from vlm_distill.generation.vllm_engine import VllmEngine
+from vlm_distill.generation.work import generate_responses, read_counts
+from vlm_distill.models.load import load_model
+from vlm_distill.models.save import save_model
 from vlm_distill.records import Example, Response
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,7 +74,7 @@ def both(
         loaded=engine.loaded,
         load_images=engine.load_images,
         batch_size=64,
-        forbidden_ids=engine.forbidden_ids,
+        suppressed_ids=engine.suppressed_ids,
     )
     return engine.generate(examples, sampling), reference.generate(examples, sampling)
 
@@ -147,7 +148,7 @@ def test_forbidden_ids_are_never_generated(
     engine, sampling = running[kind], Sampling(temperature=0, max_new_tokens=4)
     before = {t for one in engine.generate(prompts_of(kind), sampling) for t in one.token_ids}
     # An id behind the output layer is no id of this model: nothing to forbid.
-    monkeypatch.setattr(engine, "forbidden_ids", (*sorted(before), 10**6))
+    monkeypatch.setattr(engine, "suppressed_ids", (*sorted(before), 10**6))
     ours, theirs = both(engine, prompts_of(kind), sampling)
     assert_equal(ours, theirs)
     assert not before & {token_id for one in ours for token_id in one.token_ids}
@@ -257,9 +258,9 @@ KILLED_JOB = """
 import sys
 from pathlib import Path
 from tests.generation import test_vllm_running as tests
-from vlm_distill.generation import run
+from vlm_distill.generation import work
 
-run.SHARD_SECONDS = 0.0
+work.SHARD_SECONDS = 0.0
 engine = tests.engine_of(tests.with_many_stops(tests.load_model(sys.argv[1])))
 tests.stored_job(tests.Recorded(engine, kill_at=4), Path(sys.argv[2]))
 """

@@ -78,7 +78,7 @@ def test_says_whose_responses_it_trains_on_and_which_models_it_reads(
 ) -> None:
     objective = config.build()
     assert (objective.authors, objective.stored_authors) == (authors, stored)
-    assert (objective.needs_teacher, objective.needs_reference) == (teacher, start)
+    assert (objective.needs_teacher, objective.needs_reference_model) == (teacher, start)
     assert objective.source.kind == source
 
 

@@ -9,9 +9,9 @@ import pytest
 
 from tests.tiny import tiny_text_model
 from tests.tiny_run import write_run
-from vlm_distill.adapters.catalog import save_model
 from vlm_distill.cli import main
 from vlm_distill.config import dump_yaml
+from vlm_distill.models.save import save_model
 
 HOSTILE = """</title><script>alert("1")</script><img src=x onerror='alert(2)'> "&amp; {{ 7 * 7 }}"""
 Copy = Callable[[Path], Path]

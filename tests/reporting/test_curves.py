@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from tests.reporting.conftest import Copy
+from vlm_distill.reporting.charts.line_chart import draw_chart, is_log
 from vlm_distill.reporting.curves import MAX_POINTS, Band, Chart, read_bands, read_charts
-from vlm_distill.reporting.line_chart import draw_chart, is_log
 from vlm_distill.reporting.run_files import open_run
 from vlm_distill.reporting.scores import read_scores
 

@@ -21,13 +21,13 @@ from tests.training.test_trainer import (
     stop_after,
     weights,
 )
-from vlm_distill.adapters.lora import Lora
 from vlm_distill.errors import ConfigError
 from vlm_distill.losses import DPO, SimPER
+from vlm_distill.models.lora import Lora
 from vlm_distill.training.checkpoint import load_latest
 from vlm_distill.training.config import Trainable
 from vlm_distill.training.reference import reference_log_probs
-from vlm_distill.training.run import train
+from vlm_distill.training.train import train
 from vlm_distill.training.trainer import Trainer
 
 LORA = Trainable(vision="frozen", projector="full", language=Lora(rank=2, alpha=4))
@@ -111,7 +111,7 @@ def test_preference_objectives_raise_the_teachers_response_over_the_students(
     tmp_path: Path, objective
 ) -> None:
     stage = make_stage(tmp_path, objective=objective.build())
-    if stage.objective.needs_reference:
+    if stage.objective.needs_reference_model:
         values = reference_log_probs(stage, config(), log=print)
         stage = make_stage(tmp_path, objective=objective.build(), reference_log_probs=values)
     train(config(steps=20, learning_rate=3e-3), stage, log=print)

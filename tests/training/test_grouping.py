@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from vlm_distill.training.items import Plan
+from vlm_distill.training.items import TrainOrder
 
 
 def lengths_of(count: int) -> list[tuple[int, int]]:
@@ -10,8 +10,8 @@ def lengths_of(count: int) -> list[tuple[int, int]]:
     return [(source.randint(20, 200), source.randint(1, 300)) for _ in range(count)]
 
 
-def plan(count: int, *, batch_size: int = 8, seed: int = 0) -> Plan:
-    return Plan(num_items=count, batch_size=batch_size, seed=seed, lengths=lengths_of(count))
+def plan(count: int, *, batch_size: int = 8, seed: int = 0) -> TrainOrder:
+    return TrainOrder(num_items=count, batch_size=batch_size, seed=seed, lengths=lengths_of(count))
 
 
 @pytest.mark.parametrize(

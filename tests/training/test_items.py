@@ -5,7 +5,7 @@ from tests.tiny import example
 from vlm_distill.batches import pad_responses
 from vlm_distill.errors import DataError
 from vlm_distill.records import AUTHORS, Author, Response, response_id
-from vlm_distill.training.items import Plan, build_items
+from vlm_distill.training.items import TrainOrder, build_items
 
 
 def response(example_id: str, author: Author, ids: tuple[int, ...], sample_index: int = 0) -> Response:
@@ -24,7 +24,7 @@ def response(example_id: str, author: Author, ids: tuple[int, ...], sample_index
 
 @pytest.mark.parametrize(("num_items", "batch_size"), [(10, 3), (4, 9), (5, 5), (1, 4)])
 def test_steps_run_through_one_permutation_after_the_other(num_items: int, batch_size: int) -> None:
-    plan = Plan(num_items=num_items, batch_size=batch_size, seed=3)
+    plan = TrainOrder(num_items=num_items, batch_size=batch_size, seed=3)
     steps = [plan.step(number) for number in range(12)]
     assert {len(step) for step in steps} == {batch_size}
     order = [index for step in steps for index in step]
@@ -33,11 +33,11 @@ def test_steps_run_through_one_permutation_after_the_other(num_items: int, batch
 
 
 def test_every_epoch_is_a_new_permutation_of_all_items() -> None:
-    plan = Plan(num_items=7, batch_size=7, seed=0)
+    plan = TrainOrder(num_items=7, batch_size=7, seed=0)
     first, second = plan.step(0), plan.step(1)
     assert sorted(first) == sorted(second) == list(range(7))
     assert first != second
-    assert first != Plan(num_items=7, batch_size=7, seed=1).step(0)
+    assert first != TrainOrder(num_items=7, batch_size=7, seed=1).step(0)
 
 
 def test_items_join_by_id_and_leave_out_prompts_without_every_author() -> None:

@@ -7,8 +7,8 @@ from tests.training.test_trainer import assert_same, config, make_stage, stop_af
 from vlm_distill.errors import ConfigError
 from vlm_distill.training.config import TrainConfig
 from vlm_distill.training.early_stop import EarlyStop
-from vlm_distill.training.run import train
-from vlm_distill.training.stage import HELD_OUT_KL, Stage
+from vlm_distill.training.step import HELD_OUT_KL, Stage
+from vlm_distill.training.train import train
 from vlm_distill.training.trainer import Trainer
 
 

@@ -14,7 +14,7 @@ from vlm_distill.losses import DPO, DistiLLM2, SeqKD
 from vlm_distill.training.config import TrainConfig
 from vlm_distill.training.micro_batches import ItemLength, cut_by_positions
 from vlm_distill.training.reference import reference_log_probs
-from vlm_distill.training.run import train
+from vlm_distill.training.train import train
 from vlm_distill.training.trainer import Trainer
 
 

@@ -27,8 +27,8 @@ from vlm_distill.generation.transformers_engine import TransformersEngine
 from vlm_distill.losses import GKD, DistiLLM, ImitKD
 from vlm_distill.records import Example, Response
 from vlm_distill.training.responses import Responses
-from vlm_distill.training.run import train
-from vlm_distill.training.stage import HELD_OUT_KL, Sample, Stage
+from vlm_distill.training.step import HELD_OUT_KL, Sample, Stage
+from vlm_distill.training.train import train
 from vlm_distill.training.trainer import Trainer
 
 

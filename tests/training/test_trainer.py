@@ -9,16 +9,16 @@ import torch
 from tests.tiny import example, picture, tiny_llava, tiny_text_model
 from tests.training.test_items import response
 from vlm_distill.adapters.adapter import LoadedModel
-from vlm_distill.adapters.feature_store import FeatureStore, VisionCacheConfig
-from vlm_distill.adapters.vision_cache import with_vision_cache
+from vlm_distill.batches import TrainItem
 from vlm_distill.errors import AdapterError, ConfigError, DataError
 from vlm_distill.losses import SFT, DistiLLM2, SeqKD
+from vlm_distill.models.feature_store import FeatureStore, VisionCacheConfig
+from vlm_distill.models.vision_cache import with_vision_cache
 from vlm_distill.training.budget import Budget, learning_rate
 from vlm_distill.training.config import Trainable, TrainConfig
-from vlm_distill.training.items import TrainItem
 from vlm_distill.training.parts import prepare_parts
-from vlm_distill.training.run import finished, train
-from vlm_distill.training.stage import Stage
+from vlm_distill.training.step import Stage
+from vlm_distill.training.train import finished, train
 from vlm_distill.training.trainer import Trainer
 
 COLORS = ("red", "green", "blue", "teal", "black", "gray")

@@ -42,7 +42,8 @@ class LoadOptions:
 class Adapter:
     """A model family.
 
-    `load(path, options)` returns the model (in eval mode) and its processor (a tokenizer for text models).
+    `model_class` and `processor_class` are the classes of transformers that read its folders (a tokenizer for
+    text models).
     `encode(processor, examples, images)` applies the chat template and returns a left-padded batch;
     `images[i]` are the pictures of `examples[i]`. Every prompt is processed alone, so that `extra_counts`
     follow from the rows it adds. It never truncates. `backbone(model, input_ids, attention_mask,
@@ -56,13 +57,16 @@ class Adapter:
     device; None looks them up by name and shape (output_layer.py). `parts` maps vision, projector and
     language to module-name prefixes. `vision_features(model, pixels)` returns what the vision tower gives,
     before the projector, one row per image, for families whose features `vision_features.forward_inputs` can
-    put back; None where images enter in another way. `branches_cache` says that several continuations of one
-    prefix can share its cache, which recurrent states do not allow.
+    put back; None where images enter in another way. `supports_prefix_sharing` says that several
+    continuations of one prefix can share its cache, which recurrent states do not allow.
+    `state_dict_names(config, name)` returns the name under which a saved tensor is stored; None keeps the
+    names of transformers.
     """
 
     name: str
     model_types: tuple[str, ...]
-    load: Callable[[str, LoadOptions], tuple[nn.Module, Any]]
+    model_class: Any
+    processor_class: Any
     encode: Callable[[Any, Sequence[Example], Sequence[Sequence[Image.Image]]], PromptBatch]
     backbone: Callable[
         [
@@ -86,8 +90,9 @@ class Adapter:
         ]
         | None
     ) = None
-    branches_cache: bool = True
+    supports_prefix_sharing: bool = True
     load_head: Callable[[Path, nn.Module], Mapping[str, Tensor]] | None = None
+    state_dict_names: Callable[[Any, str], str] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,8 +100,8 @@ class LoadedModel:
     """A model in memory with everything that is needed to prompt it.
 
     `fingerprint` is the hash of weights and processor files; `stop_ids` end a generated response.
-    `placeholder_ids` stand for image features: generation must never emit one, because a response that holds
-    one cannot be forwarded again. `exchange_pixels`, where given, replaces the pixels of encoded prompts by
+    `image_token_ids` stand for image features: generation must never emit one, because a response that holds
+    one cannot be forwarded again. `vision_cache`, where given, replaces the pixels of encoded prompts by
     features of the tower (vision_cache.py).
     """
 
@@ -107,8 +112,8 @@ class LoadedModel:
     path: str
     fingerprint: str
     stop_ids: tuple[int, ...]
-    placeholder_ids: tuple[int, ...] = ()
-    exchange_pixels: Callable[["LoadedModel", PromptBatch], PromptBatch] | None = None
+    image_token_ids: tuple[int, ...] = ()
+    vision_cache: Callable[["LoadedModel", PromptBatch], PromptBatch] | None = None
 
     @property
     def device(self) -> torch.device:
@@ -119,4 +124,4 @@ class LoadedModel:
 
     def encode(self, examples: Sequence[Example], images: Sequence[Sequence[Image.Image]]) -> PromptBatch:
         prompts = self.adapter.encode(self.processor, examples, images)
-        return prompts if self.exchange_pixels is None else self.exchange_pixels(self, prompts)
+        return prompts if self.vision_cache is None else self.vision_cache(self, prompts)

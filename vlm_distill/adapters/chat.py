@@ -11,10 +11,8 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from jinja2 import TemplateError
 from PIL import Image as Picture
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoProcessor,
@@ -22,80 +20,17 @@ from transformers import (
     Cache,
 )
 
-from vlm_distill.adapters.adapter import Adapter, LoadOptions
+from vlm_distill.adapters.adapter import Adapter
 from vlm_distill.adapters.key_values import cache_argument
-from vlm_distill.adapters.placement import is_placed, placement_arguments, require_readable
 from vlm_distill.adapters.vision_features import forward_inputs
 from vlm_distill.batches import Head, PromptBatch
-from vlm_distill.errors import AdapterError, did_you_mean
+from vlm_distill.errors import AdapterError, one_line
 from vlm_distill.records import Example, Text
 
-DTYPES = ("auto", "bfloat16", "float16", "float32")
 # One value per prompt token, so not rows of an image. A family that needs the type ids rebuilds them from the
 # input ids.
 PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 Encoding = Mapping[str, Tensor]
-
-
-def load_text_model(path: str, options: LoadOptions) -> tuple[nn.Module, Any]:
-    """Return a causal language model in eval mode and its tokenizer."""
-    return _load(AutoModelForCausalLM, AutoTokenizer, path, options)
-
-
-def load_image_text_model(path: str, options: LoadOptions) -> tuple[nn.Module, Any]:
-    """Return an image-text model in eval mode and its processor."""
-    return _load(AutoModelForImageTextToText, AutoProcessor, path, options)
-
-
-def _load(model_class: Any, processor_class: Any, path: str, options: LoadOptions) -> tuple[nn.Module, Any]:
-    require_dtype(path, options)
-    shared = {"trust_remote_code": options.trust_remote_code, "local_files_only": True}
-    placing = (
-        placement_arguments(model_class, AutoConfig.from_pretrained(path, **shared), options)
-        if is_placed(options)
-        else {}
-    )
-    try:
-        processor = processor_class.from_pretrained(path, **shared)
-        # Pickled weights could run code, so safetensors is the only format that is read.
-        model, report = model_class.from_pretrained(
-            path, dtype=options.dtype, use_safetensors=True, output_loading_info=True, **placing, **shared
-        )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        raise AdapterError(f"{path}: transformers cannot load it: {one_line(error)}") from None
-    return finish_loading(model, report, path=path, options=options), processor
-
-
-def require_dtype(path: str, options: LoadOptions) -> None:
-    if options.dtype not in DTYPES:
-        raise AdapterError(f"{path}: unknown dtype {options.dtype!r}; {did_you_mean(options.dtype, DTYPES)}")
-
-
-def finish_loading(
-    model: nn.Module, report: Mapping[str, Any], *, path: str, options: LoadOptions
-) -> nn.Module:
-    """Return what `from_pretrained` gave, in eval mode and on its device, or say what is missing in it."""
-    if missing := sorted(report["missing_keys"]):
-        # transformers would go on with random values.
-        raise AdapterError(f"{path}: {len(missing)} weights are missing in its files (first: {missing[:3]})")
-    if is_placed(options):
-        require_readable(model, path=path)
-        return model.eval()
-    return _on_device(model, options.device).eval()
-
-
-def _on_device(model: nn.Module, device: str) -> nn.Module:
-    try:
-        return model.to(device)
-    # A torch that was built without this kind of device asserts, or lacks the module for it.
-    except (RuntimeError, AssertionError, ImportError) as error:
-        raise AdapterError(f"device {device!r} cannot be used: {one_line(error)}") from None
-
-
-def one_line(error: Exception) -> str:
-    """Return the message of another library's error on one line of bounded length."""
-    text = " ".join(str(error).split())
-    return text if len(text) <= 300 else text[:297] + "..."
 
 
 def encode_text(
@@ -275,7 +210,7 @@ def find_stop_ids(generation_config: Any, tokenizer: Any) -> tuple[int, ...]:
     return tuple(found)
 
 
-def find_placeholder_ids(config: Any) -> tuple[int, ...]:
+def find_image_token_ids(config: Any) -> tuple[int, ...]:
     """Return the ids whose embeddings are replaced by image features; a response must never contain one."""
     found = getattr(config, "image_token_id", None)
     return () if found is None else (int(found),)
@@ -287,25 +222,29 @@ def image_text_adapter(
     *,
     parts: Mapping[str, tuple[str, ...]],
     vision_features: Callable[..., Tensor] | None = None,
+    state_dict_names: Callable[[Any, str], str] | None = None,
 ) -> Adapter:
     """Return the adapter of an image-text family that numbers positions sequentially."""
     return Adapter(
         name=name,
         model_types=model_types,
-        load=load_image_text_model,
+        model_class=AutoModelForImageTextToText,
+        processor_class=AutoProcessor,
         encode=encode_image_text,
         backbone=hidden_states,
         position_ids=sequential_positions,
         head=output_head,
         parts=parts,
         vision_features=vision_features,
+        state_dict_names=state_dict_names,
     )
 
 
 CAUSAL_LM = Adapter(
     name="causal_lm",
     model_types=(),
-    load=load_text_model,
+    model_class=AutoModelForCausalLM,
+    processor_class=AutoTokenizer,
     encode=encode_text,
     backbone=hidden_states,
     position_ids=sequential_positions,

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from vlm_distill.data.tables import RawRow
-from vlm_distill.errors import DataError
+from vlm_distill.errors import DataError, one_line
 
 
 def hub_rows(
@@ -27,7 +27,7 @@ def hub_rows(
         for number, row in enumerate(table):
             yield f"hub data set {path} {split} row {number}", row
     except (datasets.exceptions.DatasetsError, OSError, ValueError, RuntimeError) as error:
-        detail = " ".join(str(error).split())[:300]
+        detail = one_line(error)
         raise DataError(
             f"hub data set {path!r}, split {split!r}: cannot be loaded: {type(error).__name__}: {detail}"
         ) from None

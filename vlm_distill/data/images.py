@@ -8,13 +8,18 @@ import re
 import struct
 import warnings
 import zlib
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from vlm_distill.errors import DataError
+from vlm_distill.errors import DataError, one_line
 from vlm_distill.files import atomic_path, sha256_bytes
+from vlm_distill.records import Example
+
+ImageLoader = Callable[[Example], list[Image.Image]]
+"""Opens the pictures of an example, in the order of its image parts."""
 
 MAX_PIXELS = 50_000_000
 # Only raster formats that Pillow decodes by itself: an EPS, for example, would run Ghostscript.
@@ -109,7 +114,7 @@ def decode_image(data: bytes, *, where: str, max_pixels: int = MAX_PIXELS) -> Im
     except UnidentifiedImageError:
         raise DataError(f"{where}: not an image ({len(data)} bytes); expected {', '.join(FORMATS)}") from None
     except _DAMAGED as error:
-        detail = " ".join(str(error).split())
+        detail = one_line(error)
         raise DataError(f"{where}: the image is damaged or truncated: {detail}") from None
     raise DataError(
         f"{where}: the image is too large: {width} x {height}, expected at most {max_pixels} pixels"

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vlm_distill.data.store import MANIFEST
-from vlm_distill.errors import DataError
+from vlm_distill.errors import DataError, one_line
 from vlm_distill.files import read_json
 from vlm_distill.records import Finish
 
@@ -46,7 +46,7 @@ def read_lengths(folder: Path) -> StoredLengths:
             finishes += table.column("finish").to_pylist()
             prompts.update(table.column("example_id").to_pylist())
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
-        detail = " ".join(str(error).split())
+        detail = one_line(error)
         raise DataError(f"{folder}: the stored responses cannot be read: {detail}") from None
     return StoredLengths(
         lengths=lengths,

@@ -4,7 +4,7 @@ A prepared recipe is a folder (dataset.py). Responses to its examples are in sto
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -28,6 +28,7 @@ from vlm_distill.data.sources import Source, source_name, source_state
 from vlm_distill.data.split import Split, split_examples
 from vlm_distill.errors import DataError
 from vlm_distill.files import hash_json
+from vlm_distill.progress import Log
 from vlm_distill.records import Example
 
 __all__ = ["Dataset", "Recipe", "RecipeSource", "load_recipe", "open_dataset", "prepare"]
@@ -88,7 +89,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     return decode(Recipe, apply_overrides(read_yaml(path), overrides), where=str(path))
 
 
-def prepare(recipe: Recipe, folder: Path, log: Callable[[str], None] = print) -> Dataset:
+def prepare(recipe: Recipe, folder: Path, log: Log = print) -> Dataset:
     """Write the examples and images of a recipe below `folder` and return them, or what is there already.
 
     It is there when recipe and sources are unchanged (see `source_state`) and no file was changed.

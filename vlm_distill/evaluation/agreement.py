@@ -3,7 +3,7 @@
 Agreement of generated texts needs no model and is in compare.py.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,13 +14,14 @@ from torch import Tensor
 from vlm_distill.adapters.adapter import LoadedModel
 from vlm_distill.adapters.chat import pad_id
 from vlm_distill.batches import ResponseBatch, pad_responses
-from vlm_distill.data.teacher_cache import HIDDEN, CacheReader
+from vlm_distill.data.images import ImageLoader
 from vlm_distill.errors import AdapterError, DataError
 from vlm_distill.forward import response_hidden
 from vlm_distill.generation.decoding import evaluating
 from vlm_distill.losses.divergences import ForwardKL, ReverseKL
 from vlm_distill.losses.rows import Rows
 from vlm_distill.records import Example, Response
+from vlm_distill.teacher_cache.store import HIDDEN, CacheReader
 
 # Logits of one chunk of rows in float32; the divergence needs a few times as much.
 CHUNK_BYTES = 64 * 2**20
@@ -56,7 +57,7 @@ def agreement(
     teacher: LoadedModel,
     examples: Sequence[Example],
     responses: Mapping[str, Response],
-    load_images: Callable[[Example], list[Image.Image]],
+    load_images: ImageLoader,
     *,
     batch_size: int,
     vocabulary: Int[Tensor, " shared"] | None = None,

@@ -51,14 +51,14 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def never_generated(loaded: LoadedModel) -> list[int]:
+def own_suppressed_ids(loaded: LoadedModel) -> list[int]:
     """Return the ids that are never chosen: placeholders of images, and the model's own `suppress_tokens`.
 
     A generated placeholder would have no image behind it, and no model could be trained on such a response.
     """
     generation: Any = getattr(loaded.model, "generation_config", None)
     suppressed = getattr(generation, "suppress_tokens", None) or []
-    return sorted({*loaded.placeholder_ids, *suppressed})
+    return sorted({*loaded.image_token_ids, *suppressed})
 
 
 @torch.inference_mode()
@@ -69,7 +69,7 @@ def decode_batch(
     *,
     uniforms: Float[Tensor, "row step"],
     ends_in_stop: EndsInStop | None,
-    forbidden_ids: Sequence[int] = (),
+    suppressed_ids: Sequence[int] = (),
 ) -> Decoded:
     """Return `sampling.num_samples` rows per prompt, prompt-major; the model is expected in eval mode.
 
@@ -79,7 +79,7 @@ def decode_batch(
     device = prompts.input_ids.device
     decoded = _undecoded(len(prompts.input_ids) * sampling.num_samples, sampling, device)
     uniforms, stop_ids = uniforms.to(device), torch.tensor(loaded.stop_ids, device=device)
-    never = torch.tensor([*never_generated(loaded), *forbidden_ids], dtype=torch.long, device=device)
+    never = torch.tensor([*own_suppressed_ids(loaded), *suppressed_ids], dtype=torch.long, device=device)
     rows = torch.arange(len(decoded.finish), device=device)  # the rows still in the batch
     logits, cache, positions, mask = _prefill(loaded, prompts, prompt_of_row=rows // sampling.num_samples)
     never = never[never < logits.shape[1]]

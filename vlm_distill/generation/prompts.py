@@ -3,10 +3,9 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
-from PIL import Image
-
 from vlm_distill.adapters.adapter import LoadedModel
 from vlm_distill.batches import PromptBatch
+from vlm_distill.data.images import ImageLoader
 from vlm_distill.progress import progress
 from vlm_distill.records import Example, Message
 
@@ -15,25 +14,24 @@ ENCODED_TOGETHER = 64
 # From so many prompts on, encoding them takes long enough to be watched.
 MANY = 4096
 
-LoadImages = Callable[[Example], list[Image.Image]]
 FoundT = TypeVar("FoundT")
 
 
 def prompt_ids(
-    loaded: LoadedModel, load_images: LoadImages, examples: Sequence[Example]
+    loaded: LoadedModel, load_images: ImageLoader, examples: Sequence[Example]
 ) -> list[tuple[int, ...]]:
     """Return the ids of each prompt, image tokens included."""
     return _of_each_prompt(loaded, load_images, examples, tuple)
 
 
-def prompt_lengths(loaded: LoadedModel, load_images: LoadImages, examples: Sequence[Example]) -> list[int]:
+def prompt_lengths(loaded: LoadedModel, load_images: ImageLoader, examples: Sequence[Example]) -> list[int]:
     """Return prompt lengths in tokens, image tokens included; no ids are kept."""
     return _of_each_prompt(loaded, load_images, examples, len)
 
 
 def _of_each_prompt(
     loaded: LoadedModel,
-    load_images: LoadImages,
+    load_images: ImageLoader,
     examples: Sequence[Example],
     take: Callable[[list[int]], FoundT],
 ) -> list[FoundT]:

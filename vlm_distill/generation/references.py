@@ -14,13 +14,13 @@ def encode_references(
     *,
     stop_id: int,
     fingerprint: str,
-    placeholder_ids: Sequence[int] = (),
+    image_token_ids: Sequence[int] = (),
 ) -> list[Response]:
     """Return one response by "reference" per example: its most frequent one, in a tie the first of these.
 
     Ten annotators' answers to one question are votes: the most frequent one is the label, the others are for
     scoring. `fingerprint` names what the ids belong to (the tokenizer's model). The ids end with `stop_id`.
-    `placeholder_ids` stand for image features, so a response that holds one cannot be forwarded.
+    `image_token_ids` stand for image features, so a response that holds one cannot be forwarded.
 
     Raises:
         DataError: an example without references, or a reference that encodes to a placeholder.
@@ -29,7 +29,7 @@ def encode_references(
         return []
     texts = _labels(examples)
     encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    _refuse_placeholders(examples, texts, encoded, placeholder_ids=placeholder_ids)
+    _refuse_placeholders(examples, texts, encoded, image_token_ids=image_token_ids)
     return [
         Response(
             id=response_id(example.id, "reference", round=0, sample_index=0),
@@ -62,12 +62,12 @@ def _refuse_placeholders(
     texts: Sequence[str],
     encoded: Sequence[Sequence[int]],
     *,
-    placeholder_ids: Sequence[int],
+    image_token_ids: Sequence[int],
 ) -> None:
     holding = [
         (example.id, text)
         for example, text, token_ids in zip(examples, texts, encoded, strict=True)
-        if not set(placeholder_ids).isdisjoint(token_ids)
+        if not set(image_token_ids).isdisjoint(token_ids)
     ]
     if holding:
         name, text = holding[0]

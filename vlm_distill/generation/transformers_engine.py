@@ -4,17 +4,17 @@ Here: which prompts go together, and turning prompts into tensors and tensors in
 decoding.py.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
-from PIL import Image
 from torch import Tensor
 
 from vlm_distill.adapters.adapter import LoadedModel
 from vlm_distill.batches import PromptBatch
+from vlm_distill.data.images import ImageLoader
 from vlm_distill.files import hash_json
 from vlm_distill.generation.decoding import FINISHES, Decoded, EndsInStop, decode_batch, evaluating
 from vlm_distill.generation.engine import Completion, Sampling
@@ -33,13 +33,13 @@ from vlm_distill.records import Example
 class TransformersEngine:
     """Generates with a loaded model; `batch_size` responses (prompts times samples) are decoded together.
 
-    `forbidden_ids` are never generated: those that the other model of a pair could not read.
+    `suppressed_ids` are never generated: those that the other model of a pair could not read.
     """
 
     loaded: LoadedModel
-    load_images: Callable[[Example], list[Image.Image]]
+    load_images: ImageLoader
     batch_size: int
-    forbidden_ids: tuple[int, ...] = ()
+    suppressed_ids: tuple[int, ...] = ()
 
     @property
     def fingerprint(self) -> str:
@@ -48,7 +48,7 @@ class TransformersEngine:
     @property
     def settings(self) -> Mapping[str, str]:
         settings = {"kind": "transformers", "dtype": str(next(self.loaded.model.parameters()).dtype)}
-        return settings | ({"forbidden_ids": str(self.forbidden_ids)} if self.forbidden_ids else {})
+        return settings | ({"suppressed_ids": str(self.suppressed_ids)} if self.suppressed_ids else {})
 
     def plan(self, examples: Sequence[Example], sampling: Sampling) -> list[list[int]]:
         """Return batches of prompts of similar length, the longest first: a lack of memory shows at once."""
@@ -70,7 +70,7 @@ class TransformersEngine:
                 prompts.to(self.loaded.device),
                 sampling,
                 uniforms=uniforms,
-                forbidden_ids=self.forbidden_ids,
+                suppressed_ids=self.suppressed_ids,
                 ends_in_stop=_stop_string_test(self.loaded.tokenizer, sampling.stop)
                 if sampling.stop
                 else None,

@@ -16,23 +16,21 @@ import importlib
 import importlib.util
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from PIL import Image
-
 from vlm_distill.adapters.adapter import LoadedModel
-from vlm_distill.adapters.catalog import resolve
-from vlm_distill.adapters.chat import one_line
-from vlm_distill.errors import EngineError
+from vlm_distill.data.images import ImageLoader
+from vlm_distill.errors import EngineError, one_line
 from vlm_distill.files import hash_json
-from vlm_distill.generation.decoding import never_generated
+from vlm_distill.generation.decoding import own_suppressed_ids
 from vlm_distill.generation.engine import Completion, Sampling, VllmEngineConfig
 from vlm_distill.generation.prompts import max_positions, prompt_ids, prompt_lengths, response_text
+from vlm_distill.models.names import resolve
 from vlm_distill.records import Example, Finish
 
 FINISHES: dict[str, Finish] = {"stop": "stop", "length": "length", "abort": "aborted", "error": "aborted"}
@@ -66,14 +64,14 @@ def require_vllm() -> None:
 class VllmEngine:
     """Generates with vLLM from the weights in the folder of `loaded`, whose own weights are not touched.
 
-    A context manager: leaving it ends vLLM's workers and frees their memory. `forbidden_ids` are never
+    A context manager: leaving it ends vLLM's workers and frees their memory. `suppressed_ids` are never
     generated: those that the other model of a pair could not read.
     """
 
     loaded: LoadedModel
-    load_images: Callable[[Example], list[Image.Image]]
+    load_images: ImageLoader
     config: VllmEngineConfig
-    forbidden_ids: tuple[int, ...] = ()
+    suppressed_ids: tuple[int, ...] = ()
     trust_remote_code: bool = False
     _llm: Any = field(default=None, init=False, repr=False)
 
@@ -103,7 +101,7 @@ class VllmEngine:
         settings = {"kind": "vllm", "dtype": self.config.dtype}
         if self.config.max_model_len is not None:
             settings["max_model_len"] = str(self.config.max_model_len)  # it decides which prompts fit
-        return settings | ({"forbidden_ids": str(self.forbidden_ids)} if self.forbidden_ids else {})
+        return settings | ({"suppressed_ids": str(self.suppressed_ids)} if self.suppressed_ids else {})
 
     def plan(self, examples: Sequence[Example], sampling: Sampling) -> list[list[int]]:
         """Return batches of prompts in their order: neighbours often share an image, which is then read once.
@@ -172,7 +170,7 @@ class VllmEngine:
                 "max_model_len": config.max_model_len,
                 "max_num_seqs": config.max_num_seqs,
             }
-            if self.loaded.placeholder_ids:
+            if self.loaded.image_token_ids:
                 optional["limit_mm_per_prompt"] = {"image": config.limit_images}
             with _environment(ENVIRONMENT), _vllm_errors(f"{self.loaded.path}: vllm cannot start"):
                 self._llm = importlib.import_module("vllm").LLM(
@@ -213,7 +211,7 @@ class VllmEngine:
 
     def _forbidding_bias(self) -> dict[int, float] | None:
         """Return a bias of -inf for every id that must not be generated, which is exact in float32 logits."""
-        ids = sorted(self._inside_output_layer([*never_generated(self.loaded), *self.forbidden_ids]))
+        ids = sorted(self._inside_output_layer([*own_suppressed_ids(self.loaded), *self.suppressed_ids]))
         if len(ids) > MAX_FORBIDDEN:
             raise EngineError(
                 f"{self.loaded.path}: {len(ids)} ids must not be generated, but vllm can forbid "

@@ -41,6 +41,7 @@ from vlm_distill.losses.objective import Objective, ObjectiveLoss
 from vlm_distill.losses.pairs import PairTerm
 from vlm_distill.losses.preference_methods import DPO, SimPER
 from vlm_distill.losses.preferences import DirectPreference, InversePerplexity, Preference, Side
+from vlm_distill.losses.response_sources import AdaptiveOffPolicy, OnPolicy, ResponseSource, Stored
 from vlm_distill.losses.rows import Result, RowGroup, Rows
 from vlm_distill.losses.schedules import (
     AdaptiveInterpolation,
@@ -50,7 +51,6 @@ from vlm_distill.losses.schedules import (
     Schedule,
     SkewCurriculum,
 )
-from vlm_distill.losses.sources import AdaptiveOffPolicy, OnPolicy, ResponseSource, Stored
 from vlm_distill.losses.support import explain_non_finite
 from vlm_distill.losses.targets import Interpolated, OneHot, Target, Teacher
 from vlm_distill.losses.terms import Reduction, Term

@@ -24,8 +24,8 @@ from vlm_distill.losses.divergences import (
 )
 from vlm_distill.losses.objective import Objective
 from vlm_distill.losses.preference_methods import DPO, SimPER
+from vlm_distill.losses.response_sources import AdaptiveOffPolicy, OnPolicy
 from vlm_distill.losses.schedules import AdaptiveInterpolation
-from vlm_distill.losses.sources import AdaptiveOffPolicy, OnPolicy
 from vlm_distill.losses.targets import Interpolated, OneHot
 from vlm_distill.losses.terms import Reduction, Term
 

@@ -17,12 +17,12 @@ from torch import Tensor
 from vlm_distill.batches import ResponseBatch
 from vlm_distill.errors import DataError
 from vlm_distill.losses.linear import linear_divergence
-from vlm_distill.losses.pairs import PairShare, PairTerm
+from vlm_distill.losses.pairs import PairBatch, PairTerm
+from vlm_distill.losses.response_sources import ResponseSource, Stored
 from vlm_distill.losses.rows import Result, Rows
 from vlm_distill.losses.schedules import Clock, Schedule, SkewCurriculum
-from vlm_distill.losses.sources import ResponseSource, Stored
 from vlm_distill.losses.sparse import TeacherRows
-from vlm_distill.losses.terms import Term, TermShare
+from vlm_distill.losses.terms import Term, TermBatch
 from vlm_distill.records import Author
 
 logger = logging.getLogger(__name__)
@@ -70,9 +70,9 @@ class Objective:
         return any(term.needs_teacher for term in self.terms)
 
     @property
-    def needs_reference(self) -> bool:
+    def needs_reference_model(self) -> bool:
         """Whether the loss reads `ResponseBatch.reference_log_probs`: those of the student at the start."""
-        return any(term.needs_reference for term in self.terms)
+        return any(term.needs_reference_model for term in self.terms)
 
     def start_round(self, round: int, *, num_rounds: int | None = None) -> None:
         """Begin a round, counted from 1; `num_rounds` only serves the log."""
@@ -113,14 +113,14 @@ class Objective:
         )
         loss = result.loss
         for share, factor in zip(shares, factors, strict=True):
-            if isinstance(share, PairShare):
+            if isinstance(share, PairBatch):
                 loss = loss + share.value(result, factor)
         metrics = self._metrics(shares, result, responses, denominators)
         return ObjectiveLoss(loss=loss, metrics={"loss_sum": loss.detach()} | metrics)
 
     def _metrics(
         self,
-        shares: Sequence[TermShare | PairShare],
+        shares: Sequence[TermBatch | PairBatch],
         result: Result,
         responses: ResponseBatch,
         denominators: Float[Tensor, " term"],

@@ -46,7 +46,7 @@ class PairTerm:
         return self.function.reference == "teacher"
 
     @property
-    def needs_reference(self) -> bool:
+    def needs_reference_model(self) -> bool:
         return self.function.reference == "start"
 
     @property
@@ -60,7 +60,7 @@ class PairTerm:
         """Return the number of pairs."""
         return self._partners(responses).sum()
 
-    def share(self, responses: ResponseBatch, dtype: torch.dtype) -> "PairShare":
+    def share(self, responses: ResponseBatch, dtype: torch.dtype) -> "PairBatch":
         """Return the term's part in a micro-batch."""
         chosen, rejected = self._partners(responses).nonzero().unbind(dim=1)
         num_tokens = responses.num_tokens
@@ -69,7 +69,7 @@ class PairTerm:
         response_index = responses.response_index
         rows = is_paired[response_index].nonzero()[:, 0]
         candidates = responses.is_by(self.chosen) | responses.is_by(self.rejected)
-        return PairShare(
+        return PairBatch(
             term=self,
             rows=rows,
             response=response_index[rows],
@@ -92,7 +92,7 @@ class PairTerm:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PairShare:
+class PairBatch:
     """A term's pairs in a micro-batch.
 
     `chosen` and `rejected` are indices of responses, `rows` and `response` belong to responses with a
@@ -170,7 +170,7 @@ class PairShare:
         if self.term.needs_teacher:
             assert teacher_label_log_probs is not None, f"{self.term.name} needs teacher rows"
             return self._sums(teacher_label_log_probs)
-        if self.term.needs_reference:
+        if self.term.needs_reference_model:
             assert self.start_log_probs is not None, f"{self.term.name} needs reference_log_probs"
             return self.start_log_probs.to(self.dtype)
         return None

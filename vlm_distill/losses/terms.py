@@ -52,7 +52,7 @@ class Term:
         return not isinstance(self.target, OneHot)
 
     @property
-    def needs_reference(self) -> bool:
+    def needs_reference_model(self) -> bool:
         return False
 
     @property
@@ -73,19 +73,19 @@ class Term:
         num_tokens = responses.num_tokens * responses.is_by(self.author)
         return num_tokens.sum() if self.reduction == "token" else (num_tokens > 0).sum()
 
-    def share(self, responses: ResponseBatch, dtype: torch.dtype) -> "TermShare":
+    def share(self, responses: ResponseBatch, dtype: torch.dtype) -> "TermBatch":
         """Return the term's part in a micro-batch."""
         response_index = responses.response_index
         by_author = responses.is_by(self.author)
         rows = by_author[response_index].nonzero()[:, 0]
         num_tokens = responses.num_tokens * by_author
-        return TermShare(
+        return TermBatch(
             term=self, rows=rows, response=response_index[rows], num_tokens=num_tokens, dtype=dtype
         )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TermShare:
+class TermBatch:
     """A term's rows in a micro-batch; `num_tokens` is 0 for the responses of other authors."""
 
     term: Term

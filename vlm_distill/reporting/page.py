@@ -10,7 +10,7 @@ from jinja2 import FileSystemLoader, StrictUndefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from markupsafe import Markup
 
-from vlm_distill.reporting.svg import number
+from vlm_distill.reporting.charts.svg import number
 from vlm_distill.reporting.verdict import p_value, points
 
 HERE = Path(__file__).parent

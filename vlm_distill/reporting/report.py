@@ -4,18 +4,18 @@ from pathlib import Path
 from typing import Any
 
 from vlm_distill.files import atomic_path
+from vlm_distill.reporting.charts.intervals import draw_intervals
+from vlm_distill.reporting.charts.line_chart import draw_chart, is_log
 from vlm_distill.reporting.curves import read_bands, read_charts
+from vlm_distill.reporting.dropped import count_tables
 from vlm_distill.reporting.gallery import read_gallery
-from vlm_distill.reporting.intervals import draw_intervals
-from vlm_distill.reporting.left_out import count_tables
-from vlm_distill.reporting.line_chart import draw_chart, is_log
-from vlm_distill.reporting.missing import missing_parts, notes
-from vlm_distill.reporting.origins import fingerprints, headline, versions
 from vlm_distill.reporting.page import render
-from vlm_distill.reporting.responses import draw_histograms, read_response_sets
+from vlm_distill.reporting.provenance import fingerprints, headline, versions
+from vlm_distill.reporting.response_sets import draw_histograms, read_response_sets
 from vlm_distill.reporting.run_files import RunFiles, open_run
 from vlm_distill.reporting.scores import read_scores
 from vlm_distill.reporting.stage_table import stage_rows
+from vlm_distill.reporting.unfinished import missing_parts, notes
 from vlm_distill.reporting.verdict import verdict
 
 REPORT = "report.html"

@@ -6,7 +6,6 @@ elsewhere (adapters/catalog.py).
 """
 
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from vlm_distill.errors import DataError
 from vlm_distill.files import read_json, sha256_file, write_json
+from vlm_distill.progress import Log
 
 FORMAT_VERSION = 2
 WEIGHTS, OPTIMIZER, STATE = "model.safetensors", "optimizer.pt", "state.json"
@@ -77,7 +77,7 @@ def _write(temporary: Path, checkpoint: Checkpoint, *, key: str) -> None:
     )
 
 
-def load_latest(folder: Path, *, key: str, log: Callable[[str], None]) -> Checkpoint | None:
+def load_latest(folder: Path, *, key: str, log: Log) -> Checkpoint | None:
     """Return the newest intact checkpoint, None where there is none; a damaged one is reported and skipped.
 
     Raises:

@@ -3,12 +3,12 @@
 from vlm_distill.errors import ConfigError, DataError
 from vlm_distill.losses import Stored
 from vlm_distill.training.config import TrainConfig
-from vlm_distill.training.stage import Stage
+from vlm_distill.training.step import Stage
 
 
 def check_stage(config: TrainConfig, stage: Stage) -> None:
     """Refuse what cannot work before the first step."""
-    if stage.student.exchange_pixels is not None and config.trainable.vision != "frozen":
+    if stage.student.vision_cache is not None and config.trainable.vision != "frozen":
         raise ConfigError(
             "train.trainable.vision: expected `frozen` for a student whose image features are cached, found "
             "a tower that learns; take `without_vision_cache(student)`"

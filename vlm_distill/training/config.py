@@ -4,8 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from vlm_distill.adapters.lora import Lora
 from vlm_distill.config import Record
+from vlm_distill.models.lora import Lora
 
 # How a stage is carried out; it may change when a stage goes on, for example after memory ran out.
 MECHANICAL = (

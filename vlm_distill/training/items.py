@@ -1,33 +1,19 @@
 """What a training step reads: items, their deterministic order, and their collation into tensors."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from vlm_distill.adapters.adapter import LoadedModel
-from vlm_distill.batches import PromptBatch, ResponseBatch, pad_responses
+from vlm_distill.batches import PromptBatch, ResponseBatch, TrainItem, pad_responses
+from vlm_distill.data.images import ImageLoader
 from vlm_distill.data.store import join
-from vlm_distill.data.teacher_cache import CacheReader
 from vlm_distill.errors import DataError
 from vlm_distill.records import AUTHORS, Author, Example, Response
+from vlm_distill.teacher_cache.store import CacheReader
 from vlm_distill.training.grouping import group_steps
-
-ImageLoader = Callable[[Example], list[Image.Image]]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainItem:
-    """A prompt with the responses that are trained on it, in the order of records.AUTHORS."""
-
-    example: Example
-    responses: tuple[Response, ...]
-
-    @property
-    def num_tokens(self) -> int:
-        return sum(len(response.token_ids) for response in self.responses)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,7 +69,7 @@ def build_items(
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Plan:
+class TrainOrder:
     """The order of training: one seeded permutation an epoch.
 
     It is cut into steps of `batch_size` items that run across epochs. With `lengths`, the (prompt, response)

@@ -12,11 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlm_distill.batches import PromptBatch, ResponseBatch
+from vlm_distill.batches import PromptBatch, ResponseBatch, TrainItem
 from vlm_distill.generation.prompts import prompt_lengths
 from vlm_distill.training.config import TrainConfig
-from vlm_distill.training.items import TrainItem
-from vlm_distill.training.stage import Stage
+from vlm_distill.training.step import Stage
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,7 +69,7 @@ def count_positions(lengths: Sequence[ItemLength], *, shares: bool) -> int:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Cutter:
+class MicroBatcher:
     """Cuts items into micro-batches of `size` items or of at most `tokens` positions; the other is None.
 
     `prompts` are the lengths of the prompts by example id, which only `tokens` reads.
@@ -103,10 +102,10 @@ class Cutter:
         return [[items[i] for i in group] for group in numbers]
 
 
-def cutter(config: TrainConfig, stage: Stage, *, prompts: Sequence[int], shares: bool) -> Cutter:
+def cutter(config: TrainConfig, stage: Stage, *, prompts: Sequence[int], shares: bool) -> MicroBatcher:
     """Return the cut that the config asks for; `prompts` are the lengths of the stage's prompts, or empty."""
     by_id = {item.example.id: length for item, length in zip(stage.items, prompts, strict=False)}
-    return Cutter(
+    return MicroBatcher(
         size=config.micro_batch_size, tokens=config.micro_batch_tokens, prompts=by_id, shares=shares
     )
 

@@ -6,8 +6,8 @@ from typing import Any
 from torch import nn
 
 from vlm_distill.adapters.adapter import LoadedModel
-from vlm_distill.adapters.lora import Lora, add_lora, part_of
 from vlm_distill.errors import AdapterError
+from vlm_distill.models.lora import Lora, add_lora, part_of
 from vlm_distill.training.config import Trainable
 
 

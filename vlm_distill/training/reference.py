@@ -4,26 +4,27 @@ Scored once and kept in a file, so that no second copy of the student stays in m
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
+from vlm_distill.batches import TrainItem
 from vlm_distill.files import append_jsonl
 from vlm_distill.forward import shares_prefixes
 from vlm_distill.generation.decoding import evaluating
 from vlm_distill.losses import RowGroup, linear_divergence
 from vlm_distill.losses.divergences import NegativeLogLikelihood
-from vlm_distill.progress import progress
+from vlm_distill.progress import Log, progress
 from vlm_distill.training.config import TrainConfig
-from vlm_distill.training.items import TrainItem, collate
+from vlm_distill.training.items import collate
 from vlm_distill.training.micro_batches import count_prompt_tokens, cutter
-from vlm_distill.training.stage import Stage, model_rows
+from vlm_distill.training.step import Stage, model_rows
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def reference_log_probs(stage: Stage, config: TrainConfig, *, log: Callable[[str], None]) -> dict[str, float]:
+def reference_log_probs(stage: Stage, config: TrainConfig, *, log: Log) -> dict[str, float]:
     """Return the summed log-probability, in nats, of every stored response under `stage.student`, by id.
 
     What an interrupted start has scored is not scored again.

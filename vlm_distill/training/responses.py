@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
+from vlm_distill.batches import TrainItem
 from vlm_distill.records import Response
-from vlm_distill.training.items import TrainItem
-from vlm_distill.training.stage import Stage
+from vlm_distill.training.step import Stage
 
 Gather = Callable[[list[Any]], list[Any]]
 """Concatenates the lists of all processes, the same on each."""

@@ -7,7 +7,7 @@ and two models. What is trained on (items, responses), what is optimised (losses
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -27,25 +27,25 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.fsdp import FSDPModule
 
-from vlm_distill.adapters.recompute import keep_activations, recompute_activations
-from vlm_distill.adapters.vision_cache import without_vision_cache
-from vlm_distill.batches import pad_responses
+from vlm_distill.batches import TrainItem, pad_responses
 from vlm_distill.errors import ConfigError, DataError, did_you_mean
 from vlm_distill.forward import shares_prefixes
 from vlm_distill.losses import Rows, Stored, explain_non_finite
+from vlm_distill.models.gradient_checkpointing import keep_activations, recompute_activations
+from vlm_distill.models.vision_cache import without_vision_cache
 from vlm_distill.processes import wait
-from vlm_distill.progress import progress
+from vlm_distill.progress import Log, progress
 from vlm_distill.training.budget import Budget, learning_rate
 from vlm_distill.training.checkpoint import Checkpoint, load_latest, save_checkpoint
 from vlm_distill.training.checks import check_sharded, check_stage
 from vlm_distill.training.config import TrainConfig
 from vlm_distill.training.early_stop import EarlyStop
-from vlm_distill.training.items import Plan, TrainBatch, TrainItem, collate
+from vlm_distill.training.items import TrainBatch, TrainOrder, collate
 from vlm_distill.training.metrics import append_row, drop_rows_after, merge_steps
 from vlm_distill.training.micro_batches import count_prompt_tokens, cutter, padding_counts, sort_lengths
 from vlm_distill.training.parts import decay_groups, prepare_parts
 from vlm_distill.training.responses import Responses
-from vlm_distill.training.stage import HELD_OUT_KL, Stage, StepModule, model_rows
+from vlm_distill.training.step import HELD_OUT_KL, Stage, StepModule, model_rows
 
 PRECISIONS = {"float32": "no", "bf16": "bf16", "fp16": "fp16"}
 # Only what learns is saved: the rest is the student that the stage started from, which its key names.
@@ -58,7 +58,7 @@ SMALLEST_SCALE = 2.0**-10
 class Trainer:
     """The state of one running stage: wrapped module, optimiser, and the step it has reached."""
 
-    def __init__(self, config: TrainConfig, stage: Stage, log: Callable[[str], None]) -> None:
+    def __init__(self, config: TrainConfig, stage: Stage, log: Log) -> None:
         self.config, self.stage, self.log = config, stage, log
         self.accelerator = _accelerator(config, stage)
         prepare_parts(stage.student, config.trainable, seed=stage.seed)
@@ -81,7 +81,7 @@ class Trainer:
         self.cutter = cutter(config, stage, prompts=prompts, shares=self.shares)
         lengths = sort_lengths(stage.items, prompts) if config.group_by_length else None
         count, size = len(stage.items), config.batch_size
-        self.plan = Plan(num_items=count, batch_size=size, seed=stage.seed, lengths=lengths)
+        self.plan = TrainOrder(num_items=count, batch_size=size, seed=stage.seed, lengths=lengths)
         self.early_stop = EarlyStop(patience=config.patience)
         self.step = self.trained_tokens = 0
         stage.objective.start_round(stage.round, num_rounds=stage.num_rounds)
@@ -89,7 +89,7 @@ class Trainer:
         if self.is_sharded:
             check_sharded(config, stage, num_processes=processes[1])
             # Weights are whole inside the wrapped forward only, so the tower runs there.
-            if stage.student.exchange_pixels is not None:
+            if stage.student.vision_cache is not None:
                 log(f"{stage.label}: weights are sharded, so features of images are not kept")
             self.stage = replace(stage, student=without_vision_cache(stage.student))
         self._resume()
@@ -238,7 +238,7 @@ class Trainer:
             student=stage.student,
             teacher=teacher,
             load_images=stage.load_images,
-            reference_log_probs=stage.reference_log_probs if stage.objective.needs_reference else None,
+            reference_log_probs=stage.reference_log_probs if stage.objective.needs_reference_model else None,
             cache=cache,
         )
         return batch.to(self.accelerator.device, teacher_device=teacher.device if teacher else None)

@@ -1,0 +1,287 @@
+"""A whole evaluation on a small data set: files, predictions, scores, resume, re-scoring, comparison."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.tiny import TEXTS, picture, tiny_llava
+from vlm_distill.config import decode
+from vlm_distill.data.images import ImageStore
+from vlm_distill.errors import DataError, EngineError
+from vlm_distill.evaluation.compare import answer_agreement, compare
+from vlm_distill.evaluation.harness import evaluate_task
+from vlm_distill.evaluation.results import TaskResult, read_result
+from vlm_distill.evaluation.scoring import score_samples
+from vlm_distill.evaluation.task import Task
+from vlm_distill.generation.engine import Completion, Engine, Sampling, ScriptedEngine
+from vlm_distill.generation.transformers_engine import TransformersEngine
+from vlm_distill.records import Example
+from vlm_distill.students.tokenizer import BpeSettings, train_tokenizer
+
+COLORS = ("red", "green", "blue", "black")
+ROWS = [
+    row
+    for color in COLORS
+    for row in (
+        {"id": f"{color}-what", "question": "What color is it?", "answer": color, "image": f"{color}.png"},
+        {"id": f"{color}-red", "question": "Is it red?", "answer": "no", "image": f"{color}.png"},
+    )
+]
+ANSWERS = {
+    row["id"]: ["yes." if row["id"] == "red-red" else " Red" if "what" in row["id"] else "no."]
+    for row in ROWS
+}
+TOKENIZER = train_tokenizer(TEXTS, settings=BpeSettings(vocab_size=300))
+
+
+@dataclass
+class CountingEngine:
+    """Passes everything on to a real engine, counts prompts, and fails after `budget` of them."""
+
+    engine: Engine
+    budget: int = 1000
+    asked: list[Example] = field(default_factory=list)
+
+    @property
+    def fingerprint(self) -> str:
+        return self.engine.fingerprint
+
+    @property
+    def settings(self) -> Mapping[str, str]:
+        return self.engine.settings
+
+    def plan(self, examples: Sequence[Example], sampling: Sampling) -> list[list[int]]:
+        return self.engine.plan(examples, sampling)
+
+    def generate(self, examples: Sequence[Example], sampling: Sampling) -> list[Completion]:
+        if len(self.asked) + len(examples) > self.budget:
+            raise EngineError("the power went out")
+        self.asked += examples
+        return self.engine.generate(examples, sampling)
+
+
+def scripted(answers: Mapping[str, Sequence[str]] = ANSWERS, **options: Any) -> CountingEngine:
+    engine = ScriptedEngine(script=answers, tokenizer=TOKENIZER, stop_id=TOKENIZER.eos_token_id, batch_size=2)
+    return CountingEngine(engine=engine, **options)
+
+
+@dataclass
+class Bench:
+    """A folder with the data set, and what an evaluation needs."""
+
+    folder: Path
+
+    def task(self, **changes: Any) -> Task:
+        columns = {"id": "id", "question": "question", "references": "answer", "image": "image"}
+        data = {"kind": "files", "paths": str(self.folder / "rows.jsonl"), "columns": columns}
+        metrics = [{"kind": "exact_match", "ignore_punctuation": True}]
+        subsets = {"open": {"references_not_in": ["yes", "no"]}}
+        values = {
+            "name": "colors",
+            "version": 1,
+            "data": data,
+            "prompt": "{{ question }}",
+            "metrics": metrics,
+        }
+        return decode(Task, {**values, "subsets": subsets, "verified": True, **changes}, where="colors.yaml")
+
+    @property
+    def images(self) -> ImageStore:
+        return ImageStore(self.folder / "images")
+
+    def evaluate(
+        self, engine: Engine, *, run: str = "run", task: Task | None = None, **options: Any
+    ) -> TaskResult:
+        self.log: list[str] = []
+        return evaluate_task(
+            task or self.task(),
+            engine,
+            folder=self.folder / run,
+            images=self.images,
+            log=self.log.append,
+            **options,
+        )
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    for color in COLORS:
+        picture(color).save(tmp_path / f"{color}.png")
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return Bench(folder=tmp_path)
+
+
+def test_scores_are_reported_for_the_whole_set_and_its_subsets(bench: Bench) -> None:
+    result = bench.evaluate(scripted())
+    everything, open_questions = (result.metrics["exact_match"][name] for name in ("all", "open"))
+    # Colours: 1 of 4 ("Red" for red); yes or no: "no." is right thrice, "yes." is wrong for red's "no".
+    assert (everything.mean, everything.num_items, everything.num_clusters) == (0.5, 8, 4)
+    assert (open_questions.mean, open_questions.num_items, open_questions.num_clusters) == (0.25, 4, 4)
+    assert everything.standard_error == 0.0  # one of two right on every image
+    assert result.counts == {
+        "examples": 8, "clusters": 4, "empty": 0, "truncated": 0, "no_response": 0, "unparsed_exact_match": 0
+    }  # fmt: skip
+
+
+def test_what_is_on_disk_is_what_was_returned(bench: Bench) -> None:
+    result = bench.evaluate(scripted())
+    assert read_result(bench.folder / "run" / "colors") == result
+    values = json.loads((bench.folder / "run" / "colors" / "results.json").read_text())
+    assert values["scorers"]["exact_match"]["ignore_punctuation"] is True
+    assert values["provenance"]["model_fingerprint"] == "scripted"
+    assert values["provenance"]["data_counts"] == {"read": 8, "beyond_limit": 0}
+    assert values["provenance"]["sampling"]["temperature"] == 0.0
+    assert "torch" in values["provenance"]["packages"]
+    lines = (bench.folder / "run" / "colors" / "samples.jsonl").read_text().splitlines()
+    assert [json.loads(line)["id"] for line in lines] == [row["id"] for row in ROWS]
+
+
+def test_empty_and_truncated_answers_are_wrong_and_counted(bench: Bench) -> None:
+    answers = {**ANSWERS, "red-what": [""], "blue-red": ["no " * 40]}
+    result = bench.evaluate(scripted(answers))
+    assert (result.counts["empty"], result.counts["no_response"], result.counts["truncated"]) == (1, 1, 1)
+    assert result.provenance.responses["empty"] == 1
+    assert result.counts["examples"] == 8
+    assert result.metrics["exact_match"]["all"].mean == 2 / 8
+
+
+def test_unchanged_predictions_are_not_made_again(bench: Bench) -> None:
+    first = bench.evaluate(scripted())
+    idle = scripted(budget=0)
+    assert bench.evaluate(idle) == first
+    assert not idle.asked
+    assert any("unchanged" in line for line in bench.log)
+    assert bench.evaluate(idle, task=bench.task(version=2)).version == 2
+
+
+def test_another_model_prompt_or_limit_is_evaluated_anew(bench: Bench) -> None:
+    bench.evaluate(scripted())
+    other = CountingEngine(
+        ScriptedEngine(script=ANSWERS, tokenizer=TOKENIZER, stop_id=1, fingerprint="another")
+    )
+    assert bench.evaluate(other).provenance.model_fingerprint == "another"
+    assert len(other.asked) == 8
+    again = scripted()
+    bench.evaluate(again, limit=4)
+    bench.evaluate(again, task=bench.task(prompt="Answer: {{ question }}"), limit=4)
+    assert len(again.asked) == 8
+
+
+def test_changed_references_are_used_at_once(bench: Bench) -> None:
+    bench.evaluate(scripted())
+    rows = [{**row, "answer": "red"} for row in ROWS]
+    (bench.folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert bench.evaluate(scripted()).metrics["exact_match"]["open"].mean == 0.5
+
+
+def test_an_interrupted_evaluation_continues(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vlm_distill.generation.work.SHARD_SECONDS", 0.0)
+    with pytest.raises(EngineError, match="power"):
+        bench.evaluate(scripted(budget=4))
+    assert not (bench.folder / "run" / "colors" / "results.json").exists()
+    rest = scripted()
+    assert bench.evaluate(rest) == bench.evaluate(scripted(), run="elsewhere")
+    assert len(rest.asked) == 4
+
+
+def test_a_limit_asks_about_whole_images(bench: Bench) -> None:
+    result = bench.evaluate(scripted(), limit=5)
+    assert (result.counts["examples"], result.counts["clusters"]) == (4, 2)
+    assert result.provenance.data_counts["beyond_limit"] == 4
+
+
+def test_a_new_metric_scores_old_predictions_without_a_model(bench: Bench) -> None:
+    first = bench.evaluate(scripted())
+    strict = bench.task(metrics=[{"kind": "exact_match", "name": "strict"}], subsets={})
+    scored = score_samples(bench.folder / "run" / "colors", strict)
+    assert (scored.metrics["strict"]["all"].mean, set(scored.metrics["strict"])) == (1 / 8, {"all"})
+    assert scored.provenance == first.provenance
+    assert score_samples(bench.folder / "run" / "colors", bench.task()) == first
+
+
+def test_predictions_for_another_prompt_are_not_scored(bench: Bench) -> None:
+    bench.evaluate(scripted())
+    with pytest.raises(DataError, match="with other data"):
+        score_samples(bench.folder / "run" / "colors", bench.task(prompt="Q: {{ question }}"))
+
+
+def test_samples_that_do_not_belong_to_the_results_are_refused(bench: Bench) -> None:
+    folder = bench.folder / "run" / "colors"
+    with pytest.raises(DataError, match=r"samples\.jsonl: no such file"):
+        read_result(folder)
+    first = bench.evaluate(scripted())
+    samples = (folder / "samples.jsonl").read_text()
+    (folder / "samples.jsonl").write_text(samples.replace("yes.", "no."))
+    with pytest.raises(DataError, match="does not belong to the predictions"):
+        score_samples(folder, bench.task())
+    (folder / "samples.jsonl").write_text(samples[:-30])
+    with pytest.raises(DataError, match=r"does not belong to the predictions|not a sample"):
+        read_result(folder)
+    assert bench.evaluate(scripted()) == first
+    assert any("the old result is not used" in line for line in bench.log)
+
+
+def test_too_few_references_for_a_metric_are_an_error(bench: Bench) -> None:
+    with pytest.raises(DataError, match="vqa_accuracy needs at least 4 references, got 1 for 'red-what'"):
+        bench.evaluate(scripted(), task=bench.task(metrics=[{"kind": "vqa_accuracy"}]))
+
+
+def test_two_models_are_compared_on_the_same_questions(bench: Bench) -> None:
+    better = {**ANSWERS, "blue-what": ["blue"], "green-what": ["green"]}
+    a, b = bench.evaluate(scripted()), bench.evaluate(scripted(better), run="better")
+    result = compare(a, b)["exact_match"]
+    assert result["all"].difference.mean == 0.25
+    assert result["open"].difference.mean == 0.5
+    assert result["open"].p_value is not None
+    assert 0.1 < result["open"].p_value < 0.3
+    assert compare(a, a)["exact_match"]["all"].p_value == 1.0
+    assert answer_agreement(a.samples, b.samples).mean == 0.75
+
+
+def test_results_of_other_questions_or_metrics_are_not_compared(bench: Bench) -> None:
+    a = bench.evaluate(scripted())
+    with pytest.raises(DataError, match="4 that only one model answered"):
+        compare(a, bench.evaluate(scripted(), run="some", limit=4))
+    with pytest.raises(DataError, match="different metrics"):
+        compare(a, bench.evaluate(scripted(), run="b", task=bench.task(metrics=[{"kind": "exact_match"}])))
+    with pytest.raises(DataError, match="expected one task"):
+        compare(a, bench.evaluate(scripted(), run="c", task=bench.task(version=2)))
+    rows = [{**row, "answer": "red"} for row in ROWS]
+    (bench.folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(DataError, match="'red-red' has other images or references"):
+        compare(a, bench.evaluate(scripted(), run="d"))
+
+
+def test_shuffled_images_ask_the_same_questions_about_other_pictures(bench: Bench) -> None:
+    engine = scripted()
+    normal = bench.evaluate(engine)
+    asked = {example.id: example.images for example in engine.asked}
+    engine.asked.clear()
+    shuffled = bench.evaluate(engine, shuffle_images=True)
+    assert all(asked[example.id] != example.images for example in engine.asked)
+    assert {example.id for example in engine.asked} == set(asked)
+    assert [sample.cluster for sample in shuffled.samples] == [sample.cluster for sample in normal.samples]
+    # This model does not look at pictures, so nothing is lost.
+    assert compare(shuffled, normal)["exact_match"]["all"].difference.mean == 0.0
+    assert read_result(bench.folder / "run" / "colors") == normal
+    assert read_result(bench.folder / "run" / "colors.shuffled_images") == shuffled
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_a_real_model_is_evaluated_and_batches_do_not_matter(bench: Bench, batch_size: int) -> None:
+    model = tiny_llava(0)
+
+    def results(size: int) -> TaskResult:
+        engine = TransformersEngine(
+            loaded=model,
+            load_images=lambda example: [bench.images.load(image) for image in example.images],
+            batch_size=size,
+        )
+        return bench.evaluate(engine, run=f"batch-{size}")
+
+    assert results(batch_size).samples == results(8).samples
+    assert results(8).provenance.model_fingerprint == model.fingerprint

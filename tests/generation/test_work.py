@@ -1,0 +1,228 @@
+import dataclasses
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.generation.test_transformers_engine import engine_of, prompts_of
+from tests.tiny import example, tiny_text_model
+from vlm_distill.data.store import ResponseStore
+from vlm_distill.errors import DataError, EngineError
+from vlm_distill.generation import work
+from vlm_distill.generation.engine import Completion, Engine, Sampling, ScriptedEngine
+from vlm_distill.generation.work import Counts, generate_responses, read_counts
+from vlm_distill.records import Example, Response, response_id
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = [example(f"e{number}", "?") for number in range(7)]
+SCRIPT = {one.id: (f"answer {one.id}", f"other {one.id}") for one in EXAMPLES}
+SAMPLING = Sampling(num_samples=2, max_new_tokens=32)
+
+
+@dataclasses.dataclass
+class Recorded:
+    """An engine that notes which examples it was asked for, and can abort all answers."""
+
+    inner: Engine
+    asked: list[str] = dataclasses.field(default_factory=list)
+    abort: bool = False
+    overlong: int = 0
+
+    @property
+    def fingerprint(self) -> str:
+        return self.inner.fingerprint
+
+    @property
+    def settings(self) -> Mapping[str, str]:
+        return self.inner.settings
+
+    def plan(self, examples: Sequence[Example], sampling: Sampling) -> list[list[int]]:
+        return self.inner.plan(examples[self.overlong :], sampling)
+
+    def generate(self, examples: Sequence[Example], sampling: Sampling) -> list[Completion]:
+        self.asked += [one.id for one in examples]
+        completions = self.inner.generate(examples, sampling)
+        return (
+            [dataclasses.replace(one, finish="aborted") for one in completions] if self.abort else completions
+        )
+
+
+def scripted(script: Mapping[str, Sequence[str]] = SCRIPT, **changes: object) -> Recorded:
+    tokenizer = tiny_text_model().tokenizer
+    engine = ScriptedEngine(script=script, tokenizer=tokenizer, stop_id=tokenizer.eos_token_id, batch_size=2)
+    return Recorded(dataclasses.replace(engine, **changes))
+
+
+def generate(
+    engine: Engine, folder: Path, *, lines: list[str] | None = None, **changes: object
+) -> list[Response]:
+    settings = {
+        "examples": EXAMPLES,
+        "sampling": SAMPLING,
+        "author": "teacher",
+        "round": 1,
+        "label": "teacher",
+        **changes,
+    }
+    log = (lambda _: None) if lines is None else lines.append
+    return generate_responses(
+        engine, settings.pop("examples"), settings.pop("sampling"), folder=folder, log=log, **settings
+    )
+
+
+def test_responses_come_in_example_order_with_their_provenance(tmp_path: Path) -> None:
+    responses = generate(scripted(), tmp_path, examples=EXAMPLES[::-1])
+    assert [one.example_id for one in responses] == [one.id for one in EXAMPLES[::-1] for _ in range(2)]
+    first = responses[0]
+    assert first.id == response_id("e6", "teacher", round=1, sample_index=0)
+    assert (first.text, first.author, first.round, first.finish) == ("answer e6", "teacher", 1, "stop")
+    assert (first.model_fingerprint, first.sampling) == ("scripted", SAMPLING.hash())
+    assert first.token_ids[-1] == tiny_text_model().tokenizer.eos_token_id
+    assert read_counts(tmp_path) == Counts(prompts=7, overlong=0, stop=14, length=0, empty=0, aborted=0)
+
+
+def test_an_unchanged_stage_is_not_generated_again(tmp_path: Path) -> None:
+    first = generate(scripted(), tmp_path)
+    engine, lines = scripted(), []
+    assert generate(engine, tmp_path, lines=lines) == first
+    assert engine.asked == []
+    assert lines == ["teacher: unchanged, 14 stored responses are used"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sampling": SAMPLING.model_copy(update={"seed": 1})},
+        {"round": 2},
+        {"author": "student"},
+        {"key_extra": {"prompt": 2}},
+        {"examples": EXAMPLES[:-1]},
+        {"examples": [*EXAMPLES[:-1], example("e6", "another question")]},
+    ],
+    ids=str,
+)
+def test_any_changed_input_generates_again_and_says_so(tmp_path: Path, change: dict[str, object]) -> None:
+    generate(scripted(), tmp_path)
+    engine, lines = scripted(), []
+    responses = generate(engine, tmp_path, lines=lines, **change)
+    examples = change.get("examples", EXAMPLES)
+    assert engine.asked == [one.id for one in examples]
+    assert len(responses) == 2 * len(examples)
+    assert "changed since 14 responses were stored" in lines[0]
+
+
+def test_another_model_generates_again(tmp_path: Path) -> None:
+    generate(scripted(), tmp_path)
+    engine = scripted(fingerprint="other")
+    assert {one.model_fingerprint for one in generate(engine, tmp_path)} == {"other"}
+
+
+def test_what_is_planned_and_dropped_is_logged_and_counted(tmp_path: Path) -> None:
+    script = {**SCRIPT, "e3": ("", "long " * 40)}
+    lines: list[str] = []
+    engine = scripted(script)
+    engine.overlong = 0
+    responses = generate(engine, tmp_path, lines=lines)
+    assert [one.finish for one in responses if one.example_id == "e3"] == ["length"]
+    assert read_counts(tmp_path) == Counts(prompts=7, overlong=0, stop=12, length=1, empty=1, aborted=0)
+    assert "7 prompts, 2 responses each, in 4 batches, 0 of them done; 0 prompts are too long" in lines[0]
+    assert "13 responses stored, 1 of them cut at max_new_tokens; dropped 1 empty and 0 aborted" in lines[1]
+
+
+@dataclasses.dataclass
+class OneToken(Recorded):
+    """An engine whose answers are one token that holds a stop string, with `text` before it."""
+
+    text: str = ""
+
+    def generate(self, examples: Sequence[Example], sampling: Sampling) -> list[Completion]:
+        completions = super().generate(examples, sampling)
+        return [
+            dataclasses.replace(one, token_ids=(9,), text=self.text, finish="stop") for one in completions
+        ]
+
+
+def test_one_token_with_text_before_a_stop_string_is_a_response_and_without_it_is_empty(
+    tmp_path: Path,
+) -> None:
+    inner = scripted().inner
+    assert {one.text for one in generate(OneToken(inner, text="yes"), tmp_path / "text")} == {"yes"}
+    assert generate(OneToken(inner), tmp_path / "empty") == []
+    assert read_counts(tmp_path / "empty").empty == 14
+
+
+def test_a_batch_of_dropped_responses_is_not_generated_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = {**SCRIPT, "e0": ("",), "e1": ("",)}
+    whole = generate(scripted(script), tmp_path / "whole")
+    monkeypatch.setattr(work, "SHARD_SECONDS", 0.0)
+    # The script breaks off at e4: batches of two, so the first two batches are stored.
+    broken = scripted({name: texts for name, texts in script.items() if name < "e4"})
+    with pytest.raises(EngineError, match="'e4'"):
+        generate(broken, tmp_path / "resumed")
+    engine = scripted(script)
+    assert generate(engine, tmp_path / "resumed") == whole
+    assert engine.asked == ["e4", "e5", "e6"]
+    assert read_counts(tmp_path / "resumed") == read_counts(tmp_path / "whole")
+    assert read_counts(tmp_path / "whole").empty == 4
+
+
+def test_user_errors_name_the_cause(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="'e0' stands twice"):
+        generate(scripted(), tmp_path, examples=[*EXAMPLES, EXAMPLES[0]])
+    engine = scripted()
+    engine.overlong = len(EXAMPLES)
+    with pytest.raises(EngineError, match=r"none of the 7 prompts fits.*lower max_new_tokens"):
+        generate(engine, tmp_path)
+    engine = scripted()
+    engine.abort = True
+    for _ in range(2):  # the second time all batches are done already
+        with pytest.raises(EngineError, match="all 14 responses were aborted"):
+            generate(engine, tmp_path)
+
+
+KILLED_JOB = """
+import os, signal, sys
+from pathlib import Path
+from tests.generation import test_work
+from vlm_distill.generation import work
+
+class Killed(test_work.Recorded):
+    def generate(self, examples, sampling):
+        completions = super().generate(examples, sampling)
+        if len(self.asked) == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return completions
+
+work.SHARD_SECONDS = 0.0
+test_work.llava_job(Killed(test_run.llava_engine()), Path(sys.argv[1]))
+"""
+
+
+def llava_engine() -> Engine:
+    return engine_of("llava", batch_size=2)
+
+
+def llava_job(engine: Engine, folder: Path) -> list[Response]:
+    sampling = Sampling(max_new_tokens=6, num_samples=2)
+    return generate(engine, folder, examples=prompts_of("llava"), sampling=sampling)
+
+
+def test_a_killed_stage_resumes_to_the_same_rows(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", KILLED_JOB, str(tmp_path / "killed")]
+    killed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    before = ResponseStore(tmp_path / "killed").read()
+    assert len({one.example_id for one in before}) == 2
+
+    engine = Recorded(llava_engine())
+    resumed = llava_job(engine, tmp_path / "killed")
+    assert len(engine.asked) == 4
+    assert resumed == llava_job(llava_engine(), tmp_path / "whole")
+    stored = ResponseStore(tmp_path / "killed").read()
+    assert stored[: len(before)] == before
+    assert stored == ResponseStore(tmp_path / "whole").read()

@@ -1,0 +1,101 @@
+from pathlib import Path
+
+import pytest
+
+from vlm_distill.config import shipped
+from vlm_distill.data.recipe import load_recipe
+from vlm_distill.errors import ConfigError
+from vlm_distill.evaluation.task import load_suite, load_task
+from vlm_distill.runs.config import RunConfig, load_run
+
+MAIN = "configs/easy_vqa.yaml"
+
+
+@pytest.mark.parametrize("name", shipped("configs"))
+def test_every_shipped_config_decodes_and_names_what_is_shipped(name: str) -> None:
+    config = load_run(name)
+    assert config.name == name
+    assert config.data.recipe is not None
+    load_recipe(config.data.recipe, config.data.overrides)
+    assert config.evaluate is not None
+    if config.evaluate.suite is not None:
+        for entry in load_suite(config.evaluate.suite).tasks:
+            load_task(entry.task)
+    for objective in (config.objective, *(control.objective for control in config.controls)):
+        assert objective is None or objective.build().authors
+
+
+@pytest.mark.parametrize("folder", ["configs", "data_recipes", "eval/tasks", "eval/suites"])
+def test_every_shipped_file_says_what_it_is_for_and_is_plain_data(folder) -> None:
+    for path in shipped(folder).values():
+        text = path.read_text()
+        assert text.startswith("# "), path
+        assert "&" not in text.replace("&&", ""), path
+
+
+def test_the_students_language_model_has_at_most_a_quarter_of_the_teachers_weights() -> None:
+    teacher = load_run("easy_vqa_teacher").student.build
+    student = load_run("easy_vqa").student.build
+    assert teacher is not None
+    assert student is not None
+
+    def size(language) -> int:
+        width, inner, layers = language.hidden_size, language.intermediate_size, language.num_hidden_layers
+        return layers * (4 * width * width + 3 * width * inner) + 512 * width
+
+    assert size(student.language) <= size(teacher.language) / 4
+
+
+def test_a_resolved_config_decodes_to_itself(tmp_path: Path) -> None:
+    config = load_run(MAIN, ["train.learning_rate=1e-5", "seed=3"])
+    assert config.train is not None
+    assert config.train.learning_rate == 1e-5
+    assert RunConfig.model_validate(config.model_dump(mode="json")) == config
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.learning_rat=1", "train.learning_rat: unknown key; did you mean 'learning_rate'?"),
+        ("train.trainable.vison=full", "train.trainable.vison: unknown key; did you mean 'vision'?"),
+        ("objective.preset=papr", "objective.preset: input should be 'paper' or 'released', got 'papr'"),
+        ("objective.kind=distilm2", "objective.kind: unknown kind 'distilm2'; did you mean 'distillm2'?"),
+        ("objective.alhpa=0.1", "objective.alhpa: unknown key; did you mean 'alpha'?"),
+        (
+            "generate.sampling.temperatur=1",
+            "generate.sampling.temperatur: unknown key; did you mean 'temperature'?",
+        ),
+        (
+            "student.build.language.hidden=3",
+            "student.build.language.hidden: unknown key; did you mean 'hidden_size'?",
+        ),
+        ("student.build.vision={image_size: 64, patch: 8}", "student.build.vision.patch: unknown key"),
+        ("train.epochs=fast", "train.epochs: input should be a valid number"),
+        ("train.steps=5", "train: expected exactly one of steps, epochs, tokens, found steps and epochs"),
+        ("student.model=x", "student: expected exactly one of `model`, `build` and `shrink`"),
+        ("controls=[{name: kd_round_1, objective: {kind: kd}}]", "ends like the folder of a control's round"),
+        ("data.recipe=null", "data: expected `recipe`, or `path` of a table with prompts"),
+        ("train.patience=2", "train: `patience` counts evaluations of the live student"),
+        ("controls=[{name: a, objective: {kind: kd}}, {name: a, objective: {kind: sft}}]", "distinct names"),
+        ("controls=[{name: a, objective: {kind: gkdd}}]", "controls.0.objective.kind: unknown kind 'gkdd'"),
+        ("teacher=null", "this objective needs `teacher`"),
+        ("rounds=-1", "rounds: input should be greater than or equal to 0, got -1"),
+    ],
+)
+def test_mistakes_are_named_by_dotted_path(override: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_run(MAIN, [override])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_vllm_does_not_sample_from_a_quantised_teacher() -> None:
+    overrides = ["generate.engine={kind: vllm}", "teacher.quantisation={quant_method: bitsandbytes}"]
+    assert load_run(MAIN, overrides[:1]).generate.engine.kind == "vllm"
+    with pytest.raises(ConfigError, match="vllm would sample from its full weights"):
+        load_run(MAIN, overrides)
+
+
+def test_an_unknown_config_names_the_nearest_shipped_one() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'easy_vqa'"):
+        load_run("configs/easy_vga.yaml")

@@ -1,0 +1,227 @@
+"""Evaluating a model on a task: examples, predictions (stored, resumed, skipped when unchanged), scores.
+
+What a score is, is in scorers/ and scoring.py; what lies on disk is in results.py. Several processes share
+the predictions; the main one reads the questions, scores and writes.
+"""
+
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from vlm_distill.data.examples import read_examples
+from vlm_distill.data.images import ImageStore
+from vlm_distill.errors import DataError
+from vlm_distill.evaluation.results import (
+    NO_RESPONSE,
+    Provenance,
+    Sample,
+    TaskResult,
+    read_result,
+    write_result,
+)
+from vlm_distill.evaluation.scoring import score
+from vlm_distill.evaluation.selection import shuffle_images as permute_images
+from vlm_distill.evaluation.selection import take_clusters
+from vlm_distill.evaluation.task import Task
+from vlm_distill.files import hash_json
+from vlm_distill.generation.engine import Engine, Sampling
+from vlm_distill.generation.work import generate_responses, read_counts
+from vlm_distill.processes import on_main
+from vlm_distill.progress import Log
+from vlm_distill.records import Example
+
+PACKAGES = ("vlm-distill", "torch", "transformers", "numpy", "scipy", "pillow", "jinja2")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prediction:
+    """What a model answered. Without a stored response the text is empty and `finish` is "none"."""
+
+    text: str
+    finish: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Question:
+    """An example as the data set has it, and as it is asked: the same, or with the images of another one."""
+
+    example: Example
+    asked: Example
+
+
+def evaluate_task(
+    task: Task,
+    engine: Engine,
+    *,
+    folder: Path,
+    images: ImageStore,
+    limit: int | None = None,
+    shuffle_images: bool = False,
+    log: Log,
+) -> TaskResult:
+    """Return the scores of the engine's model, greedily decoded, and write them below `folder`.
+
+    `limit` caps the examples; whole clusters are drawn. `shuffle_images` asks every question about
+    another image; its result is compared with the normal one by `compare`. Predictions for the same
+    questions, model, sampling and limit are not made again, an interrupted run continues, and what is there
+    is scored with the metrics as they are now.
+
+    Raises:
+        DataError: the data cannot be read, or an example has fewer references than a metric needs.
+        EngineError: the engine failed.
+    """
+    target = result_folder(folder, task, shuffle_images=shuffle_images)
+    label = f"eval {target.name}"
+    questions, data_counts = on_main(
+        lambda: _questions(task, images, limit=limit, shuffle_images=shuffle_images)
+    )
+    sampling = Sampling(temperature=0.0, max_new_tokens=task.output.max_new_tokens, stop=task.output.stop)
+    key = _key(task, engine, sampling, questions, limit=limit)
+    provenance = _provenance(task, engine, sampling, key=key, limit=limit, shuffle_images=shuffle_images)
+    saved = on_main(lambda: _saved(target, key, log=log, label=label))
+    if saved is None:
+        asked = [question.asked for question in questions]
+        predictions, responses = predict(
+            engine, asked, sampling, folder=target / "responses", log=log, label=label
+        )
+        provenance = replace(provenance, data_counts=data_counts, responses=responses)
+    else:
+        predictions = {one.id: Prediction(text=one.prediction, finish=one.finish) for one in saved.samples}
+        provenance = saved.provenance
+    samples = [_sample(task, one, predictions[one.example.id]) for one in questions]
+    return on_main(lambda: _score_and_write(task, samples, provenance, target))
+
+
+def _score_and_write(
+    task: Task, samples: Sequence[Sample], provenance: Provenance, target: Path
+) -> TaskResult:
+    result = score(task, samples, provenance)
+    write_result(target, result)
+    return result
+
+
+def _provenance(
+    task: Task, engine: Engine, sampling: Sampling, *, key: str, limit: int | None, shuffle_images: bool
+) -> Provenance:
+    """Return the provenance of an evaluation before its data and responses are counted."""
+    return Provenance(
+        key=key,
+        asking_hash=task.asking_hash(),
+        model_fingerprint=engine.fingerprint,
+        engine=dict(engine.settings),
+        sampling=sampling.model_dump(mode="json"),
+        limit=limit,
+        shuffle_images=shuffle_images,
+        data_counts={},
+        responses={},
+        packages=_packages(),
+    )
+
+
+def result_folder(folder: Path, task: Task, *, shuffle_images: bool = False) -> Path:
+    """Return where the result of a task lies below the folder of an evaluation."""
+    return folder / (f"{task.name}.shuffled_images" if shuffle_images else task.name)
+
+
+def predict(
+    engine: Engine,
+    examples: Sequence[Example],
+    sampling: Sampling,
+    *,
+    folder: Path,
+    log: Log,
+    label: str,
+) -> tuple[dict[str, Prediction], dict[str, int]]:
+    """Return one prediction per example id, and the counts of the generation stage in `folder`.
+
+    Generation stores no empty and no aborted response and skips prompts that do not fit; in an evaluation all
+    of them are answers, and wrong.
+    """
+    responses = generate_responses(
+        engine, examples, sampling, folder=folder, author="student", round=0, log=log, label=label
+    )
+    predictions = {example.id: Prediction(text="", finish=NO_RESPONSE) for example in examples}
+    for response in responses:
+        predictions[response.example_id] = Prediction(text=response.text, finish=response.finish)
+    return predictions, asdict(read_counts(folder))
+
+
+def _questions(
+    task: Task, images: ImageStore, *, limit: int | None, shuffle_images: bool
+) -> tuple[list[Question], dict[str, int]]:
+    """Return what is asked, and what became of the rows of the data set."""
+    examples, counts = read_examples(task.data, images=images, prompt=task.prompt, system=task.system)
+    if not examples:
+        raise DataError(f"task {task.name}: expected examples, got none; check its data")
+    _check_references(task, examples)
+    taken = take_clusters(examples, [task.cluster(example) for example in examples], limit=limit)
+    asked = permute_images(taken) if shuffle_images else taken
+    questions = [Question(example=example, asked=other) for example, other in zip(taken, asked, strict=True)]
+    return questions, {**counts, "beyond_limit": len(examples) - len(taken)}
+
+
+def _check_references(task: Task, examples: Sequence[Example]) -> None:
+    for metric in task.metrics:
+        for example in examples:
+            if len(example.references) < metric.min_references:
+                raise DataError(
+                    f"task {task.name}: {metric.name} needs at least {metric.min_references} references, "
+                    f"got {len(example.references)} for {example.id!r}; check columns.references"
+                )
+
+
+def _key(
+    task: Task, engine: Engine, sampling: Sampling, questions: Sequence[Question], *, limit: int | None
+) -> str:
+    asked = [[one.example.id, _document_hash(one.example), one.asked.prompt_hash()] for one in questions]
+    model = [engine.fingerprint, dict(engine.settings), sampling.hash()]
+    return hash_json([task.asking_hash(), model, limit, asked])
+
+
+def _saved(target: Path, key: str, *, log: Log, label: str) -> TaskResult | None:
+    """Return the result in `target` if its predictions are those that would be made now."""
+    if not (target / "results.json").is_file():
+        return None
+    try:
+        saved = read_result(target)
+    except DataError as error:
+        log(f"{label}: the old result is not used: {error}")
+        return None
+    if saved.provenance.key != key:
+        log(f"{label}: the old result is replaced: it is of another model, other questions or other settings")
+        return None
+    log(f"{label}: unchanged, {len(saved.samples):,} stored predictions are scored")
+    return saved
+
+
+def _sample(task: Task, question: Question, prediction: Prediction) -> Sample:
+    example = question.example
+    return Sample(
+        id=example.id,
+        cluster=task.cluster(example),
+        document_hash=_document_hash(example),
+        prompt_hash=question.asked.prompt_hash(),
+        target_hash=hash_json(example.references),
+        references=example.references,
+        prediction=prediction.text,
+        finish=prediction.finish,
+        subsets=(),
+        scores={},
+    )
+
+
+def _document_hash(example: Example) -> str:
+    """Return the hash of the question as the data set has it, without the prompt, which is the task's."""
+    return hash_json([example.id, example.images, example.references, example.meta])
+
+
+def _packages() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = "not installed"
+    return versions

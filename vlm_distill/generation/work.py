@@ -1,0 +1,310 @@
+"""The generation stage: responses of one author in one round, stored as they come and resumed after a kill.
+
+The batch is the unit of resume: a batch whose responses are all stored (or were dropped and counted) is
+skipped. Rows have their own seeds, so what is generated again comes out the same.
+
+Of several processes each generates every Nth of the remaining batches into a store of its own below the
+stage's, `rank_K`; the main process lists their shards in the one manifest when all are done, and at the next
+start where they were cut short, however many processes there are then.
+"""
+
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from vlm_distill.data.store import MANIFEST, ResponseStore
+from vlm_distill.errors import DataError, EngineError
+from vlm_distill.files import hash_json, read_json, write_json
+from vlm_distill.generation.engine import Engine, Sampling
+from vlm_distill.processes import num_processes, on_main, rank, wait
+from vlm_distill.progress import Log, progress
+from vlm_distill.records import Author, Example, Response, response_id
+
+FORMAT_VERSION = 1
+# A kill loses what was generated since the last shard.
+SHARD_ROWS = 8192
+SHARD_SECONDS = 15.0
+
+DROPPED, COUNTS = "dropped.json", "counts.json"
+# Where each of several processes stores what it generated.
+PART, PARTS = "rank_{}", "rank_*"
+
+Drop = Literal["empty", "aborted"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Counts:
+    """What became of the prompts of a stage.
+
+    `overlong` counts prompts that do not fit the context, the others count responses: `stop` and `length` are
+    stored, `empty` (no token besides the stop token) and `aborted` are not.
+    """
+
+    prompts: int
+    overlong: int
+    stop: int
+    length: int
+    empty: int
+    aborted: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Stage:
+    """What is generated: the arguments of `generate_responses` and what follows from them."""
+
+    engine: Engine
+    examples: Sequence[Example]
+    sampling: Sampling
+    author: Author
+    round: int
+    log: Log
+    label: str
+
+    def key(self, extra: Any) -> str:
+        prompts = [[example.id, example.prompt_hash()] for example in self.examples]
+        model = [self.engine.fingerprint, dict(self.engine.settings)]
+        return hash_json(
+            [FORMAT_VERSION, model, self.sampling.hash(), prompts, self.author, self.round, extra]
+        )
+
+    def ids(self, example: Example) -> list[str]:
+        """Return the ids of the responses to `example`."""
+        samples = range(self.sampling.num_samples)
+        return [
+            response_id(example.id, self.author, round=self.round, sample_index=index) for index in samples
+        ]
+
+    def generate(self, batch: Sequence[int]) -> list[Response]:
+        completions = self.engine.generate([self.examples[i] for i in batch], self.sampling)
+        sampling = self.sampling.hash()
+        return [
+            Response(
+                id=response_id(one.example_id, self.author, round=self.round, sample_index=one.sample_index),
+                example_id=one.example_id,
+                author=self.author,
+                round=self.round,
+                sample_index=one.sample_index,
+                text=one.text,
+                token_ids=one.token_ids,
+                finish=one.finish,
+                model_fingerprint=self.engine.fingerprint,
+                prompt_ids_hash=one.prompt_ids_hash,
+                sampling=sampling,
+                token_log_probs=one.token_log_probs,
+            )
+            for one in completions
+        ]
+
+
+@dataclass(kw_only=True, slots=True)
+class _Results:
+    """The store of a stage with what is not written yet, and the ids of dropped responses by reason."""
+
+    store: ResponseStore
+    key: str
+    done: set[str]
+    dropped: dict[str, Drop]
+    pending: list[Response] = field(default_factory=list)
+    flushed_at: float = field(default_factory=time.monotonic)
+
+    def add(self, responses: Sequence[Response]) -> None:
+        for response in responses:
+            if response.id in self.done:
+                continue  # its batch was stored in part
+            self.done.add(response.id)
+            reason = _why_dropped(response)
+            if reason is None:
+                self.pending.append(response)
+            else:
+                self.dropped[response.id] = reason
+        if len(self.pending) >= SHARD_ROWS or time.monotonic() - self.flushed_at >= SHARD_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        # Dropped ids first: a kill in between makes a batch run again, it never makes one look done.
+        write_json(self.store.folder / DROPPED, {"key": self.key, "dropped": self.dropped})
+        if self.pending:
+            self.store.append(self.pending)
+        self.pending, self.flushed_at = [], time.monotonic()
+
+    def own_part(self) -> "_Results":
+        """Return where this process writes: the store itself, or its part of it among several processes."""
+        if num_processes() == 1:
+            return self
+        store = ResponseStore.create_or_resume(self.store.folder / PART.format(rank()), self.key)
+        return _Results(
+            store=store, key=self.key, done=set(self.done), dropped=_read_dropped(store.folder, self.key)
+        )
+
+    def adopt_parts(self) -> None:
+        """Take over what each of several processes stored, of this start or an earlier one."""
+        for folder in sorted(self.store.folder.glob(PARTS)):
+            part = ResponseStore(folder)
+            dropped = _read_dropped(folder, self.key)
+            self.dropped.update(dropped)
+            self.flush()
+            self.store.adopt(part)
+            self.done |= part.ids() | dropped.keys()
+
+
+def generate_responses(
+    engine: Engine,
+    examples: Sequence[Example],
+    sampling: Sampling,
+    *,
+    folder: Path,
+    author: Author,
+    round: int,
+    log: Log,
+    label: str,
+    key_extra: Any = None,
+) -> list[Response]:
+    """Return the responses to `examples`, in their order, generating those that `folder` does not hold yet.
+
+    Several processes call it together, with the same arguments and a folder that all can write; each gets all
+    responses.
+
+    Finished work is keyed by model, engine settings, sampling, prompts, author, round and `key_extra` (JSON);
+    a folder with another key is emptied. Empty and aborted responses and overlong prompts are missing from
+    the result and counted in counts.json beside the shards (`read_counts`).
+
+    Raises:
+        DataError: an example id stands twice.
+        EngineError: no prompt fits the context, or every response was aborted.
+    """
+    _check_unique(examples)
+    stage = _Stage(
+        engine=engine, examples=examples, sampling=sampling, author=author, round=round, log=log, label=label
+    )
+    key = stage.key(key_extra)
+    results = on_main(lambda: _open(folder, key, log=log, label=label))
+    if results.store.is_complete:
+        log(f"{label}: unchanged, {len(results.done) - len(results.dropped):,} stored responses are used")
+    else:
+        _fill(results, stage)
+    by_id = {response.id: response for response in ResponseStore(folder).read()}
+    return [by_id[one] for example in examples for one in stage.ids(example) if one in by_id]
+
+
+def read_counts(folder: Path) -> Counts:
+    """Return the counts of a finished stage."""
+    return Counts(**read_json(folder / COUNTS))
+
+
+def _open(folder: Path, key: str, *, log: Log, label: str) -> _Results:
+    store = (
+        ResponseStore(folder)
+        if (folder / MANIFEST).is_file()
+        else ResponseStore.create_or_resume(folder, key)
+    )
+    # Those of another key are what a kill left of a reset.
+    _remove_parts(folder, but=store.key)
+    if store.key != key:
+        log(
+            f"{label}: model, sampling or prompts changed since {len(store):,} responses were stored; "
+            "all are generated again"
+        )
+        (folder / COUNTS).unlink(missing_ok=True)
+        store.reset(key)
+        _remove_parts(folder, but=key)
+    dropped = _read_dropped(folder, key)
+    results = _Results(store=store, key=key, done=store.ids() | dropped.keys(), dropped=dropped)
+    if not store.is_complete:
+        results.adopt_parts()
+    return results
+
+
+def _read_dropped(folder: Path, key: str) -> dict[str, Drop]:
+    if not (folder / DROPPED).is_file():
+        return {}
+    stored = read_json(folder / DROPPED)
+    dropped: dict[str, Drop] = stored["dropped"] if stored["key"] == key else {}
+    return dropped
+
+
+def _remove_parts(folder: Path, *, but: str) -> None:
+    """Delete the stores of single processes, except those under the key `but`."""
+    for part in folder.glob(PARTS):
+        if not (part / MANIFEST).is_file() or ResponseStore(part).key != but:
+            shutil.rmtree(part)
+
+
+def _fill(results: _Results, stage: _Stage) -> None:
+    plan = on_main(lambda: stage.engine.plan(stage.examples, stage.sampling))
+    num_fitting = sum(len(batch) for batch in plan)
+    overlong = len(stage.examples) - num_fitting
+    if stage.examples and not plan:
+        raise EngineError(
+            f"{stage.label}: none of the {overlong} prompts fits the model's context with "
+            f"{stage.sampling.max_new_tokens} new tokens; lower max_new_tokens or shorten the prompts"
+        )
+    remaining = [
+        batch
+        for batch in plan
+        if not all(results.done.issuperset(stage.ids(stage.examples[i])) for i in batch)
+    ]
+    stage.log(
+        f"{stage.label}: {num_fitting:,} prompts, {stage.sampling.num_samples} responses each, "
+        f"in {len(plan):,} batches, {len(plan) - len(remaining):,} of them done; "
+        f"{overlong:,} prompts are too long and skipped"
+        + (f"; shared by {num_processes()} processes" if num_processes() > 1 else "")
+    )
+    part, share = results.own_part(), remaining[rank() :: num_processes()]
+    for batch in progress(share, label=stage.label, total=len(share)):
+        part.add(stage.generate(batch))
+    part.flush()
+    wait()
+    on_main(lambda: _finish(results, stage, overlong=overlong))
+
+
+def _finish(results: _Results, stage: _Stage, *, overlong: int) -> None:
+    parts = [results.store.folder / PART.format(number) for number in range(num_processes())]
+    lost = [part.name for part in parts if not part.is_dir()]
+    if lost and num_processes() > 1:
+        raise DataError(
+            f"{results.store.folder}: found no responses of process {', '.join(lost)}; "
+            "give the run an output folder that all machines share"
+        )
+    results.adopt_parts()
+    finishes, drops = [response.finish for response in results.store.read()], list(results.dropped.values())
+    counts = Counts(
+        prompts=len(stage.examples),
+        overlong=overlong,
+        stop=finishes.count("stop"),
+        length=finishes.count("length"),
+        empty=drops.count("empty"),
+        aborted=drops.count("aborted"),
+    )
+    if counts.aborted and counts.aborted == len(finishes) + len(drops):
+        raise EngineError(
+            f"{stage.label}: all {counts.aborted} responses were aborted because the logits are not finite; "
+            "load the model in float32 or bfloat16, or check its weights"
+        )
+    write_json(results.store.folder / COUNTS, asdict(counts))
+    results.store.finish()
+    stage.log(
+        f"{stage.label}: {len(finishes):,} responses stored, {counts.length:,} of them cut "
+        f"at max_new_tokens; dropped {counts.empty:,} empty and {counts.aborted:,} aborted ones"
+    )
+
+
+def _check_unique(examples: Sequence[Example]) -> None:
+    seen: set[str] = set()
+    for example in examples:
+        if example.id in seen:
+            raise DataError(
+                f"example id {example.id!r} stands twice: responses are joined by id; make the ids unique"
+            )
+        seen.add(example.id)
+
+
+def _why_dropped(response: Response) -> Drop | None:
+    """Return why a response is not stored, None for one that is."""
+    if response.finish == "aborted":
+        return "aborted"
+    # A stop string may end a response with its first token and leave text before it.
+    is_empty = response.finish == "stop" and len(response.token_ids) <= 1 and not response.text
+    return "empty" if is_empty else None

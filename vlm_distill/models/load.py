@@ -1,0 +1,92 @@
+"""A model from its folder, hub id or GGUF file into memory. Models are built from parts in students/."""
+
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoConfig, AutoTokenizer
+
+from vlm_distill.adapters.adapter import Adapter, LoadedModel, LoadOptions
+from vlm_distill.adapters.catalog import find_adapter
+from vlm_distill.adapters.chat import find_image_token_ids, find_stop_ids
+from vlm_distill.errors import AdapterError, one_line
+from vlm_distill.models.fingerprint import model_fingerprint, weights_fingerprint
+from vlm_distill.models.gguf import UNREADABLE, is_gguf, load_gguf, location
+from vlm_distill.models.names import resolve
+from vlm_distill.models.placement import finish_loading, is_placed, placement_arguments, require_dtype
+
+
+def load_model(name: str, options: LoadOptions = LoadOptions()) -> LoadedModel:  # noqa: B008 (frozen)
+    """Return the model that `name` means (path, hub id or `bundled:NAME`), in eval mode and on its device.
+
+    Raises:
+        AdapterError: the name means nothing, the folder is incomplete, or no adapter knows its family.
+    """
+    path = resolve(name, trust_remote_code=options.trust_remote_code)
+    config = load_config(path, name, trust_remote_code=options.trust_remote_code)
+    adapter = find_adapter(config.model_type)
+    if is_gguf(path):
+        model, processor = load_gguf(str(path), config, options)
+    else:
+        model, processor = _load_folder(adapter, str(path), options)
+    return wrap_model(adapter, model, processor, path=name, fingerprint=model_fingerprint(path, options))
+
+
+def _load_folder(adapter: Adapter, path: str, options: LoadOptions) -> tuple[nn.Module, Any]:
+    require_dtype(path, options)
+    shared = {"trust_remote_code": options.trust_remote_code, "local_files_only": True}
+    placing = (
+        placement_arguments(adapter.model_class, AutoConfig.from_pretrained(path, **shared), options)
+        if is_placed(options)
+        else {}
+    )
+    try:
+        processor = adapter.processor_class.from_pretrained(path, **shared)
+        # Pickled weights could run code, so safetensors is the only format that is read.
+        model, report = adapter.model_class.from_pretrained(
+            path, dtype=options.dtype, use_safetensors=True, output_loading_info=True, **placing, **shared
+        )
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+        raise AdapterError(f"{path}: transformers cannot load it: {one_line(error)}") from None
+    return finish_loading(model, report, path=path, options=options), processor
+
+
+def load_config(path: Path, name: str, *, trust_remote_code: bool = False) -> Any:
+    """Return the transformers config of a model folder or GGUF file; `name` stands in errors."""
+    try:
+        return AutoConfig.from_pretrained(
+            **location(path), trust_remote_code=trust_remote_code, local_files_only=True
+        )
+    except UNREADABLE as error:
+        raise AdapterError(
+            f"{name}: {'it' if is_gguf(path) else 'config.json'} cannot be read: {one_line(error)}"
+        ) from None
+
+
+def wrap_model(
+    adapter: Adapter, model: nn.Module, processor: Any, *, path: str, fingerprint: str | None = None
+) -> LoadedModel:
+    """Return a model in memory with its tokenizer and stop ids; the default fingerprint is of its weights."""
+    tokenizer = getattr(processor, "tokenizer", processor)
+    return LoadedModel(
+        adapter=adapter,
+        model=model,
+        processor=processor,
+        tokenizer=tokenizer,
+        path=path,
+        fingerprint=fingerprint or weights_fingerprint(model),
+        stop_ids=find_stop_ids(getattr(model, "generation_config", None), tokenizer),
+        image_token_ids=find_image_token_ids(getattr(model, "config", None)),
+    )
+
+
+def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
+    """Return the tokenizer of the model `name`, which needs no weights."""
+    path = resolve(name, weights=False, trust_remote_code=trust_remote_code)
+    try:
+        return AutoTokenizer.from_pretrained(
+            **location(path), local_files_only=True, trust_remote_code=trust_remote_code
+        )
+    except UNREADABLE as error:
+        raise AdapterError(f"{name}: no tokenizer can be loaded: {one_line(error)}") from None

@@ -1,0 +1,146 @@
+"""The output layer of a model without its body, for training on what the body said once (a teacher cache).
+
+`light_model` gives a model in which only the output layer has weights: config, tokenizer, processor, stop ids
+and fingerprint are those of the whole model, and the adapter's `head` works as ever.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from vlm_distill.adapters.adapter import LoadedModel, LoadOptions
+from vlm_distill.errors import AdapterError
+from vlm_distill.models.fingerprint import model_fingerprint
+from vlm_distill.models.gguf import is_gguf
+from vlm_distill.models.load import load_model
+from vlm_distill.models.names import resolve
+from vlm_distill.models.placement import require_dtype
+from vlm_distill.models.skeleton import load_skeleton
+
+
+def light_model(name: str, options: LoadOptions) -> LoadedModel:
+    """Return the model `name` with weights in its output layer alone; the rest is on the meta device.
+
+    Of a GGUF file the whole model is read into the memory of the host and let go.
+
+    Raises:
+        AdapterError: see `load_model`, or the files have no output layer that fits the config.
+    """
+    require_dtype(name, options)
+    path = resolve(name, trust_remote_code=options.trust_remote_code)
+    light = load_skeleton(name, trust_remote_code=options.trust_remote_code)
+    if is_gguf(path):
+        whole = load_model(name, LoadOptions(dtype=options.dtype))
+        read = _tensors(whole.model)
+    else:
+        read = dict((light.adapter.load_head or read_head)(path, light.model))
+    dtype = _dtype(light.model, options.dtype, next(iter(read.values())).dtype)
+    layer: Any = output_layer(light.model.to(dtype))
+    for part, value in read.items():
+        setattr(layer, part, nn.Parameter(value.to(options.device, dtype), requires_grad=False))
+    return replace(light, fingerprint=model_fingerprint(path, options))
+
+
+def output_layer(model: nn.Module) -> nn.Module:
+    """Return the module whose weight turns hidden states into logits."""
+    loaded: Any = model
+    layer: nn.Module = loaded.get_output_embeddings()
+    return layer
+
+
+def require_same_head(light: LoadedModel, whole: LoadedModel) -> None:
+    """Refuse an output layer that was read from the files in another way than the model loads it.
+
+    Raises:
+        AdapterError: the two differ.
+    """
+    ours, theirs = _tensors(light.model), _tensors(whole.model)
+    same = ours.keys() == theirs.keys() and all(
+        torch.equal(value, theirs[part].to(value.device)) for part, value in ours.items()
+    )
+    if not same:
+        raise AdapterError(
+            f"{light.path}: its output layer as it stands in the files is not the one that the loaded model "
+            "has; give the adapter of its family a `load_head` of its own, or train without `cache`"
+        )
+
+
+def read_head(folder: Path, model: nn.Module) -> dict[str, Tensor]:
+    """Return weight and, where there is one, bias of the output layer from the safetensors files of a folder.
+
+    Only these tensors are read. Files may name modules in another way than the model in memory, so the last
+    two parts of a name and the shape decide; a model that ties its output layer to its embeddings stores
+    those alone.
+
+    Raises:
+        AdapterError: no tensor of the files, or several, can be the output layer.
+    """
+    files = _files(folder)
+    layer: Any = output_layer(model)
+    loaded: Any = model
+    # Families with an inner language model say it in either config.
+    configs = (loaded.config, loaded.config.get_text_config())
+    is_tied = any(getattr(config, "tie_word_embeddings", False) for config in configs)
+    found: dict[str, Tensor] = {}
+    for part, parameter in layer.named_parameters(recurse=False):
+        names = [_name_of(model, layer, part)]
+        if part == "weight" and is_tied:
+            names.append(_name_of(model, loaded.get_input_embeddings(), part))
+        found[part] = _read(folder, files, names, tuple(parameter.shape))
+    return found
+
+
+def _read(folder: Path, files: dict[str, Path], names: list[str], shape: tuple[int, ...]) -> Tensor:
+    for name in names:
+        ending = ".".join(name.split(".")[-2:])
+        matching = [key for key in files if key == ending or key.endswith(f".{ending}")]
+        fitting = [key for key in matching if _shape(files[key], key) == shape]
+        if name in fitting:
+            fitting = [name]
+        if len(fitting) > 1:
+            raise AdapterError(f"{folder}: several tensors could be the output layer: {', '.join(fitting)}")
+        if fitting:
+            with safe_open(files[fitting[0]], framework="pt") as handle:
+                tensor: Tensor = handle.get_tensor(fitting[0])
+            return tensor
+    raise AdapterError(
+        f"{folder}: expected the output layer as a tensor {' or '.join(names)} of shape {list(shape)}, found "
+        "none in its safetensors files"
+    )
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """Return the file of each tensor."""
+    found: dict[str, Path] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="pt") as handle:
+                found |= dict.fromkeys(handle.keys(), path)
+        except (OSError, SafetensorError) as error:
+            raise AdapterError(f"{path}: cannot be read: {error}") from None
+    return found
+
+
+def _shape(path: Path, name: str) -> tuple[int, ...]:
+    with safe_open(path, framework="pt") as handle:
+        return tuple(handle.get_slice(name).get_shape())
+
+
+def _name_of(model: nn.Module, module: nn.Module, part: str) -> str:
+    prefix = next(name for name, one in model.named_modules() if one is module)
+    return f"{prefix}.{part}" if prefix else part
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach() for name, value in output_layer(model).named_parameters(recurse=False)}
+
+
+def _dtype(model: nn.Module, wanted: str, stored: torch.dtype) -> torch.dtype:
+    """Return the dtype that a name means; "auto" is that of the config, else of the files."""
+    loaded: Any = model
+    known = loaded.config.dtype if wanted == "auto" else getattr(torch, wanted)
+    return known if isinstance(known, torch.dtype) else stored

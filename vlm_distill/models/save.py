@@ -1,0 +1,62 @@
+"""A model in memory to a folder that plain transformers and vLLM load."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from vlm_distill.adapters.adapter import LoadedModel
+from vlm_distill.files import read_json, write_json
+
+
+def save_model(loaded: LoadedModel, folder: Path) -> None:
+    """Write weights (safetensors), configs, processor and chat template; an existing folder is replaced.
+
+    The folder gets its name only when it is complete. It loads with plain transformers and with vLLM.
+    """
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
+    try:
+        model: Any = loaded.model
+        model.save_pretrained(temporary)
+        loaded.processor.save_pretrained(temporary)
+        if loaded.adapter.state_dict_names is not None:
+            _rename_weights(temporary, partial(loaded.adapter.state_dict_names, model.config))
+        for path in temporary.rglob("*"):
+            if path.is_file():
+                path.chmod(0o644)  # safetensors writes for the owner alone
+                with path.open("rb") as handle:
+                    os.fsync(handle.fileno())
+        temporary.chmod(0o755)  # mkdtemp makes it private
+        if folder.exists():
+            # A folder cannot be replaced in one step; the old one steps aside first.
+            previous = temporary.with_suffix(".old")
+            os.replace(folder, previous)
+            os.replace(temporary, folder)
+            shutil.rmtree(previous)
+        else:
+            os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _rename_weights(folder: Path, name_on_disk: Callable[[str], str]) -> None:
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as handle:
+            metadata = handle.metadata()
+            tensors = {name_on_disk(name): handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118
+        renamed = path.with_suffix(".tmp")
+        save_file(tensors, renamed, metadata)
+        os.replace(renamed, path)
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        content = read_json(index)
+        content["weight_map"] = {name_on_disk(name): file for name, file in content["weight_map"].items()}
+        write_json(index, content)

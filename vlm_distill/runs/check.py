@@ -1,0 +1,128 @@
+"""What a run will be, without loading a weight: resolved config, pair report, and the memory it needs."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from vlm_distill.adapters.adapter import LoadedModel
+from vlm_distill.alignment.pair import PairReport, num_image_tokens, pair_report, side_of
+from vlm_distill.config import apply_overrides, decode, dump_yaml
+from vlm_distill.data.own_table import recipe_for_table
+from vlm_distill.data.recipe import Recipe, load_recipe
+from vlm_distill.evaluation.task import load_suite, load_task
+from vlm_distill.losses import ObjectiveConfig
+from vlm_distill.models.skeleton import load_skeleton
+from vlm_distill.runs.config import DataConfig, RunConfig
+from vlm_distill.runs.memory import MicroBatchShape, estimate
+from vlm_distill.runs.teacher import load_options
+from vlm_distill.students.build import build_llava
+from vlm_distill.students.pruning import shrink_student
+from vlm_distill.teacher_cache.fill import bytes_per_token
+from vlm_distill.training.config import TrainConfig
+
+TEXT_TOKENS = 64
+"""A question with its chat template; the memory estimate reads no data."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Inspected:
+    """A run whose parts were all found; the models have no weights."""
+
+    recipe: Recipe
+    tasks: list[str]
+    teacher: LoadedModel | None
+    student: LoadedModel
+    pair: PairReport | None
+
+
+def check(config: RunConfig) -> str:
+    """Return the resolved run, the pair report and the memory estimate.
+
+    Reads configs, tokenizers, processors and no weights.
+    """
+    found = inspect(config)
+    lines = [dump_yaml(config.model_dump(mode="json")).rstrip()]
+    lines.append(f"data: recipe {found.recipe.name} with {len(found.recipe.sources)} source(s)")
+    lines.append(f"evaluation: {', '.join(found.tasks) or 'none'}")
+    lines += [f"pair: {line}" for line in found.pair.lines()] if found.pair else []
+    about = " (more with the tokens that the data will give it)" if trains_tokenizer(config) else ""
+    lines.append(f"student: {millions(found.student)} parameters{about}; the run writes to {config.folder}")
+    if config.cache:
+        lines += _cache(config, found)
+    if config.warmup:
+        lines += _memory(config, found, "warm-up", config.warmup.train, config.warmup.objective)
+    if config.rounds and config.train and config.objective:
+        lines += _memory(config, found, "rounds", config.train, config.objective)
+    return "\n".join(lines)
+
+
+def _cache(config: RunConfig, found: Inspected) -> list[str]:
+    assert config.cache is not None
+    assert config.teacher is not None
+    assert found.teacher is not None
+    head = found.teacher.adapter.head(found.teacher.model).weight
+    known = head.dtype if config.teacher.dtype == "auto" else getattr(torch, config.teacher.dtype)
+    size = bytes_per_token(config.cache, found.teacher, dtype=known)
+    layer = head.numel() * known.itemsize / 2**20
+    return [
+        f"cache: tier {config.cache.tier}, {size:,} bytes per response token; the teacher's output layer "
+        f"({layer:,.1f} MiB) is all that training loads of it"
+    ]
+
+
+def _memory(
+    config: RunConfig, found: Inspected, stage: str, train: TrainConfig, objective: ObjectiveConfig
+) -> list[str]:
+    """Return the estimate for one kind of stage: responses of full length, one probe image a prompt."""
+    built, sampling = objective.build(), config.generate.sampling
+    image = num_image_tokens(side_of(found.student))
+    tokens = MicroBatchShape(
+        prompt=TEXT_TOKENS + image,
+        image=image,
+        response=sampling.max_new_tokens,
+        responses=len(built.stored_authors or built.authors) * sampling.num_samples,
+    )
+    teacher = found.teacher if built.needs_teacher and not config.cache else None
+    options = load_options(config.teacher, config.device) if config.teacher else None
+    given = {} if options is None else {"options": options}
+    memory = estimate(found.student, teacher, train=train, tokens=tokens, **given)
+    return [f"memory of the {stage}: {line}" for line in memory.lines()]
+
+
+def recipe_of(config: DataConfig) -> Recipe:
+    """Return the recipe that a run prepares: the table at `path`, else the named one."""
+    if config.path is not None:
+        table = recipe_for_table(Path(config.path).expanduser()).model_dump(mode="json")
+        return decode(Recipe, apply_overrides(table, config.overrides), where=config.path)
+    assert config.recipe is not None
+    return load_recipe(config.recipe, config.overrides)
+
+
+def inspect(config: RunConfig) -> Inspected:
+    """Return the parts of a run and how teacher and student fit, or raise what is wrong."""
+    recipe = recipe_of(config.data)
+    suite = load_suite(config.evaluate.suite) if config.evaluate and config.evaluate.suite else None
+    tasks = [load_task(entry.task).name for entry in suite.tasks] if suite else []
+    teacher = None
+    if config.teacher:
+        teacher = load_skeleton(config.teacher.model, trust_remote_code=config.teacher.trust_remote_code)
+    if config.student.build:
+        with torch.device("meta"):
+            student = build_llava(config.student.build, teacher=teacher, texts=[], seed=config.seed)
+    elif config.student.shrink:
+        assert teacher is not None
+        student = shrink_student(config.student.shrink, teacher=teacher)
+    else:
+        assert config.student.model is not None
+        student = load_skeleton(config.student.model, trust_remote_code=config.student.trust_remote_code)
+    pair = pair_report(teacher, student) if teacher else None
+    return Inspected(recipe=recipe, tasks=tasks, teacher=teacher, student=student, pair=pair)
+
+
+def trains_tokenizer(config: RunConfig) -> bool:
+    return config.student.build is not None and not isinstance(config.student.build.tokenizer, str)
+
+
+def millions(loaded: LoadedModel) -> str:
+    return f"{sum(parameter.numel() for parameter in loaded.model.parameters()) / 1e6:.2f} M"

@@ -1,0 +1,147 @@
+"""The folder of a run: one job at a time, one config for its life, and where everything came from."""
+
+import fcntl
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from vlm_distill.config import dump_yaml, read_yaml
+from vlm_distill.errors import ConfigError, DataError
+from vlm_distill.files import atomic_path, write_json
+from vlm_distill.processes import is_main, num_processes, on_main, wait
+from vlm_distill.runs.config import VISION_FEATURES, RunConfig
+from vlm_distill.training.config import MECHANICAL
+
+FORMAT_VERSION = 1
+PACKAGES = (
+    "vlm-distill",
+    "torch",
+    "transformers",
+    "accelerate",
+    "peft",
+    "open_clip_torch",
+    "datasets",
+    "tokenizers",
+    "pillow",
+    "numpy",
+)
+# What may change between two starts in one folder, because no trained result depends on it.
+FREE_KEYS = (
+    "evaluate",
+    "output",
+    "device",
+    "controls",
+    "rounds",
+    "generate.engine",
+    "vision_cache",
+    "cache.batch_size",
+    *(f"{stage}.{key}" for stage in ("train", "warmup.train") for key in MECHANICAL),
+)
+ARTEFACTS = ("*/stage.json", "*/checkpoints", "responses/*/manifest.json")
+
+
+def print_log(line: str) -> None:
+    """Print one line of progress with the time of day, from the main process only."""
+    if not is_main():
+        return
+    print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def open_folder(config: RunConfig) -> Iterator[Path]:
+    """Yield the run folder, locked against a second job and bound to this config by the main process.
+
+    Raises:
+        ConfigError: the folder was started with another config.
+        DataError: another job is running in it.
+    """
+    folder = config.folder
+    with ExitStack() as held:
+
+        def claim() -> None:
+            held.enter_context(_locked(folder))
+            _bind(config, folder)
+            _remove_leftovers(folder)
+
+        on_main(claim)
+        yield folder
+        # The lock outlasts the last reader.
+        wait()
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise DataError(
+                f"{folder}: another process is running here; wait for it or give another `output`"
+            ) from None
+        yield
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Delete the temporary files of killed processes where they are large; their names hold process ids."""
+    for pattern in ("cache/*/*/.*.tmp", f"{VISION_FEATURES}/.*.tmp"):
+        for path in folder.glob(pattern):
+            path.unlink()
+
+
+def _bind(config: RunConfig, folder: Path) -> None:
+    path = folder / "config.yaml"
+    resolved = config.model_dump(mode="json")
+    # Before the first result there is nothing that another config could contradict.
+    if path.is_file() and any(True for pattern in ARTEFACTS for _ in folder.glob(pattern)):
+        changed = sorted(_differences(read_yaml(path), resolved))
+        if changed:
+            shown = ", ".join(changed[:5]) + (", ..." if len(changed) > 5 else "")
+            raise ConfigError(
+                f"{folder}: was started with another config ({shown} changed); "
+                "give the run another `output`, or delete the folder to start anew"
+            )
+    with atomic_path(path) as temporary:
+        header = "# The resolved config of this run, with every default.\n"
+        temporary.write_text(header + dump_yaml(resolved), encoding="utf-8")
+
+
+def _differences(old: Any, new: Any, prefix: str = "") -> Iterator[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in dict.fromkeys([*old, *new]):
+            if f"{prefix}{key}" not in FREE_KEYS:
+                yield from _differences(old.get(key), new.get(key), f"{prefix}{key}.")
+    elif old != new:
+        yield prefix.removesuffix(".")
+
+
+def write_provenance(folder: Path, facts: dict[str, Any]) -> None:
+    """Write versions, machine and the given facts (fingerprints, seeds) beside the results.
+
+    The main process writes.
+    """
+    if not is_main():
+        return
+    write_json(
+        folder / "provenance.json",
+        {
+            "format_version": FORMAT_VERSION,
+            "packages": {name: _version(name) for name in PACKAGES},
+            "python": platform.python_version(),
+            "machine": platform.machine(),
+            "num_processes": num_processes(),
+            **facts,
+        },
+    )
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
