@@ -12,8 +12,8 @@ from tests.runs.test_pipeline import error_of
 from tests.tiny_run import write_run
 from vlm_distill.cli import main
 from vlm_distill.runs import stages
-from vlm_distill.runs import teacher as models
 from vlm_distill.runs.config import ModelConfig
+from vlm_distill.runs.teacher import Teacher
 from vlm_distill.teacher_cache.store import HIDDEN
 from vlm_distill.training.trainer import Trainer
 
@@ -62,7 +62,7 @@ def test_the_student_in_training_is_compared_with_the_cached_teacher(pair: tuple
 def test_a_live_teacher_is_frozen(tmp_path: Path) -> None:
     write_run(tmp_path)
     config = ModelConfig(model=str(tmp_path / "teacher"))
-    teacher = models.TeacherModel(config, device="cpu", cache=None, vision_cache=None, log=print)
+    teacher = Teacher(config, device="cpu", keeps_head_only=False, vision_cache=None, log=print)
     assert not any(parameter.requires_grad for parameter in teacher.loaded.model.parameters())
 
 
@@ -78,35 +78,36 @@ def test_a_run_goes_on_after_other_held_out_answers(pair: tuple[Path, Path], tmp
 def test_no_student_trains_or_answers_with_the_body_of_the_teacher_in_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    teachers: list[models.TeacherModel] = []
+    teachers: list[Teacher] = []
     held: list[bool] = []
     plain_init, plain_run, plain_generate = (
-        models.TeacherModel.__init__,
+        Teacher.__init__,
         Trainer.run,
         stages.generate_responses,
     )
 
     def watched_generate(*arguments: Any, **settings: Any) -> Any:
         if settings["author"] == "student":
-            held.append(teachers[0]._body is not None)
+            held.append(teachers[0]._full is not None)
         return plain_generate(*arguments, **settings)
 
-    def watched_init(self: models.TeacherModel, *arguments: object, **settings: object) -> None:
+    def watched_init(self: Teacher, *arguments: object, **settings: object) -> None:
         teachers.append(self)
         plain_init(self, *arguments, **settings)
 
     def watched_run(self: Trainer) -> None:
-        held.append(teachers[0]._body is not None)
+        held.append(teachers[0]._full is not None)
         weights = teachers[0].loaded.model.parameters()
         assert sum(not parameter.is_meta for parameter in weights) == 1
         plain_run(self)
 
-    monkeypatch.setattr(models.TeacherModel, "__init__", watched_init)
+    monkeypatch.setattr(Teacher, "__init__", watched_init)
     monkeypatch.setattr(Trainer, "run", watched_run)
     monkeypatch.setattr(stages, "generate_responses", watched_generate)
     short = write_run(tmp_path, rounds=1, evaluate={"agreement_tokens": 5})
     assert main(["run", str(short), "cache.tier=hidden", EVERY]) == 0
-    assert held == [False] * 4  # warm-up, the student's responses, round, control
+    # The warm-up, the student's responses (sampled, then read to be cached and trained on), round, control.
+    assert held == [False] * 6
 
 
 def test_the_verb_fills_the_cache_and_the_run_uses_it(

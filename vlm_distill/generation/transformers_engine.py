@@ -4,7 +4,7 @@ Here: which prompts go together, and turning prompts into tensors and tensors in
 decoding.py.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,13 +33,15 @@ from vlm_distill.records import Example
 class TransformersEngine:
     """Generates with a loaded model; `batch_size` responses (prompts times samples) are decoded together.
 
-    `suppressed_ids` are never generated: those that the other model of a pair could not read.
+    `suppressed_ids` are never generated: those that the other model of a pair could not read. `full` gives
+    the model with all its weights once something is generated, where `loaded` has its output layer alone.
     """
 
     loaded: LoadedModel
     load_images: ImageLoader
     batch_size: int
     suppressed_ids: tuple[int, ...] = ()
+    full: Callable[[], LoadedModel] | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -62,12 +64,13 @@ class TransformersEngine:
         return [order[start : start + prompts] for start in range(0, len(order), prompts)]
 
     def generate(self, examples: Sequence[Example], sampling: Sampling) -> list[Completion]:
-        prompts = self.loaded.encode(examples, [self.load_images(example) for example in examples])
+        loaded = self.loaded if self.full is None else self.full()
+        prompts = loaded.encode(examples, [self.load_images(example) for example in examples])
         uniforms = row_uniforms([example.id for example in examples], sampling)
-        with evaluating(self.loaded.model):
+        with evaluating(loaded.model):
             decoded = decode_batch(
-                self.loaded,
-                prompts.to(self.loaded.device),
+                loaded,
+                prompts.to(loaded.device),
                 sampling,
                 uniforms=uniforms,
                 suppressed_ids=self.suppressed_ids,

@@ -1,20 +1,20 @@
 """What a run will be, without loading a weight: resolved config, pair report, and the memory it needs."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from vlm_distill.adapters.adapter import LoadedModel
 from vlm_distill.alignment.pair import PairReport, num_image_tokens, pair_report, side_of
-from vlm_distill.config import apply_overrides, decode, dump_yaml
-from vlm_distill.data.own_table import recipe_for_table
-from vlm_distill.data.recipe import Recipe, load_recipe
+from vlm_distill.config import dump_yaml
+from vlm_distill.data.recipe import Recipe
 from vlm_distill.evaluation.task import load_suite, load_task
 from vlm_distill.losses import ObjectiveConfig
 from vlm_distill.models.skeleton import load_skeleton
-from vlm_distill.runs.config import DataConfig, RunConfig
+from vlm_distill.runs.config import RunConfig
 from vlm_distill.runs.memory import MicroBatchShape, estimate
+from vlm_distill.runs.plan import Step, plan
+from vlm_distill.runs.prepare import millions, recipe_of, trains_tokenizer
 from vlm_distill.runs.teacher import load_options
 from vlm_distill.students.build import build_llava
 from vlm_distill.students.pruning import shrink_student
@@ -46,8 +46,9 @@ def check(config: RunConfig) -> str:
     lines.append(f"data: recipe {found.recipe.name} with {len(found.recipe.sources)} source(s)")
     lines.append(f"evaluation: {', '.join(found.tasks) or 'none'}")
     lines += [f"pair: {line}" for line in found.pair.lines()] if found.pair else []
-    about = " (more with the tokens that the data will give it)" if trains_tokenizer(config) else ""
+    about = " (more with the tokens that the data will give it)" if trains_tokenizer(config.student) else ""
     lines.append(f"student: {millions(found.student)} parameters{about}; the run writes to {config.folder}")
+    lines += [f"step: {_line(step)}" for step in plan(config)]
     if config.cache:
         lines += _cache(config, found)
     if config.warmup:
@@ -55,6 +56,10 @@ def check(config: RunConfig) -> str:
     if config.rounds and config.train and config.objective:
         lines += _memory(config, found, "rounds", config.train, config.objective)
     return "\n".join(lines)
+
+
+def _line(step: Step) -> str:
+    return step.name + (f", after {', '.join(step.needs)}" if step.needs else "")
 
 
 def _cache(config: RunConfig, found: Inspected) -> list[str]:
@@ -90,15 +95,6 @@ def _memory(
     return [f"memory of the {stage}: {line}" for line in memory.lines()]
 
 
-def recipe_of(config: DataConfig) -> Recipe:
-    """Return the recipe that a run prepares: the table at `path`, else the named one."""
-    if config.path is not None:
-        table = recipe_for_table(Path(config.path).expanduser()).model_dump(mode="json")
-        return decode(Recipe, apply_overrides(table, config.overrides), where=config.path)
-    assert config.recipe is not None
-    return load_recipe(config.recipe, config.overrides)
-
-
 def inspect(config: RunConfig) -> Inspected:
     """Return the parts of a run and how teacher and student fit, or raise what is wrong."""
     recipe = recipe_of(config.data)
@@ -118,11 +114,3 @@ def inspect(config: RunConfig) -> Inspected:
         student = load_skeleton(config.student.model, trust_remote_code=config.student.trust_remote_code)
     pair = pair_report(teacher, student) if teacher else None
     return Inspected(recipe=recipe, tasks=tasks, teacher=teacher, student=student, pair=pair)
-
-
-def trains_tokenizer(config: RunConfig) -> bool:
-    return config.student.build is not None and not isinstance(config.student.build.tokenizer, str)
-
-
-def millions(loaded: LoadedModel) -> str:
-    return f"{sum(parameter.numel() for parameter in loaded.model.parameters()) / 1e6:.2f} M"

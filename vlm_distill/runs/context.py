@@ -1,87 +1,204 @@
-"""What the stages of a run share, and which stage of which track one is."""
+"""What the steps of a run share, each part made when the first step asks for it."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 from PIL import Image
 
 from vlm_distill.adapters.adapter import LoadedModel
-from vlm_distill.alignment.pair import PairReport, share_stops
-from vlm_distill.data.recipe import Dataset
+from vlm_distill.alignment.pair import PairReport, pair_report, share_stops
+from vlm_distill.batches import TrainItem
+from vlm_distill.data.images import ImageLoader, ImageStore
+from vlm_distill.data.recipe import Dataset, open_dataset
+from vlm_distill.files import hash_json, write_json
+from vlm_distill.generation.engine import TransformersEngineConfig
+from vlm_distill.generation.transformers_engine import TransformersEngine
 from vlm_distill.models.feature_store import FeatureStore
+from vlm_distill.models.skeleton import load_skeleton
 from vlm_distill.models.vision_cache import with_vision_cache
+from vlm_distill.processes import on_main
 from vlm_distill.progress import Log
 from vlm_distill.records import Example
-from vlm_distill.runs.config import ModelConfig, RunConfig
-from vlm_distill.runs.evaluator import HeldOut
-from vlm_distill.runs.teacher import TeacherModel, load
-from vlm_distill.teacher_cache.fill import CachePlan
-from vlm_distill.teacher_cache.store import CacheConfig
+from vlm_distill.runs.config import VISION_FEATURES, ModelConfig, RunConfig
+from vlm_distill.runs.evaluator import Evaluator, HeldOut, draw_held_out
+from vlm_distill.runs.plan import HELD_OUT, Step, compares
+from vlm_distill.runs.teacher import Teacher, load
+from vlm_distill.teacher_cache.fill import CachePlan, fill_cache
+from vlm_distill.teacher_cache.store import CacheConfig, CacheReader
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Context:
-    """What every stage of one run shares. `examples` are the training prompts after `data.limit`.
+    """One run: its config, its folder, its steps by name, and what several of them read.
 
-    `teacher` is its output layer alone where there is a cache; `source` gives the whole of it.
+    All processes of a job ask for the parts in the same order, because they make some of them together.
+    `seconds` is how long each step took in this process.
     """
 
-    config: RunConfig
-    folder: Path
-    log: Log
-    dataset: Dataset
-    examples: list[Example]
-    teacher: LoadedModel | None
-    pair: PairReport | None
-    held_out: HeldOut | None
-    vision_cache: FeatureStore | None = None
-    source: TeacherModel | None = None
+    def __init__(self, config: RunConfig, folder: Path, steps: Sequence[Step], log: Log) -> None:
+        self.config, self.folder, self.log = config, folder, log
+        self.steps: Mapping[str, Step] = {step.name: step for step in steps}
+        self.seconds: dict[str, float] = {}
+        self._student: tuple[str, LoadedModel] | None = None
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        return open_dataset(self.folder / "data")
+
+    @cached_property
+    def examples(self) -> list[Example]:
+        """The training prompts: `data.limit` of all, drawn by the hash of their ids and kept in order."""
+        examples, limit = self.dataset.train, self.config.data.limit
+        if limit is None or limit >= len(examples):
+            return list(examples)
+        ranked = sorted(examples, key=lambda example: hash_json([self.config.seed, example.id]))
+        drawn = {example.id for example in ranked[:limit]}
+        self.log(f"data: {limit:,} of {len(examples):,} training prompts are used (data.limit)")
+        return [example for example in examples if example.id in drawn]
+
+    @cached_property
+    def vision_cache(self) -> FeatureStore | None:
+        cache = self.config.vision_cache
+        if not cache.memory_gib and not cache.disk_gib:
+            return None
+        return FeatureStore(cache, folder=self.folder / VISION_FEATURES, log=self.log)
+
+    @cached_property
+    def teacher(self) -> Teacher | None:
+        if self.config.teacher is None:
+            return None
+        return Teacher(
+            self.config.teacher,
+            device=self.config.device,
+            keeps_head_only=self.config.cache is not None,
+            vision_cache=self.vision_cache,
+            log=self.log,
+        )
+
+    @cached_property
+    def pair(self) -> PairReport | None:
+        """How the student, as it is before any training, fits its teacher."""
+        if self.teacher is None:
+            return None
+        trusted = self.config.student.trust_remote_code
+        return pair_report(
+            self.teacher.loaded, load_skeleton(self.student_name(""), trust_remote_code=trusted)
+        )
 
     @property
     def vocabulary(self) -> slice:
         """The ids that both models define."""
         return self.pair.vocabulary if self.pair else slice(None)
 
+    @cached_property
+    def held_out_answers(self) -> HeldOut | None:
+        """The held-out prompts with the teacher's answers; None where there is nothing to compare on."""
+        if not compares(self.config):
+            return None
+        assert self.config.evaluate is not None
+        assert self.teacher is not None
+        examples = draw_held_out(self.config.evaluate, self.dataset.held_out, log=self.log)
+        if not examples:
+            return None
+        evaluator, teacher = self.evaluator(), self.teacher
+        engine = TransformersEngine(
+            loaded=teacher.loaded,
+            load_images=self.load_images,
+            batch_size=evaluator.config.batch_size,
+            full=teacher.full,
+        )
+        folder = self.folder / self.steps[f"{HELD_OUT}.generate"].folder
+        return HeldOut(
+            examples=examples,
+            responses=evaluator.answers(engine, examples, folder=folder, author="teacher"),
+            teacher=teacher,
+            vocabulary=self.vocabulary,
+            load_images=self.load_images,
+        )
+
+    @cached_property
+    def held_out(self) -> HeldOut | None:
+        """The same with the teacher's hidden states, where the run caches what its teacher says."""
+        found = self.held_out_answers
+        if found is None or self.config.cache is None:
+            return found
+        # Agreement compares whole distributions, whatever tier is trained on.
+        exact = CacheConfig(batch_size=self.config.cache.batch_size)
+        answered = [one for one in found.examples if one.id in found.responses]
+        items = [TrainItem(example=one, responses=(found.responses[one.id],)) for one in answered]
+        store = fill_cache(self.cache_plan(exact), items, name=HELD_OUT)
+        self.mark_cached(self.steps[f"{HELD_OUT}.cache"], num_items=len(items))
+        return replace(found, cache=CacheReader([store]))
+
+    def evaluator(self, held_out: HeldOut | None = None) -> Evaluator:
+        assert self.config.evaluate is not None
+        images = ImageStore(self.folder / "eval" / "images")
+        return Evaluator(config=self.config.evaluate, images=images, log=self.log, held_out=held_out)
+
     def load_images(self, example: Example) -> list[Image.Image]:
         return [self.dataset.images.load(image) for image in example.images]
+
+    def engine(self, loaded: LoadedModel, load_images: ImageLoader | None = None) -> TransformersEngine:
+        """Return the engine inside this process, which never writes what the other model could not read.
+
+        A student in the middle of its training answers with it whatever `generate.engine` says.
+        """
+        config = self.config.generate.engine
+        # The batch of vLLM counts what is handed over, not what is decoded together.
+        own = config if isinstance(config, TransformersEngineConfig) else TransformersEngineConfig()
+        return TransformersEngine(
+            loaded=loaded,
+            load_images=load_images or self.load_images,
+            batch_size=own.batch_size,
+            suppressed_ids=self.pair.suppressed_ids if self.pair else (),
+        )
 
     def cache_plan(self, config: CacheConfig | None = None) -> CachePlan:
         """Return what is cached of the teacher; `config` replaces that of the run."""
         used = config or self.config.cache
         assert used is not None
-        assert self.source is not None
+        assert self.teacher is not None
         return CachePlan(
             config=used,
             folder=self.folder / "cache",
-            light=self.source.loaded,
-            body=self.source.body,
+            light=self.teacher.loaded,
+            body=self.teacher.full,
             vocabulary=self.vocabulary,
             load_images=self.load_images,
             log=self.log,
         )
 
+    def mark_cached(self, step: Step, *, num_items: int) -> None:
+        """Record that the cache of a step is full."""
+        on_main(lambda: write_json(self.folder / f"{step.folder}.json", {"items": num_items}))
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Turn:
-    """Which round of which track a stage is: 0 is the warm-up, `track` the name of a control or empty."""
+    def student_name(self, stage: str) -> str:
+        """Return the model that a stage has trained, for an empty name the student before any training."""
+        if stage:
+            return str(self.folder / self.steps[f"{stage}.train"].folder / "model")
+        return self.config.student.model or str(self.folder / self.steps["student.prepare"].folder)
 
-    round: int
-    num_rounds: int = 1
-    track: str = ""
+    def student(self, stage: str) -> LoadedModel:
+        """Return the student of a stage, loaded from disk, so that what is used is exactly what was saved.
 
-    @property
-    def label(self) -> str:
-        if not self.track:
-            return f"round {self.round}"
-        return self.track if self.num_rounds == 1 else f"{self.track} round {self.round}"
+        The last one stays in memory for the next step. It is in float32, in which its weights are updated,
+        and stops where its teacher stops.
+        """
+        if self._student is None or self._student[0] != stage:
+            self._student = None
+            trusted = self.config.student.trust_remote_code
+            model = ModelConfig(model=self.student_name(stage), trust_remote_code=trusted)
+            loaded = with_vision_cache(load(model, self.config.device), self.vision_cache)
+            self._student = (stage, share_stops(loaded, self.teacher.loaded) if self.teacher else loaded)
+        return self._student[1]
 
+    def take_student(self, stage: str) -> LoadedModel:
+        """Return the student of a stage to be trained in place; nobody else gets this one."""
+        student, self._student = self.student(stage), None
+        return student
 
-def load_student(context: Context, name: str | Path) -> LoadedModel:
-    """Load a student from disk, so that what is measured and trained on is exactly what was saved.
-
-    It is loaded in float32, in which its weights are updated, and stops where its teacher stops.
-    """
-    settings = context.config.student
-    model = ModelConfig(model=str(name), trust_remote_code=settings.trust_remote_code)
-    student = with_vision_cache(load(model, context.config.device), context.vision_cache)
-    return share_stops(student, context.teacher) if context.teacher else student
+    def release_teacher(self) -> None:
+        """Free the memory of all but the teacher's output layer, where training needs no more."""
+        if self.teacher is not None:
+            self.teacher.release()

@@ -3,8 +3,8 @@
 The suite, the suite with permuted images, and agreement with the teacher on held-out prompts.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,13 +19,14 @@ from vlm_distill.evaluation.selection import take_clusters
 from vlm_distill.evaluation.task import load_suite, load_task
 from vlm_distill.files import hash_json, read_json, write_json
 from vlm_distill.generation.engine import Sampling
+from vlm_distill.generation.transformers_engine import TransformersEngine
 from vlm_distill.generation.work import generate_responses
 from vlm_distill.losses.divergences import ForwardKL, ReverseKL
 from vlm_distill.processes import on_main
 from vlm_distill.progress import Log
 from vlm_distill.records import Author, Example, Response
 from vlm_distill.runs.config import EvaluateConfig
-from vlm_distill.runs.teacher import Whole, engine_of
+from vlm_distill.runs.teacher import Teacher
 from vlm_distill.teacher_cache.store import CacheReader
 
 
@@ -38,6 +39,7 @@ class Measured:
     """
 
     label: str
+    track: str
     fingerprint: str
     results: Mapping[str, TaskResult]
     shuffled: Mapping[str, TaskResult]
@@ -49,231 +51,180 @@ class Measured:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HeldOut:
-    """The prompts on which students are compared with the teacher, and its greedy responses to them.
+    """The prompts on which students are compared with their teacher, and its greedy responses to them.
 
-    `cache` holds the teacher's hidden states of these responses, where the teacher is not kept in memory.
+    `vocabulary` are the ids that both models define. `cache` holds the teacher's hidden states of these
+    responses, where the teacher is not kept in memory.
     """
 
-    examples: list[Example]
-    responses: dict[str, Response]
+    examples: Sequence[Example]
+    responses: Mapping[str, Response]
+    teacher: Teacher
+    vocabulary: slice
+    load_images: ImageLoader
     cache: CacheReader | None = None
 
 
-def score_suite(
-    config: EvaluateConfig,
-    loaded: LoadedModel,
-    *,
-    label: str,
-    folder: Path,
-    images: ImageStore,
-    shuffle: bool,
-    log: Log,
-    whole: Whole | None = None,
-) -> dict[str, TaskResult]:
-    """Return the results of `loaded` on every task of the suite, by task name; none without a suite."""
-    if config.suite is None:
-        return {}
-    engine = engine_of(
-        loaded,
-        lambda example: [images.load(image) for image in example.images],
-        batch_size=config.batch_size,
-        whole=whole,
-    )
-    results = {}
-    for entry in load_suite(config.suite).tasks:
-        limits = [limit for limit in (entry.limit, config.limit) if limit is not None]
-        result = evaluate_task(
-            load_task(entry.task),
-            engine,
-            folder=folder,
-            images=images,
-            limit=min(limits, default=None),
-            shuffle_images=shuffle,
-            log=lambda line: log(f"{label}: {line}"),
-        )
-        results[result.task] = result
-    return results
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluator:
+    """Measures models as a config says; `images` keeps the pictures of the suite.
 
-
-def score_both_ways(
-    config: EvaluateConfig,
-    loaded: LoadedModel,
-    *,
-    label: str,
-    folder: Path,
-    images: ImageStore,
-    log: Log,
-    whole: Whole | None = None,
-) -> tuple[dict[str, TaskResult], dict[str, TaskResult]]:
-    """Return the results of the suite, and those with permuted images where the config wants them."""
-    normal = score_suite(
-        config, loaded, label=label, folder=folder, images=images, shuffle=False, log=log, whole=whole
-    )
-    if not (normal and config.shuffle_images):
-        return normal, {}
-    return normal, score_suite(
-        config, loaded, label=label, folder=folder, images=images, shuffle=True, log=log, whole=whole
-    )
-
-
-def hold_out(
-    config: EvaluateConfig,
-    teacher: LoadedModel,
-    held_out: Sequence[Example],
-    load_images: ImageLoader,
-    *,
-    folder: Path,
-    log: Log,
-    whole: Whole | None = None,
-) -> HeldOut | None:
-    """Draw the held-out prompts and let the teacher answer them greedily.
-
-    None where there is nothing to compare on.
+    Without `held_out` nothing is compared with a teacher.
     """
-    if not config.agreement_examples:
-        return None
+
+    config: EvaluateConfig
+    images: ImageStore
+    log: Log
+    held_out: HeldOut | None = None
+
+    def measure(
+        self,
+        loaded: LoadedModel,
+        *,
+        label: str,
+        track: str,
+        folder: Path,
+        full: Callable[[], LoadedModel] | None = None,
+    ) -> Measured:
+        """Return everything that is measured of one model; what `folder` has of it is not computed again.
+
+        `full` gives the model with all weights, where `loaded` has its output layer alone.
+        """
+        engine = TransformersEngine(
+            loaded=loaded,
+            load_images=lambda example: [self.images.load(image) for image in example.images],
+            batch_size=self.config.batch_size,
+            full=full,
+        )
+        results = self._score(engine, label=label, folder=folder, shuffle=False)
+        shuffles = bool(results) and self.config.shuffle_images
+        shuffled = self._score(engine, label=label, folder=folder, shuffle=True) if shuffles else {}
+        agreed = {} if self.held_out is None else self._compare(loaded, self.held_out, folder=folder)
+        return Measured(
+            label=label,
+            track=track,
+            fingerprint=loaded.fingerprint,
+            results=results,
+            shuffled=shuffled,
+            **agreed,
+        )
+
+    def live(self, student: LoadedModel) -> Agreement:
+        """Return how close a student, as it is now, is to its teacher on the teacher's answers."""
+        assert self.held_out is not None
+        return self._agreement(student, self.held_out.teacher.loaded, self.held_out)
+
+    def answers(
+        self, engine: TransformersEngine, examples: Sequence[Example], *, folder: Path, author: Author
+    ) -> dict[str, Response]:
+        """Return greedy answers to held-out prompts by example id."""
+        responses = generate_responses(
+            engine,
+            examples,
+            Sampling(temperature=0.0, max_new_tokens=self.config.agreement_tokens),
+            folder=folder,
+            author=author,
+            round=0,
+            log=self.log,
+            label=f"held-out answers in {folder.parent.name}",
+        )
+        return {response.example_id: response for response in responses}
+
+    def _score(
+        self, engine: TransformersEngine, *, label: str, folder: Path, shuffle: bool
+    ) -> dict[str, TaskResult]:
+        """Return the results on every task of the suite, by task name; none without a suite."""
+        if self.config.suite is None:
+            return {}
+        results = {}
+        for entry in load_suite(self.config.suite).tasks:
+            limits = [limit for limit in (entry.limit, self.config.limit) if limit is not None]
+            result = evaluate_task(
+                load_task(entry.task),
+                engine,
+                folder=folder,
+                images=self.images,
+                limit=min(limits, default=None),
+                shuffle_images=shuffle,
+                log=lambda line: self.log(f"{label}: {line}"),
+            )
+            results[result.task] = result
+        return results
+
+    def _compare(self, student: LoadedModel, held_out: HeldOut, *, folder: Path) -> dict[str, float | None]:
+        """Return token KL, own KL, top-1 agreement and answer agreement on the held-out prompts.
+
+        They are stored and not computed twice. The own KL of a student that answers nothing is None.
+        """
+        path, key = folder / "agreement.json", self._key(student, held_out)
+        saved = on_main(lambda: read_json(path) if path.is_file() else None)
+        if saved is not None and saved["key"] == key:
+            return dict(saved["values"])
+        found = on_main(lambda: self.live(student))
+        engine = TransformersEngine(
+            loaded=student, load_images=held_out.load_images, batch_size=self.config.batch_size
+        )
+        answers = self.answers(engine, held_out.examples, folder=folder / "held_out", author="student")
+        equal = [
+            id in answers and same_answer(answers[id].text, response.text)
+            for id, response in held_out.responses.items()
+        ]
+        values = {
+            "token_kl": found.token_kl,
+            "own_kl": on_main(lambda: self._own_kl(student, answers, held_out)),
+            "top1": found.top1,
+            "answers": sum(equal) / len(equal),
+        }
+        counts = {"num_tokens": found.num_tokens, "num_examples": len(equal)}
+        counts |= {"num_without_response": found.num_without_response}
+        on_main(lambda: write_json(path, {"key": key, "values": values, **counts}))
+        return values
+
+    def _own_kl(
+        self, student: LoadedModel, answers: Mapping[str, Response], held_out: HeldOut
+    ) -> float | None:
+        """Return what the teacher thinks of the student's answers; None without any.
+
+        No cache knows them, so the full teacher reads them.
+        """
+        if not answers:
+            return None
+        own = replace(held_out, responses=answers, cache=None)
+        return self._agreement(student, held_out.teacher.full(), own, divergence=ReverseKL()).token_kl
+
+    def _agreement(
+        self,
+        student: LoadedModel,
+        teacher: LoadedModel,
+        held_out: HeldOut,
+        *,
+        divergence: ForwardKL | ReverseKL = FORWARD_KL,
+    ) -> Agreement:
+        width = len(student.adapter.head(student.model).weight)
+        return agreement(
+            student,
+            teacher,
+            held_out.examples,
+            held_out.responses,
+            held_out.load_images,
+            batch_size=self.config.batch_size,
+            vocabulary=torch.arange(*held_out.vocabulary.indices(width)),
+            divergence=divergence,
+            cache=held_out.cache,
+        )
+
+    def _key(self, student: LoadedModel, held_out: HeldOut) -> str:
+        teacher_ids = [[one.example_id, one.token_ids] for one in held_out.responses.values()]
+        vocabulary = held_out.vocabulary
+        settings = [self.config.agreement_tokens, vocabulary.start, vocabulary.stop, "token and own KL"]
+        teacher = held_out.teacher.loaded.fingerprint
+        return hash_json([student.fingerprint, teacher, hash_json(teacher_ids), settings])
+
+
+def draw_held_out(config: EvaluateConfig, held_out: Sequence[Example], *, log: Log) -> list[Example]:
+    """Return the held-out prompts on which students are compared: whole images, none without any."""
     if not held_out:
         log("agreement with the teacher: not measured, because the recipe holds nothing out")
-        return None
+        return []
     clusters = [example.images[0] if example.images else example.id for example in held_out]
-    examples = take_clusters(held_out, clusters, limit=config.agreement_examples)
-    responses = _greedy(
-        config,
-        teacher,
-        examples,
-        load_images,
-        folder=folder / "teacher",
-        author="teacher",
-        log=log,
-        whole=whole,
-    )
-    return HeldOut(examples=examples, responses=responses)
-
-
-def _greedy(
-    config: EvaluateConfig,
-    loaded: LoadedModel,
-    examples: Sequence[Example],
-    load_images: ImageLoader,
-    *,
-    folder: Path,
-    author: Author,
-    log: Log,
-    whole: Whole | None = None,
-) -> dict[str, Response]:
-    responses = generate_responses(
-        engine_of(loaded, load_images, batch_size=config.batch_size, whole=whole),
-        examples,
-        Sampling(temperature=0.0, max_new_tokens=config.agreement_tokens),
-        folder=folder,
-        author=author,
-        round=0,
-        log=log,
-        label=f"held-out {folder.name} answers",
-    )
-    return {response.example_id: response for response in responses}
-
-
-def live_agreement(
-    config: EvaluateConfig,
-    student: LoadedModel,
-    teacher: LoadedModel,
-    held_out: HeldOut,
-    load_images: ImageLoader,
-    *,
-    vocabulary: slice,
-    divergence: ForwardKL | ReverseKL = FORWARD_KL,
-) -> Agreement:
-    """Return how close the student, as it is now, is to its teacher on the responses of `held_out`."""
-    width = len(student.adapter.head(student.model).weight)
-    return agreement(
-        student,
-        teacher,
-        held_out.examples,
-        held_out.responses,
-        load_images,
-        batch_size=config.batch_size,
-        vocabulary=torch.arange(*vocabulary.indices(width)),
-        divergence=divergence,
-        cache=held_out.cache,
-    )
-
-
-def compare_with_teacher(
-    config: EvaluateConfig,
-    student: LoadedModel,
-    teacher: LoadedModel,
-    held_out: HeldOut,
-    load_images: ImageLoader,
-    *,
-    vocabulary: slice,
-    folder: Path,
-    log: Log,
-    whole: Whole | None = None,
-) -> dict[str, float | None]:
-    """Return token KL, own KL, top-1 agreement and answer agreement on the held-out prompts.
-
-    They are stored and not computed twice. The own KL of a student that answers nothing is None. `whole`
-    gives all of the teacher, to read the student's answers, where `teacher` is its output layer alone.
-    """
-    path = folder / "agreement.json"
-    key = _agreement_key(config, student, teacher, held_out, vocabulary=vocabulary)
-    saved = on_main(lambda: read_json(path) if path.is_file() else None)
-    if saved is not None and saved["key"] == key:
-        return dict(saved["values"])
-    found = on_main(
-        lambda: live_agreement(config, student, teacher, held_out, load_images, vocabulary=vocabulary)
-    )
-    answers = _greedy(
-        config, student, held_out.examples, load_images, folder=folder / "held_out", author="student", log=log
-    )
-    equal = [
-        id in answers and same_answer(answers[id].text, response.text)
-        for id, response in held_out.responses.items()
-    ]
-    texts = HeldOut(examples=held_out.examples, responses=answers)
-
-    def own_kl() -> float | None:
-        return _own_kl(config, student, whole or (lambda: teacher), texts, load_images, vocabulary=vocabulary)
-
-    values = {
-        "token_kl": found.token_kl,
-        "own_kl": on_main(own_kl),
-        "top1": found.top1,
-        "answers": sum(equal) / len(equal),
-    }
-    counts = {"num_tokens": found.num_tokens, "num_examples": len(equal)}
-    counts |= {"num_without_response": found.num_without_response}
-    on_main(lambda: write_json(path, {"key": key, "values": values, **counts}))
-    return values
-
-
-def _own_kl(
-    config: EvaluateConfig,
-    student: LoadedModel,
-    teacher: Whole,
-    answered: HeldOut,
-    load_images: ImageLoader,
-    *,
-    vocabulary: slice,
-) -> float | None:
-    """Return what the teacher thinks of the student's answers, of which no cache knows; None without any."""
-    if not answered.responses:
-        return None
-    divergence = ReverseKL()
-    return live_agreement(
-        config, student, teacher(), answered, load_images, vocabulary=vocabulary, divergence=divergence
-    ).token_kl
-
-
-def _agreement_key(
-    config: EvaluateConfig,
-    student: LoadedModel,
-    teacher: LoadedModel,
-    held_out: HeldOut,
-    *,
-    vocabulary: slice,
-) -> str:
-    teacher_ids = [[response.example_id, response.token_ids] for response in held_out.responses.values()]
-    settings = [config.agreement_tokens, vocabulary.start, vocabulary.stop, "token and own KL"]
-    return hash_json([student.fingerprint, teacher.fingerprint, hash_json(teacher_ids), settings])
+    return take_clusters(held_out, clusters, limit=config.agreement_examples)

@@ -1,20 +1,23 @@
 """The folder of a run: one job at a time, one config for its life, and where everything came from."""
 
-import fcntl
 import platform
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from vlm_distill.config import dump_yaml, read_yaml
+from vlm_distill.data.store import MANIFEST, ResponseStore
 from vlm_distill.errors import ConfigError, DataError
-from vlm_distill.files import atomic_path, write_json
+from vlm_distill.files import atomic_path, read_json, write_json
 from vlm_distill.processes import is_main, num_processes, on_main, wait
 from vlm_distill.runs.config import VISION_FEATURES, RunConfig
+from vlm_distill.runs.plan import HELD_OUT, STAGES, Kind, Step, write_plan
 from vlm_distill.training.config import MECHANICAL
 
 FORMAT_VERSION = 1
@@ -53,8 +56,10 @@ def print_log(line: str) -> None:
 
 
 @contextmanager
-def open_folder(config: RunConfig) -> Iterator[Path]:
+def open_folder(config: RunConfig, steps: Sequence[Step]) -> Iterator[Path]:
     """Yield the run folder, locked against a second job and bound to this config by the main process.
+
+    Its plan is written before its config.
 
     Raises:
         ConfigError: the folder was started with another config.
@@ -65,7 +70,7 @@ def open_folder(config: RunConfig) -> Iterator[Path]:
 
         def claim() -> None:
             held.enter_context(_locked(folder))
-            _bind(config, folder)
+            _bind(config, folder, steps)
             _remove_leftovers(folder)
 
         on_main(claim)
@@ -77,14 +82,17 @@ def open_folder(config: RunConfig) -> Iterator[Path]:
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise DataError(
-                f"{folder}: another process is running here; wait for it or give another `output`"
-            ) from None
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise DataError(
+            f"{folder}: another process is running here; wait for it or give another `output`"
+        ) from None
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def _remove_leftovers(folder: Path) -> None:
@@ -94,7 +102,46 @@ def _remove_leftovers(folder: Path) -> None:
             path.unlink()
 
 
-def _bind(config: RunConfig, folder: Path) -> None:
+def require_plan(folder: Path) -> None:
+    """Refuse the folder of a run that has no plan, before anything in it is touched.
+
+    Raises:
+        DataError: it was made by a version that wrote none.
+    """
+    if (folder / "config.yaml").is_file() and not (folder / STAGES).is_file():
+        raise DataError(
+            f"{folder}: is the folder of a run by an earlier version (config.yaml without {STAGES}), which "
+            "commit 0720526 is the last to read; give the run another `output`; models inside it still load "
+            "by their paths"
+        )
+
+
+def is_complete(folder: Path, step: Step) -> bool:
+    """Return whether another step can use what a step has left in the folder of its run."""
+    return _COMPLETE[step.kind](folder, step)
+
+
+def _is_prepared(folder: Path, step: Step) -> bool:
+    if step.stage == "data":
+        return (folder / step.folder / "manifest.json").is_file()
+    return step.settings["model"] is not None or (folder / f"{step.folder}.json").is_file()
+
+
+def _is_generated(folder: Path, step: Step) -> bool:
+    if step.stage == HELD_OUT and not read_json(folder / "data" / "manifest.json")["counts"].get("held_out"):
+        return True
+    return (folder / step.folder / MANIFEST).is_file() and ResponseStore(folder / step.folder).is_complete
+
+
+_COMPLETE: dict[Kind, Callable[[Path, Step], bool]] = {
+    "prepare": _is_prepared,
+    "generate": _is_generated,
+    "cache": lambda folder, step: (folder / f"{step.folder}.json").is_file(),
+    "train": lambda folder, step: (folder / step.folder / "stage.json").is_file(),
+}
+
+
+def _bind(config: RunConfig, folder: Path, steps: Sequence[Step]) -> None:
     path = folder / "config.yaml"
     resolved = config.model_dump(mode="json")
     # Before the first result there is nothing that another config could contradict.
@@ -106,6 +153,7 @@ def _bind(config: RunConfig, folder: Path) -> None:
                 f"{folder}: was started with another config ({shown} changed); "
                 "give the run another `output`, or delete the folder to start anew"
             )
+    write_plan(folder, steps)
     with atomic_path(path) as temporary:
         header = "# The resolved config of this run, with every default.\n"
         temporary.write_text(header + dump_yaml(resolved), encoding="utf-8")

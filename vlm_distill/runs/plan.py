@@ -34,7 +34,7 @@ class Step:
     step. `label` is what people read, `folder` where below the run folder the results are, `needs` names the
     steps that must be complete before. `track` is the sequence of students that it belongs to: the rounds,
     the warm-up, a control, or what comes before all of them. `round` counts from 1 within a track and is 0
-    before. `starts_from` is the stage whose student is trained, empty for the student before any training.
+    before. `starts_from` is the stage whose student it takes, empty for the student before any training.
     `settings` are those that decide its results, as JSON. A step that the config no longer asks for, of
     which results are there, is not `is_planned`.
     """
@@ -120,6 +120,11 @@ def tracks(config: RunConfig) -> list[Track]:
     rounds = Track(name=ROUNDS, objective=config.objective, train=config.train, num_rounds=config.rounds)
     budget = tuple(f"{rounds.stage(number)}.train" for number in range(1, config.rounds + 1))
     return [*found, rounds, *(_control(one, config.train, budget) for one in config.controls)]
+
+
+def track_of(config: RunConfig, step: Step) -> Track:
+    """Return the track of a step that makes a student."""
+    return next(track for track in tracks(config) if track.name == step.track)
 
 
 def _control(control: ControlConfig, train: TrainConfig, budget: tuple[str, ...]) -> Track:
@@ -223,7 +228,7 @@ def _of_round(config: RunConfig, track: Track, number: int, *, start: str) -> It
     is_last = number == track.num_rounds
     if config.evaluate and (is_last or (track.name == ROUNDS and config.evaluate.every_round)):
         is_control = track.name not in (WARMUP, ROUNDS)
-        measured = replace(step, label=track.name if is_control else step.label)
+        measured = replace(step, label=track.name if is_control else step.label, starts_from=step.stage)
         yield _evaluation(config, measured, needs=(*BASE, step.name))
 
 

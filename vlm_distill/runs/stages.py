@@ -1,13 +1,12 @@
-"""The stages of a run: responses, training and measuring of one student, each skipped or resumed by itself.
+"""The steps of a run: responses, teacher cache, training and measuring, each skipped or resumed by itself.
 
-Their order is in pipeline.py.
+Which steps there are is in plan.py, their order in pipeline.py.
 """
 
-import time
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -16,299 +15,240 @@ from PIL import Image
 from vlm_distill.adapters.adapter import LoadedModel
 from vlm_distill.batches import TrainItem
 from vlm_distill.data.augment import Augment
-from vlm_distill.data.images import ImageLoader, ImageStore
-from vlm_distill.data.store import ResponseStore
-from vlm_distill.files import hash_json
-from vlm_distill.generation.engine import Engine, TransformersEngineConfig, VllmEngineConfig
+from vlm_distill.data.images import ImageLoader
+from vlm_distill.data.store import MANIFEST, ResponseStore
+from vlm_distill.files import hash_json, read_json
+from vlm_distill.generation.engine import Engine, VllmEngineConfig
 from vlm_distill.generation.live import sample_responses
 from vlm_distill.generation.references import encode_references
-from vlm_distill.generation.transformers_engine import TransformersEngine
 from vlm_distill.generation.vllm_engine import VllmEngine
 from vlm_distill.generation.work import generate_responses
-from vlm_distill.losses import Objective, ObjectiveConfig
+from vlm_distill.losses import Objective
 from vlm_distill.models.vision_cache import without_vision_cache
 from vlm_distill.processes import on_main
+from vlm_distill.progress import Log
 from vlm_distill.records import Author, Example, Response
-from vlm_distill.runs.context import Context, Turn, load_student
-from vlm_distill.runs.evaluator import Measured, compare_with_teacher, live_agreement, score_both_ways
-from vlm_distill.runs.teacher import DeferredEngine
+from vlm_distill.runs.context import Context
+from vlm_distill.runs.evaluator import Measured
+from vlm_distill.runs.plan import TEACHER, Step, Track, track_of
 from vlm_distill.teacher_cache.fill import cached_by_author, fill_cache
 from vlm_distill.training.config import TrainConfig
 from vlm_distill.training.items import build_items
 from vlm_distill.training.reference import reference_log_probs
 from vlm_distill.training.step import HELD_OUT_KL, Evaluate, Sample, Stage
-from vlm_distill.training.train import Trained, finished, train
+from vlm_distill.training.train import finished, train
 
 
-def train_student(
-    context: Context,
-    start: str | Path,
-    label: str,
-    config: TrainConfig,
-    objective_config: ObjectiveConfig,
-    objective: Objective,
-    *,
-    turn: Turn,
-    augment: Augment | None = None,
-) -> Trained:
-    """Run one training stage with its responses, or return what it left when it is done already."""
-    student = load_student(context, start)
-    authors, started = objective.stored_authors, time.monotonic()
-    stored = _responses(context, student, authors, turn=turn)
-    seconds = time.monotonic() - started
-    examples = context.examples if authors == objective.authors else _fitting(context, student, label)
+def generate(context: Context, step: Step) -> None:
+    """Sample the responses of a step, as far as they are not stored."""
+    if step.track == TEACHER:
+        assert context.teacher is not None
+        _stored(context, step, context.teacher.loaded)
+        return
+    context.release_teacher()
+    _stored(context, step, context.student(step.starts_from))
+
+
+def cache(context: Context, step: Step) -> None:
+    """Store what the teacher says about the responses that a step trains on."""
+    track = track_of(context.config, step)
+    work = _work(context, step, context.student(step.starts_from), track.objective.build())
+    cached_by_author(context.cache_plan(), work.items, names=step.settings["of"])
+    _keep_features(context)
+    context.release_teacher()
+    context.mark_cached(step, num_items=len(work.items))
+
+
+def measure(context: Context, step: Step) -> Measured:
+    """Return the row of one model for the summary."""
+    if step.track == TEACHER:
+        assert context.teacher is not None
+        evaluator, loaded, full = context.evaluator(None), context.teacher.loaded, context.teacher.full
+    else:
+        evaluator, loaded, full = context.evaluator(context.held_out), context.student(step.starts_from), None
+    folder = context.folder / step.folder
+    found = evaluator.measure(loaded, label=step.label, track=step.track, folder=folder, full=full)
+    context.release_teacher()
+    return found
+
+
+def train_student(context: Context, step: Step) -> None:
+    """Train the student of a stage on its responses, or find it trained already."""
+    track = track_of(context.config, step)
+    objective, config = _objective(context, step, track), _with_budget(context, track)
+    student = context.take_student(step.starts_from)
+    work = _work(context, step, student, objective)
+    key = hash_json(
+        [_inputs_hash(context, student, work.items), config.decisive(), _settings(context, step, track)]
+    )
+    if done := finished(context.folder / step.folder, key=key):
+        context.log(f"{step.label}: unchanged, the trained student in {done.model} is used")
+        return
+    # Before the stage, which also samples from this student and evaluates it.
+    student = _without_lost_features(context, student, step, track)
+    stage = _stage(context, step, student, objective, work.items, key=key)
+    context.release_teacher()
+    if objective.needs_reference_model:
+        scored = on_main(lambda: reference_log_probs(stage, config, log=context.log))
+        stage = replace(stage, reference_log_probs=scored)
+    waited = sum((context.seconds.pop(one.name, 0.0) for one in _response_steps(context, step)), start=0.0)
+    train(config, stage, log=context.log, seconds_before=waited, left_out=work.num_left_out)
+    _keep_features(context)
+
+
+def cache_existing(context: Context) -> list[str]:
+    """Fill the caches of the teacher's responses and labels and of all stored rounds; return a line each.
+
+    The teacher's responses are sampled first where they are missing.
+    """
+    lines = []
+    steps = [step for step in context.steps.values() if step.kind == "cache" and step.track != TEACHER]
+    sets = {name: (author, step) for step in steps for author, name in step.settings["of"].items()}
+    # What all rounds share comes first.
+    for name, (author, step) in sorted(sets.items(), key=lambda one: one[1][0] == "student"):
+        responses = _existing(context, step, author)
+        if responses is None:
+            continue
+        items, _ = build_items(context.examples, responses, authors=frozenset({author}))
+        filled = fill_cache(context.cache_plan(), items, name=name)
+        size = f"{filled.num_bytes / 2**20:,.1f} MiB in {filled.folder}"
+        lines.append(f"{name}: {len(filled.places):,} responses, {filled.num_tokens:,} tokens, {size}")
+    _keep_features(context)
+    return lines
+
+
+def _existing(context: Context, step: Step, author: Author) -> list[Response] | None:
+    """Return the responses of one author that a step trains on; None where a student has none yet."""
+    if author == "reference":
+        return _references(context, context.student(""))
+    if author == "teacher":
+        assert context.teacher is not None
+        return _stored(context, context.steps[f"{TEACHER}.generate"], context.teacher.loaded)
+    folder = context.folder / context.steps[f"{step.stage}.generate"].folder
+    store = ResponseStore(folder) if (folder / MANIFEST).is_file() else None
+    return store.read() if store and store.is_complete else None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Work:
+    """The items of a stage, and how many prompts are left out because they have no usable response."""
+
+    items: Sequence[TrainItem]
+    num_left_out: int
+
+
+def _work(context: Context, step: Step, student: LoadedModel, objective: Objective) -> _Work:
+    authors, stored = objective.stored_authors, list[Response]()
+    if "reference" in authors:
+        stored += _references(context, student)
+    for one in _response_steps(context, step):
+        teacher = context.teacher.loaded if context.teacher else student
+        # That they are there has been said by the step that samples them.
+        stored += _stored(context, one, teacher if one.track == TEACHER else student, log=_say_nothing)
+    examples = context.examples if authors == objective.authors else _fitting(context, student, step.label)
     items, missing = build_items(examples, stored, authors=authors)
     missing += len(context.examples) - len(examples)
     if missing:
         of_all = f"{missing:,} of {len(context.examples):,}"
-        context.log(f"{label}: {of_all} prompts have no usable response and are left out")
-    seed = context.config.seed * 1009 + max(1, turn.round)
-    settings: list[Any] = [asdict(objective_config), augment.model_dump() if augment else None]
-    settings += [turn.round, seed]
-    if authors != objective.authors:
-        settings.append(context.config.generate.sampling.model_dump(mode="json"))
-    key = hash_json([_inputs_hash(context, student, items), config.decisive(), settings])
-    done = finished(_stage_folder(context, label), key=key)
-    if done:
-        context.log(f"{label}: unchanged, the trained student in {done.model} is used")
-        return done
+        context.log(f"{step.label}: {of_all} prompts have no usable response and are left out")
+    return _Work(items=items, num_left_out=missing)
+
+
+def _response_steps(context: Context, step: Step) -> list[Step]:
+    """Return the steps that sample what a stage trains on, the teacher's first."""
+    names = [f"{stage}.generate" for stage in (TEACHER, step.stage)]
+    return [context.steps[name] for name in names if name in step.needs]
+
+
+def _stage(
+    context: Context,
+    step: Step,
+    student: LoadedModel,
+    objective: Objective,
+    items: Sequence[TrainItem],
+    *,
+    key: str,
+) -> Stage:
+    augment = track_of(context.config, step).augment
     load_images = _augmented(context.load_images, augment) if augment else context.load_images
-    # Before the stage, which also samples from this student and evaluates it.
-    student = _without_lost_features(context, student, label, config, augment)
-    stage = _stage(
-        context, student, label, objective, items, load_images=load_images, key=key, seed=seed, turn=turn
+    teacher = context.teacher.loaded if context.teacher else None
+    cached = None
+    if context.config.cache is not None and objective.needs_teacher:
+        of = context.steps[f"{step.stage}.cache"].settings["of"]
+        cached = cached_by_author(context.cache_plan(), items, names=of)
+    return Stage(
+        student=student,
+        teacher=without_vision_cache(teacher) if teacher and _is_random(augment) else teacher,
+        vocabulary=context.vocabulary,
+        objective=objective,
+        items=items,
+        load_images=load_images,
+        folder=context.folder / step.folder,
+        key=key,
+        label=step.label,
+        seed=_seed(context, step),
+        round=max(1, step.round),
+        num_rounds=step.num_rounds,
+        sample=_sampler(context, student, load_images),
+        evaluate=_live_evaluation(context, student),
+        cache=cached,
+        trust_remote_code=context.config.student.trust_remote_code,
     )
-    if _is_random(augment) and stage.teacher is not None:
-        stage = replace(stage, teacher=without_vision_cache(stage.teacher))
-    stage = _with_cache(context, stage, turn)
-    if context.source is not None:
-        context.source.release()
-    if objective.needs_reference_model:
-        scored = on_main(lambda: reference_log_probs(stage, config, log=context.log))
-        stage = replace(stage, reference_log_probs=scored)
-    trained = train(config, stage, log=context.log, seconds_before=seconds, left_out=missing)
-    if context.vision_cache is not None:
-        context.vision_cache.flush()
-    return trained
 
 
-def _with_cache(context: Context, stage: Stage, turn: Turn) -> Stage:
-    """Return the stage with what the teacher says about its responses, where the run caches that."""
-    if context.config.cache is None or not stage.objective.needs_teacher:
-        return stage
-    names = {author: _name(author, turn) for author in sorted(stage.objective.authors)}
-    return replace(stage, cache=cached_by_author(context.cache_plan(), stage.items, names=names))
+def _objective(context: Context, step: Step, track: Track) -> Objective:
+    """Return the objective of a track; its curricula remember the rounds before."""
+    objective = track.objective.build()
+    before = context.steps.get(f"{step.starts_from}.train")
+    if before is not None and before.track == step.track:
+        objective.load_state_dict(read_json(context.folder / before.folder / "stage.json")["objective"])
+    return objective
 
 
-def _without_lost_features(
-    context: Context, student: LoadedModel, label: str, config: TrainConfig, augment: Augment | None
-) -> LoadedModel:
+def _with_budget(context: Context, track: Track) -> TrainConfig:
+    """Return how a track trains; a control's rounds share the tokens that the steps of its budget took."""
+    if not track.budget_of:
+        return track.train
+    records = (context.folder / context.steps[name].folder / "stage.json" for name in track.budget_of)
+    tokens = sum(read_json(path)["tokens"] for path in records)
+    return track.train.model_copy(update={"tokens": math.ceil(tokens / track.num_rounds)})
+
+
+def _settings(context: Context, step: Step, track: Track) -> list[Any]:
+    """Return what decides the weights of a stage beside its inputs and its training record."""
+    settings: list[Any] = [asdict(track.objective), track.augment.model_dump() if track.augment else None]
+    settings += [step.round, _seed(context, step)]
+    objective = track.objective.build()
+    if objective.stored_authors != objective.authors:
+        settings.append(context.config.generate.sampling.model_dump(mode="json"))
+    return settings
+
+
+def _seed(context: Context, step: Step) -> int:
+    return context.config.seed * 1009 + max(1, step.round)
+
+
+def _inputs_hash(context: Context, student: LoadedModel, items: Sequence[TrainItem]) -> str:
+    """Return the hash of everything that a stage trains on: models, data and responses."""
+    teacher = context.teacher.loaded.fingerprint if context.teacher else None
+    ids = [response.token_ids for item in items for response in item.responses]
+    return hash_json([student.fingerprint, teacher, context.dataset.fingerprint, ids])
+
+
+def _without_lost_features(context: Context, student: LoadedModel, step: Step, track: Track) -> LoadedModel:
     """Return a student whose tower runs in every forward, where its features cannot be kept."""
     if student.vision_cache is None:
         return student
-    learns = config.trainable.vision != "frozen"
-    if not (learns or _is_random(augment)):
+    learns = track.train.trainable.vision != "frozen"
+    if not (learns or _is_random(track.augment)):
         return student
     reason = "the vision tower learns" if learns else "images are changed at random"
-    context.log(f"{label}: {reason}, so features of images are not kept")
+    context.log(f"{step.label}: {reason}, so features of images are not kept")
     return without_vision_cache(student)
 
 
 def _is_random(augment: Augment | None) -> bool:
     return augment is not None and augment != Augment()
-
-
-def _stage_folder(context: Context, label: str) -> Path:
-    return context.folder / label.replace(" ", "_")
-
-
-def _stage(
-    context: Context,
-    student: LoadedModel,
-    label: str,
-    objective: Objective,
-    items: Sequence[TrainItem],
-    *,
-    load_images: ImageLoader,
-    key: str,
-    seed: int,
-    turn: Turn,
-) -> Stage:
-    return Stage(
-        student=student,
-        teacher=context.teacher,
-        vocabulary=context.vocabulary,
-        objective=objective,
-        items=items,
-        load_images=load_images,
-        folder=_stage_folder(context, label),
-        key=key,
-        label=label,
-        seed=seed,
-        round=max(1, turn.round),
-        num_rounds=turn.num_rounds,
-        sample=_sampler(context, student, load_images),
-        evaluate=_evaluator(context, student),
-        trust_remote_code=context.config.student.trust_remote_code,
-    )
-
-
-def _engine(context: Context, loaded: LoadedModel, load_images: ImageLoader) -> TransformersEngine:
-    """Return the engine inside this process, which never writes what the other model could not read.
-
-    A student in the middle of its training answers with it whatever `generate.engine` says.
-    """
-    config = context.config.generate.engine
-    # The batch of vLLM counts what is handed over, not what is decoded together.
-    own = config if isinstance(config, TransformersEngineConfig) else TransformersEngineConfig()
-    return TransformersEngine(
-        loaded=loaded,
-        load_images=load_images,
-        batch_size=own.batch_size,
-        suppressed_ids=context.pair.suppressed_ids if context.pair else (),
-    )
-
-
-@contextmanager
-def _stored_engine(context: Context, loaded: LoadedModel, author: Author) -> Iterator[Engine]:
-    """Yield the engine that `generate.engine` names, for responses that are stored; free it afterwards."""
-    config = context.config
-    if not isinstance(config.generate.engine, VllmEngineConfig):
-        own = _engine(context, loaded, context.load_images)
-        whole = context.source.whole if context.source and author == "teacher" else None
-        if whole is None:
-            yield own
-        else:
-            yield DeferredEngine(light=own, whole=lambda: _engine(context, whole(), context.load_images))
-        return
-    settings = config.teacher if author == "teacher" else config.student
-    with VllmEngine(
-        loaded=loaded,
-        load_images=context.load_images,
-        config=config.generate.engine,
-        suppressed_ids=context.pair.suppressed_ids if context.pair else (),
-        trust_remote_code=settings is not None and settings.trust_remote_code,
-    ) as engine:
-        yield engine
-
-
-def _fitting(context: Context, student: LoadedModel, label: str) -> list[Example]:
-    """Return the prompts that the student can answer during training within its context."""
-    engine = _engine(context, student, context.load_images)
-    plan = engine.plan(context.examples, context.config.generate.sampling)
-    fitting = [context.examples[index] for index in sorted(index for batch in plan for index in batch)]
-    if len(fitting) < len(context.examples):
-        context.log(f"{label}: {len(context.examples) - len(fitting):,} prompts are too long and left out")
-    return fitting
-
-
-def _sampler(context: Context, student: LoadedModel, load_images: ImageLoader) -> Sample:
-    """Return a function that lets the student, as it is at that moment, answer prompts with a seed."""
-    engine = _engine(context, student, load_images)
-    sampling = context.config.generate.sampling.model_copy(update={"num_samples": 1})
-
-    def sample(examples: Sequence[Example], seed: int) -> list[Response]:
-        seeded = sampling.model_copy(update={"seed": seed})
-        return sample_responses(engine, examples, seeded, batch_size=engine.batch_size)
-
-    return sample
-
-
-def _evaluator(context: Context, student: LoadedModel) -> Evaluate | None:
-    """Return a function that compares the live student with its teacher, None where there is nothing to."""
-    config, teacher, held_out = context.config.evaluate, context.teacher, context.held_out
-    if config is None or teacher is None or held_out is None:
-        return None
-
-    def evaluate() -> dict[str, float]:
-        # Measured once: processes that differ in the last bit would stop early at different steps.
-        found = on_main(
-            lambda: live_agreement(
-                config, student, teacher, held_out, context.load_images, vocabulary=context.vocabulary
-            )
-        )
-        return {HELD_OUT_KL: found.token_kl, "held_out_top1": found.top1}
-
-    return evaluate
-
-
-def _inputs_hash(context: Context, student: LoadedModel, items: Sequence[TrainItem]) -> str:
-    """Return the hash of everything that a stage trains on: models, data and responses."""
-    teacher = context.teacher.fingerprint if context.teacher else None
-    ids = [response.token_ids for item in items for response in item.responses]
-    return hash_json([student.fingerprint, teacher, context.dataset.fingerprint, ids])
-
-
-def _responses(
-    context: Context, student: LoadedModel, authors: frozenset[Author], *, turn: Turn
-) -> list[Response]:
-    """Return the responses by the wanted authors.
-
-    References come from labels, the teacher's are sampled once, the student's anew in every round (0 is the
-    warm-up).
-    """
-    responses: list[Response] = []
-    if "reference" in authors:
-        responses += encode_references(
-            context.examples,
-            student.tokenizer,
-            stop_id=student.stop_ids[0],
-            fingerprint=student.fingerprint,
-            image_token_ids=student.image_token_ids,
-        )
-    if "teacher" in authors:
-        assert context.teacher is not None
-        responses += _generate(context, context.teacher, "teacher", turn=Turn(round=0))
-    if "student" in authors:
-        if context.source is not None:
-            context.source.release()
-        responses += _generate(context, student, "student", turn=turn)
-    return responses
-
-
-def _name(author: Author, turn: Turn) -> str:
-    """Return the name of the responses of one author; those of the student differ between rounds."""
-    prefix = f"{turn.track}_" if turn.track else ""
-    return f"{prefix}{author}_round_{turn.round}" if author == "student" else author
-
-
-def cache_existing(context: Context, student: LoadedModel, authors: frozenset[Author]) -> list[str]:
-    """Fill the caches of the teacher's responses and labels, as `authors` say, and of all stored rounds."""
-    sets: list[tuple[str, Author, list[Response]]] = [
-        (author, author, _responses(context, student, frozenset({author}), turn=Turn(round=0)))
-        for author in sorted(authors - {"student"})
-    ]
-    rounds = (context.folder / "responses").glob("*student_round_*/manifest.json")
-    for manifest in sorted(rounds) if "student" in authors else ():
-        store = ResponseStore(manifest.parent)
-        if store.is_complete:
-            sets.append((manifest.parent.name, "student", store.read()))
-    lines = []
-    for name, author, responses in sets:
-        items, _ = build_items(context.examples, responses, authors=frozenset({author}))
-        filled = fill_cache(context.cache_plan(), items, name=name)
-        size = f"{filled.num_bytes / 2**20:,.1f} MiB in {filled.folder}"
-        lines.append(f"{name}: {len(filled.places):,} responses, {filled.num_tokens:,} tokens, {size}")
-    if context.vision_cache is not None:
-        context.vision_cache.flush()
-    return lines
-
-
-def _generate(context: Context, loaded: LoadedModel, author: Author, *, turn: Turn) -> list[Response]:
-    settings, name = context.config.generate, _name(author, turn)
-    # Every author and round draws its own random numbers.
-    seed = int(hash_json([settings.sampling.seed, context.config.seed, author, turn.round])[:8], 16)
-    with _stored_engine(context, loaded, author) as engine:
-        return generate_responses(
-            engine,
-            context.examples,
-            settings.sampling.model_copy(update={"seed": seed}),
-            folder=context.folder / "responses" / name,
-            author=author,
-            round=turn.round,
-            log=context.log,
-            label=f"{name.replace('_', ' ')} responses",
-        )
 
 
 def _augmented(load_images: ImageLoader, augment: Augment) -> ImageLoader:
@@ -319,32 +259,92 @@ def _augmented(load_images: ImageLoader, augment: Augment) -> ImageLoader:
     return load
 
 
-def measure_student(context: Context, label: str, loaded: LoadedModel) -> list[Measured]:
-    """Return the row of one model for the summary: at most one, none where the config evaluates nothing."""
-    config = context.config.evaluate
-    if config is None:
-        return []
-    folder = context.folder / "eval" / label.replace(" ", "_")
-    images = ImageStore(context.folder / "eval" / "images")
-    whole = context.source.whole if context.source and loaded is context.teacher else None
-    results, shuffled = score_both_ways(
-        config, loaded, label=label, folder=folder, images=images, log=context.log, whole=whole
+def _keep_features(context: Context) -> None:
+    if context.vision_cache is not None:
+        context.vision_cache.flush()
+
+
+def _fitting(context: Context, student: LoadedModel, label: str) -> list[Example]:
+    """Return the prompts that the student can answer during training within its context."""
+    plan = context.engine(student).plan(context.examples, context.config.generate.sampling)
+    fitting = [context.examples[index] for index in sorted(index for batch in plan for index in batch)]
+    if len(fitting) < len(context.examples):
+        context.log(f"{label}: {len(context.examples) - len(fitting):,} prompts are too long and left out")
+    return fitting
+
+
+def _sampler(context: Context, student: LoadedModel, load_images: ImageLoader) -> Sample:
+    """Return a function that lets the student, as it is at that moment, answer prompts with a seed."""
+    engine = context.engine(student, load_images)
+    sampling = context.config.generate.sampling.model_copy(update={"num_samples": 1})
+
+    def sample(examples: Sequence[Example], seed: int) -> list[Response]:
+        seeded = sampling.model_copy(update={"seed": seed})
+        return sample_responses(engine, examples, seeded, batch_size=engine.batch_size)
+
+    return sample
+
+
+def _live_evaluation(context: Context, student: LoadedModel) -> Evaluate | None:
+    """Return a function that compares the live student with its teacher, None where there is nothing to."""
+    if context.config.evaluate is None or context.held_out is None:
+        return None
+    evaluator = context.evaluator(context.held_out)
+
+    def evaluate() -> dict[str, float]:
+        # Measured once: processes that differ in the last bit would stop early at different steps.
+        found = on_main(lambda: evaluator.live(student))
+        return {HELD_OUT_KL: found.token_kl, "held_out_top1": found.top1}
+
+    return evaluate
+
+
+def _references(context: Context, student: LoadedModel) -> list[Response]:
+    return encode_references(
+        context.examples,
+        student.tokenizer,
+        stop_id=student.stop_ids[0],
+        fingerprint=student.fingerprint,
+        image_token_ids=student.image_token_ids,
     )
-    agreement: dict[str, float | None] = {}
-    if context.held_out is not None and context.teacher is not None and loaded is not context.teacher:
-        agreement = compare_with_teacher(
-            config,
-            loaded,
-            context.teacher,
-            context.held_out,
-            context.load_images,
-            vocabulary=context.vocabulary,
-            folder=folder,
-            log=context.log,
-            whole=context.source.whole if context.source else None,
+
+
+def _say_nothing(line: str) -> None:
+    pass
+
+
+def _stored(context: Context, step: Step, loaded: LoadedModel, *, log: Log | None = None) -> list[Response]:
+    """Return the responses of a step by its model, sampling those that are not stored yet."""
+    settings, author = context.config.generate, step.settings["author"]
+    # Every author and round draws its own random numbers.
+    seed = int(hash_json([settings.sampling.seed, context.config.seed, author, step.round])[:8], 16)
+    with _engine(context, loaded, author) as engine:
+        return generate_responses(
+            engine,
+            context.examples,
+            settings.sampling.model_copy(update={"seed": seed}),
+            folder=context.folder / step.folder,
+            author=author,
+            round=step.round,
+            log=log or context.log,
+            label=f"{step.label} responses",
         )
-    if context.source is not None:
-        context.source.release()
-    return [
-        Measured(label=label, fingerprint=loaded.fingerprint, results=results, shuffled=shuffled, **agreement)
-    ]
+
+
+@contextmanager
+def _engine(context: Context, loaded: LoadedModel, author: Author) -> Iterator[Engine]:
+    """Yield the engine that `generate.engine` names, for responses that are stored; free it afterwards."""
+    config, own = context.config, context.engine(loaded)
+    if not isinstance(config.generate.engine, VllmEngineConfig):
+        teacher = context.teacher if author == "teacher" else None
+        yield replace(own, full=teacher.full) if teacher else own
+        return
+    settings = config.teacher if author == "teacher" else config.student
+    with VllmEngine(
+        loaded=loaded,
+        load_images=context.load_images,
+        config=config.generate.engine,
+        suppressed_ids=own.suppressed_ids,
+        trust_remote_code=settings is not None and settings.trust_remote_code,
+    ) as engine:
+        yield engine

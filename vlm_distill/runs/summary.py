@@ -11,6 +11,7 @@ from vlm_distill.evaluation.table import format_estimate, format_table
 from vlm_distill.evaluation.task import ALL
 from vlm_distill.files import atomic_path, write_json
 from vlm_distill.runs.evaluator import Measured
+from vlm_distill.runs.plan import ROUNDS, TEACHER
 
 LEGEND = (
     "Scores in per cent with the half-width of the 95 % interval, clustered by image. "
@@ -100,8 +101,8 @@ def _comparisons(measured: Sequence[Measured]) -> list[dict[str, Any]]:
 
     Without rounds the last student is compared. Questions are paired.
     """
-    rounds = [one for one in measured if one.label.startswith("round ")]
-    last = (rounds or [one for one in measured if one.label != "teacher"] or list(measured))[-1]
+    rounds = [one for one in measured if one.track == ROUNDS]
+    last = (rounds or [one for one in measured if one.track != TEACHER] or list(measured))[-1]
     found = []
     for other in measured:
         if other is last:
