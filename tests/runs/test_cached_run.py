@@ -13,6 +13,7 @@ from tests.tiny_run import write_run
 from vlm_distill.cli import main
 from vlm_distill.runs import stages
 from vlm_distill.runs.config import ModelConfig
+from vlm_distill.runs.teacher import Teacher
 from vlm_distill.teacher_cache.store import HIDDEN
 from vlm_distill.training.trainer import Trainer
 
