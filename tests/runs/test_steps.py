@@ -1,0 +1,80 @@
+"""Steps one by one, plans that change, and run folders without a plan."""
+
+import json
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.runs.test_pipeline import error_of, run
+from tests.tiny_run import write_run
+from vlm_distill.cli import main
+from vlm_distill.runs.plan import read_plan
+
+STAGES = ("data", "student", "held_out", "teacher", "warmup", "round_1")
+
+
+def test_steps_in_commands_of_their_own_end_where_one_command_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = write_run(tmp_path / "whole", rounds=1, controls=[], cache={"tier": "hidden"})
+    assert run(whole) == 0
+    apart = write_run(tmp_path / "apart", rounds=1, controls=[], cache={"tier": "hidden"})
+    for stage in STAGES:
+        assert run(apart, "--stage", stage) == 0
+    assert not (tmp_path / "apart" / "run" / "summary.json").exists()
+    assert run(apart) == 0
+    summaries = [
+        json.loads((tmp_path / name / "run" / "summary.json").read_text()) for name in ("whole", "apart")
+    ]
+    assert summaries[0]["rows"] == summaries[1]["rows"]
+    for stage in ("warmup", "round_1"):
+        weights = [
+            load_file(tmp_path / name / "run" / stage / "model" / "model.safetensors")
+            for name in ("whole", "apart")
+        ]
+        assert all(weights[0][name].equal(weights[1][name]) for name in weights[0])
+
+
+def test_a_step_says_which_others_must_run_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = write_run(tmp_path, rounds=1, controls=[])
+    line = error_of(capsys, run(config, "--stage", "round_1.train"))
+    assert "--stage round_1.train: data.prepare, student.prepare, warmup.train, teacher.generate" in line
+    assert "must run first" in line
+    assert not (tmp_path / "run").exists()
+
+
+def test_changed_rounds_and_controls_rewrite_the_plan_and_keep_what_was_trained(tmp_path: Path) -> None:
+    config = write_run(tmp_path, rounds=1, evaluate=None)
+    assert run(config) == 0
+    assert run(config, "rounds=2", "controls=[]") == 0
+    planned = {step.name: step.is_planned for step in read_plan(tmp_path / "run")}
+    assert planned["round_2.train"]
+    assert not planned["seqkd.train"]
+
+
+def test_check_prints_the_steps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", str(write_run(tmp_path, rounds=1, controls=[]))]) == 0
+    printed = capsys.readouterr().out
+    assert "step: round_1.generate, after data.prepare, student.prepare, warmup.train\n" in printed
+
+
+@pytest.mark.parametrize("verb", ["run", "cache", "report", "export"])
+def test_a_run_folder_without_a_plan_is_refused_and_left_as_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: str
+) -> None:
+    config = write_run(tmp_path)
+    old = tmp_path / "run"
+    old.mkdir()
+    (old / "config.yaml").write_text("name: tiny\n")
+    before = {path: path.stat().st_mtime_ns for path in (old, *old.rglob("*"))}
+    arguments = {
+        "run": ["run", str(config)],
+        "cache": ["cache", str(config), "cache.tier=hidden"],
+        "report": ["report", str(old)],
+        "export": ["export", str(old), str(tmp_path / "exported")],
+    }
+    line = error_of(capsys, main(arguments[verb]))
+    assert "without stages.json" in line
+    assert "commit 0720526 is the last to read" in line
+    assert {path: path.stat().st_mtime_ns for path in (old, *old.rglob("*"))} == before
