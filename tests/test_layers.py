@@ -1,6 +1,7 @@
 """The import rules: a file imports its own package and lower layers, siblings never import each other."""
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -77,3 +78,34 @@ def test_heavy_libraries_have_one_owner(path: Path) -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "data").rglob("*.py")), ids=lambda path: path.name)
 def test_data_imports_no_torch(path: Path) -> None:
     assert not [name for name in imports_of(path) if name.split(".")[0] in ("torch", "transformers")]
+
+
+def shape(root: Path = ROOT) -> tuple[int, int, int]:
+    """Return rooms, arrows between rooms, and the rooms on the longest chain of imports.
+
+    A room is a package or file right below the root; `python -m tests.test_layers` prints the three.
+    """
+    arrows: dict[str, set[str]] = {}
+    for path in root.rglob("*.py"):
+        room = path.relative_to(root).parts[0].removesuffix(".py")
+        targets = {name.split(".")[1] for name in imports_of(path) if name.startswith("vlm_distill.")}
+        arrows.setdefault(room, set()).update(targets - {room, "__version__"})
+    del arrows["__init__"]
+
+    @cache
+    def height(room: str) -> int:
+        # The files of the ground, which import each other, are one storey.
+        below = (0 if room in LAYERS[0] and other in LAYERS[0] else height(other) for other in arrows[room])
+        return 1 + max(below, default=0)
+
+    return len(arrows), sum(len(targets) for targets in arrows.values()), max(map(height, arrows))
+
+
+def test_the_house_has_no_cycle() -> None:
+    # A chain of rooms that came back to its start would have no length.
+    rooms, _, longest = shape()
+    assert longest <= rooms
+
+
+if __name__ == "__main__":
+    print("{} rooms, {} arrows, longest chain {}".format(*shape()))
