@@ -10,7 +10,7 @@ import yaml
 from tests.tiny import tiny_llava, tiny_text_model
 from tests.tiny_run import write_run
 from vlm_distill.cli import main
-from vlm_distill.data.recipe import open_dataset
+from vlm_distill.data.dataset import open_dataset
 from vlm_distill.data.store import ResponseStore
 from vlm_distill.evaluation.agreement import agreement
 from vlm_distill.losses import ReverseKL

@@ -7,10 +7,9 @@ the predictions; the main one reads the questions, scores and writes.
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from vlm_distill.data.examples import read_examples
+from vlm_distill.data.examples import RecipeSource, read_examples
 from vlm_distill.data.images import ImageStore
 from vlm_distill.errors import DataError
 from vlm_distill.evaluation.results import (
@@ -28,6 +27,7 @@ from vlm_distill.evaluation.task import Task
 from vlm_distill.files import hash_json
 from vlm_distill.generation.engine import Engine, Sampling
 from vlm_distill.generation.work import generate_responses, read_counts
+from vlm_distill.packages import package_version
 from vlm_distill.processes import on_main
 from vlm_distill.progress import Log
 from vlm_distill.records import Example
@@ -152,7 +152,8 @@ def _questions(
     task: Task, images: ImageStore, *, limit: int | None, shuffle_images: bool
 ) -> tuple[list[Question], dict[str, int]]:
     """Return what is asked, and what became of the rows of the data set."""
-    examples, counts = read_examples(task.data, images=images, prompt=task.prompt, system=task.system)
+    entry = RecipeSource(source=task.data, prompt=task.prompt, system=task.system)
+    examples, counts = read_examples(entry, images)
     if not examples:
         raise DataError(f"task {task.name}: expected examples, got none; check its data")
     _check_references(task, examples)
@@ -218,10 +219,5 @@ def _document_hash(example: Example) -> str:
 
 
 def _packages() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = "not installed"
-    return versions
+    versions = {name: package_version(name) or "not installed" for name in PACKAGES}
+    return {"python": platform.python_version(), **versions}

@@ -10,8 +10,8 @@ from PIL import Image
 from vlm_distill.adapters.adapter import LoadedModel
 from vlm_distill.alignment.pair import PairReport, pair_report, share_stops
 from vlm_distill.batches import TrainItem
+from vlm_distill.data.dataset import Dataset, open_dataset
 from vlm_distill.data.images import ImageLoader, ImageStore
-from vlm_distill.data.recipe import Dataset, open_dataset
 from vlm_distill.files import hash_json, write_json
 from vlm_distill.generation.engine import TransformersEngineConfig
 from vlm_distill.generation.transformers_engine import TransformersEngine
