@@ -6,6 +6,7 @@ import pytest
 
 from vlm_distill.data.images import ImageStore
 from vlm_distill.evaluation.harness import evaluate_task
+from vlm_distill.evaluation.selection import Selection
 from vlm_distill.evaluation.task import load_task
 from vlm_distill.generation.transformers_engine import TransformersEngine
 from vlm_distill.models.load import load_model
@@ -23,7 +24,12 @@ def test_the_bundled_teacher_names_shapes_and_colours_of_test_pictures(tmp_path)
         batch_size=64,
     )
     result = evaluate_task(
-        load_task("easy_vqa"), engine, folder=tmp_path / "eval", images=images, limit=150, log=print
+        load_task("easy_vqa"),
+        engine,
+        selection=Selection(limit=150),
+        folder=tmp_path / "eval",
+        images=images,
+        log=print,
     )
     scores = result.metrics["exact_match"]
     assert scores["all"].mean > 0.85

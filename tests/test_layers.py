@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1] / "vlm_distill"
 LAYERS = [
-    {"errors", "files", "records", "progress", "config"},
+    {"errors", "files", "records", "progress", "packages", "config"},
     {"batches", "processes"},
     {"losses", "data", "adapters"},
     {"models"},

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from vlm_distill.data.augment import Augment
-from vlm_distill.data.recipe import Dataset, load_recipe, prepare
+from vlm_distill.data.dataset import Dataset
+from vlm_distill.data.recipe import load_recipe, prepare
 from vlm_distill.models.save import save_model
 from vlm_distill.progress import progress
 from vlm_distill.records import Example

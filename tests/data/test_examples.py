@@ -5,11 +5,18 @@ from typing import Any
 
 import pytest
 
+from vlm_distill.config import decode
 from vlm_distill.data.columns import Columns
-from vlm_distill.data.examples import example_from_json, example_to_json, read_examples
+from vlm_distill.data.examples import (
+    OnBadImage,
+    RecipeSource,
+    example_from_json,
+    example_to_json,
+    read_examples,
+)
 from vlm_distill.data.filters import Filters
 from vlm_distill.data.images import ImageStore
-from vlm_distill.data.sources import Files, ImageFolder
+from vlm_distill.data.sources import Files, ImageFolder, Source
 from vlm_distill.errors import ConfigError, DataError
 from vlm_distill.records import Example, Image, Message, Text
 
@@ -21,10 +28,15 @@ def source(path: Path, columns: Columns = COLUMNS) -> Files:
     return Files(paths=str(path), columns=columns)
 
 
+def read(
+    source: Source, images: ImageStore, *, on_bad_image: OnBadImage = "stop", **settings: Any
+) -> tuple[list[Example], dict[str, int]]:
+    entry = decode(RecipeSource, {"source": source, **settings}, where="recipe.yaml")
+    return read_examples(entry, images, on_bad_image=on_bad_image)
+
+
 def test_an_example_has_prompt_image_references_and_meta(questions: Path, store: ImageStore) -> None:
-    examples, counts = read_examples(
-        source(questions), images=store, prompt="{{ question | upper }} ({{ type }})"
-    )
+    examples, counts = read(source(questions), store, prompt="{{ question | upper }} ({{ type }})")
     example = examples[4]
     content = (Image(), Text(text="QUESTION 4? (t0)"))
     assert example.messages == (Message(role="user", content=content),)
@@ -35,12 +47,12 @@ def test_an_example_has_prompt_image_references_and_meta(questions: Path, store:
 
 
 def test_reading_twice_gives_equal_examples(questions: Path, store: ImageStore) -> None:
-    first = read_examples(source(questions), images=store, progress=False)
-    assert first == read_examples(source(questions), images=store, progress=False)
+    first = read(source(questions), store)
+    assert first == read(source(questions), store)
 
 
 def test_a_system_message_stands_first(questions: Path, store: ImageStore) -> None:
-    examples, _ = read_examples(source(questions), images=store, system="Be brief.")
+    examples, _ = read(source(questions), store, system="Be brief.")
     assert examples[0].messages[0] == Message(role="system", content=(Text(text="Be brief."),))
     assert isinstance(examples[0].messages[1].content[0], Image)
 
@@ -49,21 +61,19 @@ def test_a_prompt_can_loop_over_a_list_column(write_jsonl: Write, store: ImageSt
     path = write_jsonl("c.jsonl", [{"q": "Which?", "options": ["red", "blue"]}])
     columns = Columns(question="q", meta={"options": "options"})
     prompt = "{{ question }}{% for option in options %}\n{{ 'AB'[loop.index0] }}. {{ option }}{% endfor %}"
-    (example,), _ = read_examples(source(path, columns), images=store, prompt=prompt)
+    (example,), _ = read(source(path, columns), store, prompt=prompt)
     assert example.messages[0].content == (Text(text="Which?\nA. red\nB. blue"),)
     assert example.meta == {"options": '["red", "blue"]'}
 
 
 def test_a_fixed_prompt_serves_a_folder_of_images(tmp_path: Path, questions: Path, store: ImageStore) -> None:
-    examples, _ = read_examples(
-        ImageFolder(path=str(tmp_path / "images")), images=store, prompt="Describe it."
-    )
+    examples, _ = read(ImageFolder(path=str(tmp_path / "images")), store, prompt="Describe it.")
     assert [example.id for example in examples] == ["0.png", "1.png", "2.png", "3.png"]
     assert examples[0].messages[0].content == (Image(), Text(text="Describe it."))
 
 
 def test_an_image_marker_in_the_prompt_is_its_place(questions: Path, store: ImageStore) -> None:
-    examples, _ = read_examples(source(questions), images=store, prompt="{{ question }} Look: <image>")
+    examples, _ = read(source(questions), store, prompt="{{ question }} Look: <image>")
     assert examples[0].messages[0].content == (Text(text="question 0? Look: "), Image())
 
 
@@ -72,14 +82,14 @@ def test_a_question_that_names_the_marker_without_an_image_is_an_error(
 ) -> None:
     path = write_jsonl("t.jsonl", [{"q": "what does <image> mean?"}])
     with pytest.raises(DataError, match="row 0: 1 places for images"):
-        read_examples(source(path, Columns(question="q")), images=store)
+        read(source(path, Columns(question="q")), store)
 
 
 def test_an_unknown_variable_is_an_error_that_names_the_nearest_one(
     questions: Path, store: ImageStore
 ) -> None:
     with pytest.raises(ConfigError, match=r"row 0: .*'qestion' is undefined; did you mean 'question'"):
-        read_examples(source(questions), images=store, prompt="{{ qestion }}")
+        read(source(questions), store, prompt="{{ qestion }}")
 
 
 @pytest.mark.parametrize(
@@ -95,12 +105,12 @@ def test_an_unknown_variable_is_an_error_that_names_the_nearest_one(
 )
 def test_a_template_cannot_leave_the_sandbox(questions: Path, store: ImageStore, prompt: str) -> None:
     with pytest.raises(ConfigError, match="prompt template"):
-        read_examples(source(questions), images=store, prompt=prompt)
+        read(source(questions), store, prompt=prompt)
 
 
 def test_two_rows_with_one_id_are_an_error(questions: Path, store: ImageStore) -> None:
     with pytest.raises(DataError, match="row 2: an earlier row has the id 't0' too"):
-        read_examples(source(questions, Columns(id="type", question="q")), images=store)
+        read(source(questions, Columns(id="type", question="q")), store)
 
 
 def test_a_bad_image_stops_or_is_skipped_and_counted(
@@ -109,8 +119,8 @@ def test_a_bad_image_stops_or_is_skipped_and_counted(
     (tmp_path / "images" / "1.png").write_bytes(b"broken")
     (tmp_path / "images" / "3.png").unlink()
     with pytest.raises(DataError, match=r"row 3 \(id .*\): not an image"):
-        read_examples(source(questions), images=store)
-    examples, counts = read_examples(source(questions), images=store, on_bad_image="skip")
+        read(source(questions), store)
+    examples, counts = read(source(questions), store, on_bad_image="skip")
     assert counts == {"read": 12, "bad_image": 6}
     assert [example.id for example in examples] == [f"questions-{n}" for n in (0, 1, 2, 6, 7, 8)]
     assert [record.message.split(": ")[0] for record in caplog.records] == ["skipped"]
@@ -130,37 +140,37 @@ def test_a_bad_image_stops_or_is_skipped_and_counted(
 def test_filters_drop_rows_and_count_them(
     questions: Path, store: ImageStore, filters: Filters, reason: str, kept: int
 ) -> None:
-    examples, counts = read_examples(source(questions), images=store, filters=filters)
+    examples, counts = read(source(questions), store, filters=filters)
     assert len(examples) == kept
     assert counts == {"read": 12, f"filtered_{reason}": 12 - kept}
 
 
 def test_a_filter_on_an_unknown_meta_name_is_an_error(questions: Path, store: ImageStore) -> None:
     with pytest.raises(DataError, match=r"row 0: filter on meta 'typ'.* did you mean 'type'"):
-        read_examples(source(questions), images=store, filters=Filters(meta={"typ": "t1"}))
+        read(source(questions), store, filters=Filters(meta={"typ": "t1"}))
 
 
 def test_images_of_filtered_rows_are_not_stored(questions: Path, store: ImageStore) -> None:
-    read_examples(source(questions), images=store, filters=Filters(meta={"n": "3"}))
+    read(source(questions), store, filters=Filters(meta={"n": "3"}))
     assert len([path for path in store.root.rglob("*") if path.is_file()]) == 1
 
 
 def test_a_limit_ends_reading(questions: Path, store: ImageStore) -> None:
-    examples, counts = read_examples(source(questions), images=store, limit=5)
+    examples, counts = read(source(questions), store, limit=5)
     assert (len(examples), counts["read"]) == (5, 5)
 
 
 def test_a_prompt_beside_messages_is_an_error_and_not_ignored(write_jsonl: Write, store: ImageStore) -> None:
     path = write_jsonl("m.jsonl", [{"m": [{"role": "user", "content": "hi"}]}])
     with pytest.raises(ConfigError, match=r"prompt has no effect beside columns.messages"):
-        read_examples(source(path, Columns(messages="m")), images=store, prompt="Hello {{ question }}")
+        read(source(path, Columns(messages="m")), store, prompt="Hello {{ question }}")
 
 
 def test_a_second_system_message_is_an_error(write_jsonl: Write, store: ImageStore) -> None:
     turns = [{"role": "system", "content": "a"}, {"role": "user", "content": "hi"}]
     path = write_jsonl("m.jsonl", [{"m": turns}])
     with pytest.raises(DataError, match="row 0: the row has a system message of its own"):
-        read_examples(source(path, Columns(messages="m")), images=store, system="b")
+        read(source(path, Columns(messages="m")), store, system="b")
 
 
 def test_an_example_survives_json() -> None:

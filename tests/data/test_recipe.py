@@ -10,7 +10,8 @@ import yaml
 from vlm_distill.config import asset_folder, decode, parse_yaml, shipped
 from vlm_distill.data.columns import Columns
 from vlm_distill.data.dataset import MANIFEST, open_dataset, used_images
-from vlm_distill.data.recipe import Recipe, RecipeSource, load_recipe, prepare
+from vlm_distill.data.examples import RecipeSource
+from vlm_distill.data.recipe import Recipe, load_recipe, prepare
 from vlm_distill.data.sources import Files
 from vlm_distill.errors import ConfigError, DataError
 

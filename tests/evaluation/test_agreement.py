@@ -10,7 +10,7 @@ from tests.tiny import example, picture, tiny_llava, tiny_text_model
 from vlm_distill.adapters.adapter import LoadedModel
 from vlm_distill.errors import AdapterError, DataError
 from vlm_distill.evaluation import agreement as module
-from vlm_distill.evaluation.agreement import FORWARD_KL, Agreement, agreement
+from vlm_distill.evaluation.agreement import FORWARD_KL, Agreement, Answers, agreement
 from vlm_distill.losses.divergences import ForwardKL, ReverseKL
 from vlm_distill.records import Example, Response
 
@@ -43,10 +43,15 @@ def pictures(one: Example) -> list[Image.Image]:
     return [picture({"a": "red", "b": "blue", "c": "green"}[one.id])]
 
 
+def answers_to(examples: list[Example], responses: dict[str, Response] = RESPONSES) -> Answers:
+    return Answers(examples=examples, responses=responses, load_images=pictures)
+
+
 def measure(
     student: LoadedModel,
     teacher: LoadedModel,
     *,
+    answers: Answers | None = None,
     batch_size: int = 2,
     vocabulary: torch.Tensor | None = None,
     divergence: ForwardKL | ReverseKL = FORWARD_KL,
@@ -54,9 +59,7 @@ def measure(
     return agreement(
         student,
         teacher,
-        EXAMPLES,
-        RESPONSES,
-        pictures,
+        answers or answers_to(EXAMPLES),
         batch_size=batch_size,
         vocabulary=vocabulary,
         divergence=divergence,
@@ -78,15 +81,18 @@ def test_agreement_equals_a_dense_computation(shared: int | None) -> None:
     width = len(teacher.adapter.head(teacher.model).weight)
     columns = torch.arange(width) if shared is None else torch.randperm(width)[:shared]
     columns = torch.unique(torch.cat([columns, torch.tensor([i for ids in TOKENS.values() for i in ids])]))
-    result = measure(student, teacher, vocabulary=None if shared is None else columns)
+    vocabulary = None if shared is None else columns
     kl_sum, num_equal = 0.0, 0
-    for one, found in zip(EXAMPLES, result.examples, strict=True):
+    for one in EXAMPLES:
         p, q = log_probs(teacher, one, columns), log_probs(student, one, columns)
         kl = (p.exp() * (p - q)).sum()
         equal = int((p.argmax(dim=1) == q.argmax(dim=1)).sum())
-        assert (found.example_id, found.num_tokens, found.num_equal) == (one.id, len(TOKENS[one.id]), equal)
-        assert found.kl_sum == pytest.approx(float(kl), rel=1e-4)
+        found = measure(student, teacher, answers=answers_to([one]), vocabulary=vocabulary)
+        assert found.num_tokens == len(TOKENS[one.id])
+        assert found.top1 == pytest.approx(equal / found.num_tokens)
+        assert found.token_kl == pytest.approx(float(kl) / found.num_tokens, rel=1e-4)
         kl_sum, num_equal = kl_sum + float(kl), num_equal + equal
+    result = measure(student, teacher, vocabulary=vocabulary)
     assert result.num_tokens == 10
     assert result.token_kl == pytest.approx(kl_sum / 10, rel=1e-4)
     assert result.top1 == pytest.approx(num_equal / 10)
@@ -132,21 +138,19 @@ def test_a_student_in_training_is_measured_without_dropout_and_stays_in_training
 
 def test_examples_without_a_response_are_counted() -> None:
     some = {key: RESPONSES[key] for key in "ac"} | {"b": response("b", ())}
-    result = agreement(tiny_llava(0), tiny_llava(1), EXAMPLES, some, pictures, batch_size=8)
-    assert result.num_without_response == 1
-    assert [one.example_id for one in result.examples] == ["a", "c"]
+    result = measure(tiny_llava(0), tiny_llava(1), answers=answers_to(EXAMPLES, some))
+    assert (result.num_without_response, result.num_tokens) == (1, 8)
     with pytest.raises(DataError, match="expected responses to 3 examples"):
-        agreement(tiny_llava(0), tiny_llava(1), EXAMPLES, {}, pictures, batch_size=8)
+        measure(tiny_llava(0), tiny_llava(1), answers=answers_to(EXAMPLES, {}))
 
 
 def test_other_output_layers_need_the_shared_ids() -> None:
     student, teacher = copy.deepcopy(tiny_text_model(0)), tiny_text_model(1)
     student.model.resize_token_embeddings(len(student.tokenizer) + 8)  # type: ignore[operator]
-    texts = [example("b", "hi")]
+    texts = Answers(examples=[example("b", "hi")], responses=RESPONSES, load_images=lambda _: [])
     with pytest.raises(AdapterError, match="give the ids that both models share"):
-        agreement(student, teacher, texts, RESPONSES, lambda _: [], batch_size=1)
+        measure(student, teacher, answers=texts)
     shared = torch.arange(len(teacher.tokenizer))
-    result = agreement(student, teacher, texts, RESPONSES, lambda _: [], batch_size=1, vocabulary=shared)
-    assert result.num_tokens == 2
+    assert measure(student, teacher, answers=texts, vocabulary=shared).num_tokens == 2
     with pytest.raises(DataError, match="token id 30"):
-        agreement(student, teacher, texts, RESPONSES, lambda _: [], batch_size=1, vocabulary=shared[:20])
+        measure(student, teacher, answers=texts, vocabulary=shared[:20])

@@ -12,10 +12,10 @@ from tests.tiny import TEXTS, picture, tiny_llava
 from vlm_distill.config import decode
 from vlm_distill.data.images import ImageStore
 from vlm_distill.errors import DataError, EngineError
-from vlm_distill.evaluation.compare import answer_agreement, compare
+from vlm_distill.evaluation.compare import compare
 from vlm_distill.evaluation.harness import evaluate_task
 from vlm_distill.evaluation.results import TaskResult, read_result
-from vlm_distill.evaluation.scoring import score_samples
+from vlm_distill.evaluation.selection import Selection
 from vlm_distill.evaluation.task import Task
 from vlm_distill.generation.engine import Completion, Engine, Sampling, ScriptedEngine
 from vlm_distill.generation.transformers_engine import TransformersEngine
@@ -100,10 +100,10 @@ class Bench:
         return evaluate_task(
             task or self.task(),
             engine,
+            selection=Selection(**options),
             folder=self.folder / run,
             images=self.images,
             log=self.log.append,
-            **options,
         )
 
 
@@ -197,16 +197,11 @@ def test_a_limit_asks_about_whole_images(bench: Bench) -> None:
 def test_a_new_metric_scores_old_predictions_without_a_model(bench: Bench) -> None:
     first = bench.evaluate(scripted())
     strict = bench.task(metrics=[{"kind": "exact_match", "name": "strict"}], subsets={})
-    scored = score_samples(bench.folder / "run" / "colors", strict)
+    idle = scripted(budget=0)
+    scored = bench.evaluate(idle, task=strict)
     assert (scored.metrics["strict"]["all"].mean, set(scored.metrics["strict"])) == (1 / 8, {"all"})
     assert scored.provenance == first.provenance
-    assert score_samples(bench.folder / "run" / "colors", bench.task()) == first
-
-
-def test_predictions_for_another_prompt_are_not_scored(bench: Bench) -> None:
-    bench.evaluate(scripted())
-    with pytest.raises(DataError, match="with other data"):
-        score_samples(bench.folder / "run" / "colors", bench.task(prompt="Q: {{ question }}"))
+    assert bench.evaluate(idle) == first
 
 
 def test_samples_that_do_not_belong_to_the_results_are_refused(bench: Bench) -> None:
@@ -217,7 +212,7 @@ def test_samples_that_do_not_belong_to_the_results_are_refused(bench: Bench) -> 
     samples = (folder / "samples.jsonl").read_text()
     (folder / "samples.jsonl").write_text(samples.replace("yes.", "no."))
     with pytest.raises(DataError, match="does not belong to the predictions"):
-        score_samples(folder, bench.task())
+        read_result(folder)
     (folder / "samples.jsonl").write_text(samples[:-30])
     with pytest.raises(DataError, match=r"does not belong to the predictions|not a sample"):
         read_result(folder)
@@ -239,7 +234,6 @@ def test_two_models_are_compared_on_the_same_questions(bench: Bench) -> None:
     assert result["open"].p_value is not None
     assert 0.1 < result["open"].p_value < 0.3
     assert compare(a, a)["exact_match"]["all"].p_value == 1.0
-    assert answer_agreement(a.samples, b.samples).mean == 0.75
 
 
 def test_results_of_other_questions_or_metrics_are_not_compared(bench: Bench) -> None:

@@ -56,6 +56,7 @@ def test_easy_vqa_reports_its_open_questions_apart() -> None:
         ({"subsets": {"open": {"references_not": ["yes"]}}}, "did you mean 'references_not_in'"),
         ({"name": "a/b"}, "name"),
         ({"promt": "x"}, "did you mean 'prompt'"),
+        ({"prompt": "{{ question "}, "prompt: not a valid prompt template"),
         ({"output": {"kind": "generate", "max_new_tokens": 0}}, "output"),
     ],
 )

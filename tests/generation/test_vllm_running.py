@@ -25,7 +25,7 @@ from vlm_distill.files import hash_json
 from vlm_distill.generation.engine import Completion, Engine, Sampling
 from vlm_distill.generation.transformers_engine import TransformersEngine
 from vlm_distill.generation.vllm_engine import VllmEngine
-from vlm_distill.generation.work import generate_responses, read_counts
+from vlm_distill.generation.work import Job, generate_responses, read_counts
 from vlm_distill.models.load import load_model
 from vlm_distill.models.save import save_model
 from vlm_distill.records import Example, Response
@@ -267,16 +267,9 @@ tests.stored_job(tests.Recorded(engine, kill_at=4), Path(sys.argv[2]))
 
 
 def stored_job(engine: Engine, folder: Path) -> list[Response]:
-    return generate_responses(
-        engine,
-        prompts_of("llava"),
-        Sampling(max_new_tokens=6, num_samples=2),
-        folder=folder,
-        author="student",
-        round=1,
-        log=lambda _: None,
-        label="student",
-    )
+    sampling = Sampling(max_new_tokens=6, num_samples=2)
+    job = Job(examples=prompts_of("llava"), sampling=sampling, author="student", round=1, label="student")
+    return generate_responses(engine, job, folder=folder, log=lambda _: None)
 
 
 def descendants(process: int) -> list[int]:

@@ -13,7 +13,7 @@ from vlm_distill.data.store import ResponseStore
 from vlm_distill.errors import DataError, EngineError
 from vlm_distill.generation import work
 from vlm_distill.generation.engine import Completion, Engine, Sampling, ScriptedEngine
-from vlm_distill.generation.work import Counts, generate_responses, read_counts
+from vlm_distill.generation.work import Counts, Job, generate_responses, read_counts
 from vlm_distill.records import Example, Response, response_id
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,18 +59,9 @@ def scripted(script: Mapping[str, Sequence[str]] = SCRIPT, **changes: object) ->
 def generate(
     engine: Engine, folder: Path, *, lines: list[str] | None = None, **changes: object
 ) -> list[Response]:
-    settings = {
-        "examples": EXAMPLES,
-        "sampling": SAMPLING,
-        "author": "teacher",
-        "round": 1,
-        "label": "teacher",
-        **changes,
-    }
+    job = Job(examples=EXAMPLES, sampling=SAMPLING, author="teacher", round=1, label="teacher")
     log = (lambda _: None) if lines is None else lines.append
-    return generate_responses(
-        engine, settings.pop("examples"), settings.pop("sampling"), folder=folder, log=log, **settings
-    )
+    return generate_responses(engine, dataclasses.replace(job, **changes), folder=folder, log=log)
 
 
 def test_responses_come_in_example_order_with_their_provenance(tmp_path: Path) -> None:
@@ -98,7 +89,6 @@ def test_an_unchanged_stage_is_not_generated_again(tmp_path: Path) -> None:
         {"sampling": SAMPLING.model_copy(update={"seed": 1})},
         {"round": 2},
         {"author": "student"},
-        {"key_extra": {"prompt": 2}},
         {"examples": EXAMPLES[:-1]},
         {"examples": [*EXAMPLES[:-1], example("e6", "another question")]},
     ],

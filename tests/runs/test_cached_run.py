@@ -11,6 +11,8 @@ from safetensors.torch import load_file
 from tests.runs.test_pipeline import error_of
 from tests.tiny_run import write_run
 from vlm_distill.cli import main
+from vlm_distill.generation.engine import Engine
+from vlm_distill.generation.work import Job
 from vlm_distill.runs import stages
 from vlm_distill.runs.config import ModelConfig
 from vlm_distill.runs.teacher import Teacher
@@ -86,10 +88,10 @@ def test_no_student_trains_or_answers_with_the_body_of_the_teacher_in_memory(
         stages.generate_responses,
     )
 
-    def watched_generate(*arguments: Any, **settings: Any) -> Any:
-        if settings["author"] == "student":
+    def watched_generate(engine: Engine, job: Job, **settings: Any) -> Any:
+        if job.author == "student":
             held.append(teachers[0]._full is not None)
-        return plain_generate(*arguments, **settings)
+        return plain_generate(engine, job, **settings)
 
     def watched_init(self: Teacher, *arguments: object, **settings: object) -> None:
         teachers.append(self)

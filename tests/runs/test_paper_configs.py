@@ -16,7 +16,8 @@ from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 
 from tests.tiny import picture
 from vlm_distill.config.assets import asset_folder
-from vlm_distill.data.recipe import Dataset, load_recipe, prepare
+from vlm_distill.data.dataset import Dataset
+from vlm_distill.data.recipe import load_recipe, prepare
 from vlm_distill.data.sources import Files, Hub
 from vlm_distill.generation.engine import VllmEngineConfig
 from vlm_distill.losses import DistiLLM2

@@ -10,9 +10,9 @@ import yaml
 from tests.tiny import tiny_llava, tiny_text_model
 from tests.tiny_run import write_run
 from vlm_distill.cli import main
-from vlm_distill.data.recipe import open_dataset
+from vlm_distill.data.dataset import open_dataset
 from vlm_distill.data.store import ResponseStore
-from vlm_distill.evaluation.agreement import agreement
+from vlm_distill.evaluation.agreement import Answers, agreement
 from vlm_distill.losses import ReverseKL
 from vlm_distill.models.load import load_model
 from vlm_distill.models.save import save_model
@@ -69,15 +69,12 @@ def test_the_own_kl_is_that_of_the_student_to_its_teacher_on_its_own_answers(don
     student = load_model(str(done / "run" / "round_2" / "model"))
     dataset = open_dataset(done / "run" / "data")
     answers = {one.example_id: one for one in ResponseStore(done / "run/eval/round_2/held_out").read()}
-    found = agreement(
-        student,
-        teacher,
-        [one for one in dataset.held_out if one.id in answers],
-        answers,
-        lambda example: [dataset.images.load(image) for image in example.images],
-        batch_size=4,
-        divergence=ReverseKL(),
+    answered = Answers(
+        examples=[one for one in dataset.held_out if one.id in answers],
+        responses=answers,
+        load_images=lambda example: [dataset.images.load(image) for image in example.images],
     )
+    found = agreement(student, teacher, answered, batch_size=4, divergence=ReverseKL())
     rows = {row["model"]: row for row in json.loads((done / "first_summary.json").read_text())["rows"]}
     assert rows["round 2"]["own_kl"] == pytest.approx(found.token_kl, rel=1e-4)
     assert rows["round 2"]["own_kl"] != pytest.approx(rows["round 2"]["token_kl"], rel=1e-2)

@@ -149,10 +149,8 @@ def test_one_of_the_two_sizes_is_given() -> None:
     assert TrainConfig.model_validate(resolved.model_dump(mode="json")) == resolved
 
 
-def test_only_the_order_decides_about_the_weights_and_only_where_it_is_grouped() -> None:
+def test_only_the_order_decides_about_the_weights() -> None:
     plain, tokens = TrainConfig(steps=1), TrainConfig(steps=1, micro_batch_tokens=100)
     grouped = TrainConfig(steps=1, group_by_length=True)
-    # The key of a run from before there was grouping.
-    assert "group_by_length" not in plain.model_dump(mode="json")
     assert plain.decisive() == tokens.decisive()
     assert grouped.decisive() == plain.decisive() | {"group_by_length": True}

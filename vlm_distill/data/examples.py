@@ -2,70 +2,81 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jinja2
+from pydantic import Field
 
+from vlm_distill.config import Record
 from vlm_distill.data.conversations import place_images, split_markers
 from vlm_distill.data.filters import Filters, drop_reason
 from vlm_distill.data.images import ImageStore
-from vlm_distill.data.prompts import DEFAULT_PROMPT, compile_prompt, render_prompt
+from vlm_distill.data.prompts import DEFAULT_PROMPT, Prompt, compile_prompt, render_prompt
 from vlm_distill.data.rows import Row, meta_text
-from vlm_distill.data.sources import Source, read_rows, source_name
+from vlm_distill.data.sources import Source
 from vlm_distill.errors import ConfigError, DataError
-from vlm_distill.progress import progress as with_progress
+from vlm_distill.progress import progress
 from vlm_distill.records import Example, Image, Message, Text
 
 OnBadImage = Literal["stop", "skip"]
 _log = logging.getLogger(__name__)
 
 
+class RecipeSource(Record):
+    """One source of a recipe: its prompt, which rows are kept, and its share of the mixture.
+
+    The variables of `prompt` are `question`, `references`, `id` and the names under `meta`, as far as columns
+    give them.
+    """
+
+    source: Source
+    prompt: Prompt = DEFAULT_PROMPT
+    system: str | None = None
+    weight: Annotated[float, Field(gt=0)] | None = Field(
+        default=None, description="relative share; for all sources or none"
+    )
+    filters: Filters = Filters()
+    limit: Annotated[int, Field(gt=0)] | None = Field(
+        default=None, description="the first so many rows that filters keep"
+    )
+
+
 def read_examples(
-    source: Source,
-    *,
-    images: ImageStore,
-    prompt: str = DEFAULT_PROMPT,
-    system: str | None = None,
-    on_bad_image: OnBadImage = "stop",
-    progress: bool = True,
-    filters: Filters = Filters(),  # noqa: B008 (frozen)
-    limit: int | None = None,
+    entry: RecipeSource, images: ImageStore, *, on_bad_image: OnBadImage = "stop"
 ) -> tuple[list[Example], Counter[str]]:
     """Return the examples of a source, their images stored in `images`, and counts of rows.
 
-    The variables of `prompt` are `question`, `references`, `id` and the names under `meta`, as far as columns
-    give them. `limit` is the number of examples after filters, the first ones. Counts are `read`, `bad_image`
-    and `filtered_<filter>`; the first bad image that is skipped is logged with its reason.
+    Counts are `read`, `bad_image` and `filtered_<filter>`; the first bad image that is skipped is logged with
+    its reason.
 
     Raises:
         DataError: a row is wrong, two rows share an id, or an image is bad and `on_bad_image` is "stop".
         ConfigError: the prompt template does not fit the columns.
     """
-    template = _template(source, prompt)
+    template = _template(entry)
     examples: dict[str, Example] = {}
     counts: Counter[str] = Counter(read=0)
-    rows: Iterable[Row] = read_rows(source)
-    for row in with_progress(rows, label=f"reading {source_name(source)}") if progress else rows:
-        stored = _admit(row, filters, images=images, on_bad_image=on_bad_image, counts=counts)
+    for row in progress(entry.source.rows(), label=f"reading {entry.source.label}"):
+        stored = _admit(row, entry.filters, images=images, on_bad_image=on_bad_image, counts=counts)
         if stored is None:
             continue
         if row.id in examples:
             raise DataError(
                 f"{row.where}: an earlier row has the id {row.id!r} too; name a unique column as columns.id"
             )
-        examples[row.id] = _example(row, template, system=system, images=stored)
-        if len(examples) == limit:
+        examples[row.id] = _example(row, template, system=entry.system, images=stored)
+        if len(examples) == entry.limit:
             break
     return list(examples.values()), counts
 
 
-def _template(source: Source, prompt: str) -> jinja2.Template:
-    if source.columns.messages is not None and prompt != DEFAULT_PROMPT:
+def _template(entry: RecipeSource) -> jinja2.Template:
+    source = entry.source
+    if source.columns.messages is not None and entry.prompt != DEFAULT_PROMPT:
         raise ConfigError(
-            f"{source_name(source)}: prompt has no effect beside columns.messages, which hold whole prompts"
+            f"{source.label}: prompt has no effect beside columns.messages, which hold whole prompts"
         )
-    return compile_prompt(prompt)
+    return compile_prompt(entry.prompt)
 
 
 def _admit(

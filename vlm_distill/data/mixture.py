@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
+from vlm_distill.data.draw import draw
 from vlm_distill.errors import DataError
-from vlm_distill.files import hash_json
 from vlm_distill.records import Example
 
 
@@ -29,7 +29,7 @@ def mix(
         scale = min(len(group) / weights[name] for name, group in groups.items())
         # The small constant keeps 3 * (1 / 3) from being rounded down to 0.
         sizes = {name: int(scale * weights[name] + 1e-9) for name in groups}
-        chosen = {name: _draw(group, sizes[name], seed=seed) for name, group in groups.items()}
+        chosen = {name: draw(group, sizes[name], seed=seed) for name, group in groups.items()}
     placed = [
         ((position + 0.5) / len(group), order, example)
         for order, group in enumerate(chosen.values())
@@ -37,9 +37,3 @@ def mix(
     ]
     placed.sort(key=lambda item: item[:2])
     return [example for _, _, example in placed]
-
-
-def _draw(group: Sequence[Example], size: int, *, seed: int) -> list[Example]:
-    ranked = sorted(group, key=lambda example: hash_json([seed, example.id]))
-    drawn = {example.id for example in ranked[:size]}
-    return [example for example in group if example.id in drawn]

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from vlm_distill.config import decode
 from vlm_distill.data.columns import Columns
-from vlm_distill.data.recipe import Recipe, RecipeSource
+from vlm_distill.data.examples import RecipeSource
+from vlm_distill.data.recipe import Recipe
 from vlm_distill.data.sources import Files
 from vlm_distill.data.split import Split
 from vlm_distill.data.tables import read_table

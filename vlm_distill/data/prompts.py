@@ -1,9 +1,10 @@
 """Prompt templates: Jinja in a sandbox that knows the mapped columns and nothing else."""
 
-from typing import Any
+from typing import Annotated, Any
 
 import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from pydantic import AfterValidator
 
 from vlm_distill.errors import ConfigError, did_you_mean
 
@@ -23,6 +24,15 @@ def compile_prompt(prompt: str) -> jinja2.Template:
         return _ENVIRONMENT.from_string(prompt)
     except jinja2.TemplateError as error:
         raise ConfigError(f"not a valid prompt template {prompt!r}: {error}") from None
+
+
+def _compiles(prompt: str) -> str:
+    compile_prompt(prompt)
+    return prompt
+
+
+Prompt = Annotated[str, AfterValidator(_compiles)]
+"""A template in a record: what is no valid Jinja does not decode."""
 
 
 def render_prompt(template: jinja2.Template, variables: dict[str, Any], *, where: str) -> str:

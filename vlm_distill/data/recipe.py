@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from vlm_distill.config import Record, apply_overrides, decode, find_yaml, read_yaml
 from vlm_distill.data.dataset import (
@@ -19,40 +19,14 @@ from vlm_distill.data.dataset import (
     used_images,
     write_dataset,
 )
-from vlm_distill.data.examples import OnBadImage, read_examples
-from vlm_distill.data.filters import Filters
+from vlm_distill.data.examples import OnBadImage, RecipeSource, read_examples
 from vlm_distill.data.images import ImageStore
 from vlm_distill.data.mixture import mix
-from vlm_distill.data.prompts import DEFAULT_PROMPT, compile_prompt
-from vlm_distill.data.sources import Source, source_name, source_state
 from vlm_distill.data.split import Split, split_examples
 from vlm_distill.errors import DataError
 from vlm_distill.files import hash_json
 from vlm_distill.progress import Log
 from vlm_distill.records import Example
-
-__all__ = ["Dataset", "Recipe", "RecipeSource", "load_recipe", "open_dataset", "prepare"]
-
-
-class RecipeSource(Record):
-    """One source of a recipe: its prompt, which rows are kept, and its share of the mixture."""
-
-    source: Source
-    prompt: str = DEFAULT_PROMPT
-    system: str | None = None
-    weight: Annotated[float, Field(gt=0)] | None = Field(
-        default=None, description="relative share; for all sources or none"
-    )
-    filters: Filters = Filters()
-    limit: Annotated[int, Field(gt=0)] | None = Field(
-        default=None, description="the first so many rows that filters keep"
-    )
-
-    @field_validator("prompt")
-    @classmethod
-    def _is_template(cls, prompt: str) -> str:
-        compile_prompt(prompt)
-        return prompt
 
 
 class Recipe(Record):
@@ -70,7 +44,7 @@ class Recipe(Record):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Recipe":
-        names = [source_name(entry.source) for entry in self.sources]
+        names = [entry.source.label for entry in self.sources]
         twice = [name for name in names if names.count(name) > 1]
         if twice:
             raise ValueError(f"two sources are called {twice[0]!r}; give each a source.name")
@@ -92,13 +66,13 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
 def prepare(recipe: Recipe, folder: Path, log: Log = print) -> Dataset:
     """Write the examples and images of a recipe below `folder` and return them, or what is there already.
 
-    It is there when recipe and sources are unchanged (see `source_state`) and no file was changed.
+    It is there when recipe and sources (their `state`) are unchanged and no file was changed.
 
     Raises:
         DataError: a source is missing or wrong, or no example is left to train on.
     """
     settings = recipe.model_dump(mode="json")
-    key = hash_json([FORMAT_VERSION, settings, [source_state(entry.source) for entry in recipe.sources]])
+    key = hash_json([FORMAT_VERSION, settings, [entry.source.state() for entry in recipe.sources]])
     manifest = read_manifest(folder)
     if manifest is not None and manifest["key"] == key:
         try:
@@ -123,9 +97,7 @@ def _collect(recipe: Recipe, images: ImageStore) -> tuple[list[Example], list[Ex
     groups, counts = _read_sources(recipe, images)
     if recipe.deduplicate:
         _drop_duplicates(groups, counts)
-    weights = {
-        source_name(entry.source): entry.weight for entry in recipe.sources if entry.weight is not None
-    }
+    weights = {entry.source.label: entry.weight for entry in recipe.sources if entry.weight is not None}
     mixed = mix(groups, weights or None, seed=recipe.seed)
     counts["left_out_by_mixture"] = sum(map(len, groups.values())) - len(mixed)
     train, held_out = split_examples(mixed, recipe.split)
@@ -141,16 +113,8 @@ def _read_sources(recipe: Recipe, images: ImageStore) -> tuple[dict[str, list[Ex
     counts: Counter[str] = Counter()
     owners: dict[str, str] = {}
     for entry in recipe.sources:
-        name = source_name(entry.source)
-        groups[name], found = read_examples(
-            entry.source,
-            images=images,
-            prompt=entry.prompt,
-            system=entry.system,
-            on_bad_image=recipe.on_bad_image,
-            filters=entry.filters,
-            limit=entry.limit,
-        )
+        name = entry.source.label
+        groups[name], found = read_examples(entry, images, on_bad_image=recipe.on_bad_image)
         for example in groups[name]:
             if owners.setdefault(example.id, name) != name:
                 hint = f'write columns.id as a template, such as "{name}-{{column}}"'

@@ -1,7 +1,7 @@
 """One row of a data set with its columns resolved: what every kind of source yields."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -38,6 +38,14 @@ class Row:
         if self.messages is None:
             return self.question or ""
         return "".join(part.text for part in self.messages[-1].content if isinstance(part, Text))
+
+
+def build_rows(
+    raw_rows: Iterable[tuple[str, RawRow, Path | None]], columns: Columns, *, name: str
+) -> Iterator[Row]:
+    """Yield the row that `columns` see in each (where, row, image root), called `name`-number by default."""
+    for number, (where, raw, image_root) in enumerate(raw_rows):
+        yield build_row(raw, columns, default_id=f"{name}-{number}", image_root=image_root, where=where)
 
 
 def build_row(raw: RawRow, columns: Columns, *, default_id: str, image_root: Path | None, where: str) -> Row:

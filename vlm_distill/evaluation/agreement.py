@@ -29,13 +29,21 @@ FORWARD_KL = ForwardKL()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ExampleAgreement:
-    """Sums over the tokens of one response: KL in nats, and how often both models rank the same one first."""
+class Answers:
+    """Responses to examples by example id; some may be missing.
 
-    example_id: str
-    num_tokens: int
-    kl_sum: float
-    num_equal: int
+    A `cache` holds the teacher's hidden states of the responses; of the teacher only its output layer is then
+    read.
+    """
+
+    examples: Sequence[Example]
+    responses: Mapping[str, Response]
+    load_images: ImageLoader
+    cache: CacheReader | None = None
+
+    def given(self) -> list[Example]:
+        """Return the examples with a response of at least one token."""
+        return [one for one in self.examples if one.id in self.responses and self.responses[one.id].token_ids]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,69 +57,59 @@ class Agreement:
     top1: float
     num_tokens: int
     num_without_response: int
-    examples: tuple[ExampleAgreement, ...]
 
 
 def agreement(
     student: LoadedModel,
     teacher: LoadedModel,
-    examples: Sequence[Example],
-    responses: Mapping[str, Response],
-    load_images: ImageLoader,
+    answers: Answers,
     *,
     batch_size: int,
     vocabulary: Int[Tensor, " shared"] | None = None,
     divergence: ForwardKL | ReverseKL = FORWARD_KL,
-    cache: CacheReader | None = None,
 ) -> Agreement:
-    """Return how well the models agree on `responses`, by example id.
+    """Return how well the models agree on `answers`.
 
     By default the responses are the teacher's and the divergence is KL(teacher || student); `ReverseKL` on
     the student's own responses says what the teacher thinks of the texts that the student gets into itself.
     `vocabulary` are the ids that mean the same token in both models; distributions are restricted to them
-    before the softmax. Without it the output layers must have the same number of rows. A `cache` holds the
-    teacher's hidden states of the responses; of the teacher only its output layer is then read. Both models
-    are put in eval mode for the call.
+    before the softmax. Without it the output layers must have the same number of rows. Both models are put in
+    eval mode for the call.
 
     Raises:
         AdapterError: the output layers differ and no `vocabulary` is given. DataError: no example has a
         response, or a response has an id outside the vocabulary.
     """
-    answered = [
-        example for example in examples if example.id in responses and responses[example.id].token_ids
-    ]
-    if not answered:
+    given = answers.given()
+    if not given:
         raise DataError(
-            f"agreement: expected responses to {len(examples)} examples, got none; generate first"
+            f"agreement: expected responses to {len(answers.examples)} examples, got none; generate first"
         )
     columns = _shared_columns(student, teacher, vocabulary)
-    found: list[ExampleAgreement] = []
+    kl_sums: list[float] = []
+    num_equal = num_tokens = 0
     with torch.inference_mode(), evaluating(student.model), evaluating(teacher.model):
-        for start in range(0, len(answered), batch_size):
-            batch = answered[start : start + batch_size]
-            pictures = [load_images(example) for example in batch]
-            padded = pad_responses(
-                [[responses[example.id]] for example in batch], pad_id=pad_id(student.tokenizer)
-            )
+        for start in range(0, len(given), batch_size):
+            batch = given[start : start + batch_size]
+            chosen = [answers.responses[example.id] for example in batch]
+            padded = pad_responses([[one] for one in chosen], pad_id=pad_id(student.tokenizer))
+            pictures = [answers.load_images(example) for example in batch]
             of_student = _rows(student, batch, pictures, padded, columns)
-            if cache is None:
-                rows = [of_student, _rows(teacher, batch, pictures, padded, columns)]
+            if answers.cache is None:
+                of_teacher = _rows(teacher, batch, pictures, padded, columns)
             else:
-                hidden = cache.read([responses[example.id].id for example in batch])[HIDDEN]
-                rows = [of_student, _head_rows(teacher, hidden.to(student.device), columns)]
-            _check_labels(rows, padded)
-            found += _per_example(batch, padded, *_compare_rows(divergence, *rows))
-    return _mean(found, num_without_response=len(examples) - len(answered))
-
-
-def _mean(found: Sequence[ExampleAgreement], *, num_without_response: int) -> Agreement:
-    num_tokens = sum(one.num_tokens for one in found)
+                hidden = answers.cache.read([one.id for one in chosen])[HIDDEN]
+                of_teacher = _head_rows(teacher, hidden.to(student.device), columns)
+            _check_labels((of_student, of_teacher), padded)
+            kl, equal = _compare_rows(divergence, of_student, of_teacher)
+            # [token] -> one sum a response: how responses are batched changes no rounding.
+            kl_sums += [float(one.sum()) for one in kl.split(padded.num_tokens.tolist())]
+            num_equal, num_tokens = num_equal + int(equal.sum()), num_tokens + len(kl)
     return Agreement(
-        token_kl=sum(one.kl_sum for one in found) / num_tokens,
-        top1=sum(one.num_equal for one in found) / num_tokens,
+        token_kl=sum(kl_sums) / num_tokens,
+        top1=num_equal / num_tokens,
         num_tokens=num_tokens,
-        num_without_response=num_without_response,
-        examples=tuple(found),
+        num_without_response=len(answers.examples) - len(given),
     )
 
 
@@ -172,17 +170,3 @@ def _compare_rows(
         kl.append(divergence(student_logits, teacher_logits).double())
         equal.append((student_logits.argmax(dim=1) == teacher_logits.argmax(dim=1)).long())
     return torch.cat(kl).cpu(), torch.cat(equal).cpu()
-
-
-def _per_example(
-    examples: Sequence[Example],
-    responses: ResponseBatch,
-    kl: Float[Tensor, " row"],
-    equal: Int[Tensor, " row"],
-) -> list[ExampleAgreement]:
-    num_tokens = responses.num_tokens.tolist()
-    pieces = zip(examples, num_tokens, kl.split(num_tokens), equal.split(num_tokens), strict=True)
-    return [
-        ExampleAgreement(example_id=e.id, num_tokens=n, kl_sum=float(k.sum()), num_equal=int(q.sum()))
-        for e, n, k, q in pieces
-    ]

@@ -1,10 +1,10 @@
-"""Two models on the same questions: paired differences of scores, and how often their answers agree."""
+"""Two models on the same questions: paired differences of scores, and whether answers are the same."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from vlm_distill.errors import DataError
 from vlm_distill.evaluation.results import Sample, TaskResult
-from vlm_distill.evaluation.statistics import Estimate, PairedDifference, clustered_mean, paired_difference
+from vlm_distill.evaluation.statistics import PairedDifference, paired_difference
 from vlm_distill.evaluation.task import ALL
 
 
@@ -24,22 +24,11 @@ def compare(a: TaskResult, b: TaskResult) -> dict[str, dict[str, PairedDifferenc
         raise DataError(
             f"compare: {a.task} was scored with different metrics; score the older predictions again"
         )
-    pairs = _pair(a.samples, b.samples, where=f"compare {a.task}")
+    pairs = _pairs(a, b)
     return {
         metric: {subset: _difference(pairs, metric, subset) for subset in subsets}
         for metric, subsets in a.metrics.items()
     }
-
-
-def answer_agreement(a: Sequence[Sample], b: Sequence[Sample]) -> Estimate:
-    """Return the share of questions that both models answer with the same text, but for case and outer space.
-
-    Raises:
-        DataError: the samples are of different questions.
-    """
-    pairs = _pair(a, b, where="answer agreement")
-    equal = [float(same_answer(first.prediction, second.prediction)) for first, second in pairs]
-    return clustered_mean(equal, [first.cluster for first, _ in pairs])
 
 
 def same_answer(a: str, b: str) -> bool:
@@ -47,20 +36,20 @@ def same_answer(a: str, b: str) -> bool:
     return a.strip().lower() == b.strip().lower()
 
 
-def _pair(a: Sequence[Sample], b: Sequence[Sample], *, where: str) -> list[tuple[Sample, Sample]]:
-    others: Mapping[str, Sample] = {sample.id: sample for sample in b}
-    unpaired = sorted({sample.id for sample in a} ^ set(others))
+def _pairs(a: TaskResult, b: TaskResult) -> list[tuple[Sample, Sample]]:
+    others = {sample.id: sample for sample in b.samples}
+    unpaired = sorted({sample.id for sample in a.samples} ^ set(others))
     if unpaired:
         raise DataError(
-            f"{where}: expected the same questions, got {len(unpaired)} that only one model answered, "
-            f"the first {unpaired[0]!r}; evaluate both with the same limit"
+            f"compare {a.task}: expected the same questions, got {len(unpaired)} that only one model "
+            f"answered, the first {unpaired[0]!r}; evaluate both with the same limit"
         )
-    pairs = [(sample, others[sample.id]) for sample in a]
+    pairs = [(sample, others[sample.id]) for sample in a.samples]
     for first, second in pairs:
         if first.document_hash != second.document_hash:
             raise DataError(
-                f"{where}: question {first.id!r} has other images or references in the second result; "
-                "evaluate both models again"
+                f"compare {a.task}: question {first.id!r} has other images or references in the second "
+                "result; evaluate both models again"
             )
     return pairs
 

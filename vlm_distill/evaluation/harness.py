@@ -7,10 +7,9 @@ the predictions; the main one reads the questions, scores and writes.
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from vlm_distill.data.examples import read_examples
+from vlm_distill.data.examples import RecipeSource, read_examples
 from vlm_distill.data.images import ImageStore
 from vlm_distill.errors import DataError
 from vlm_distill.evaluation.results import (
@@ -22,12 +21,12 @@ from vlm_distill.evaluation.results import (
     write_result,
 )
 from vlm_distill.evaluation.scoring import score
-from vlm_distill.evaluation.selection import shuffle_images as permute_images
-from vlm_distill.evaluation.selection import take_clusters
+from vlm_distill.evaluation.selection import EVERYTHING, Selection, shuffle_images, take_clusters
 from vlm_distill.evaluation.task import Task
 from vlm_distill.files import hash_json
 from vlm_distill.generation.engine import Engine, Sampling
-from vlm_distill.generation.work import generate_responses, read_counts
+from vlm_distill.generation.work import Job, generate_responses, read_counts
+from vlm_distill.packages import package_version
 from vlm_distill.processes import on_main
 from vlm_distill.progress import Log
 from vlm_distill.records import Example
@@ -55,16 +54,14 @@ def evaluate_task(
     task: Task,
     engine: Engine,
     *,
+    selection: Selection = EVERYTHING,
     folder: Path,
     images: ImageStore,
-    limit: int | None = None,
-    shuffle_images: bool = False,
     log: Log,
 ) -> TaskResult:
     """Return the scores of the engine's model, greedily decoded, and write them below `folder`.
 
-    `limit` caps the examples; whole clusters are drawn. `shuffle_images` asks every question about
-    another image; its result is compared with the normal one by `compare`. Predictions for the same
+    A result with shuffled images is compared with the normal one by `compare`. Predictions for the same
     questions, model, sampling and limit are not made again, an interrupted run continues, and what is there
     is scored with the metrics as they are now.
 
@@ -72,26 +69,25 @@ def evaluate_task(
         DataError: the data cannot be read, or an example has fewer references than a metric needs.
         EngineError: the engine failed.
     """
-    target = result_folder(folder, task, shuffle_images=shuffle_images)
-    label = f"eval {target.name}"
-    questions, data_counts = on_main(
-        lambda: _questions(task, images, limit=limit, shuffle_images=shuffle_images)
-    )
-    sampling = Sampling(temperature=0.0, max_new_tokens=task.output.max_new_tokens, stop=task.output.stop)
-    key = _key(task, engine, sampling, questions, limit=limit)
-    provenance = _provenance(task, engine, sampling, key=key, limit=limit, shuffle_images=shuffle_images)
-    saved = on_main(lambda: _saved(target, key, log=log, label=label))
+    target = folder / (f"{task.name}.shuffled_images" if selection.shuffle_images else task.name)
+    questions, data_counts = on_main(lambda: _questions(task, images, selection))
+    job = _job(task, questions, label=f"eval {target.name}")
+    provenance = _provenance(task, engine, selection, questions=questions, sampling=job.sampling)
+    saved = on_main(lambda: _saved(target, provenance.key, log=log, label=job.label))
     if saved is None:
-        asked = [question.asked for question in questions]
-        predictions, responses = predict(
-            engine, asked, sampling, folder=target / "responses", log=log, label=label
-        )
+        predictions, responses = _predict(engine, job, folder=target / "responses", log=log)
         provenance = replace(provenance, data_counts=data_counts, responses=responses)
     else:
         predictions = {one.id: Prediction(text=one.prediction, finish=one.finish) for one in saved.samples}
         provenance = saved.provenance
     samples = [_sample(task, one, predictions[one.example.id]) for one in questions]
     return on_main(lambda: _score_and_write(task, samples, provenance, target))
+
+
+def _job(task: Task, questions: Sequence[Question], *, label: str) -> Job:
+    sampling = Sampling(temperature=0.0, max_new_tokens=task.output.max_new_tokens, stop=task.output.stop)
+    asked = [question.asked for question in questions]
+    return Job(examples=asked, sampling=sampling, author="student", round=0, label=label)
 
 
 def _score_and_write(
@@ -103,61 +99,47 @@ def _score_and_write(
 
 
 def _provenance(
-    task: Task, engine: Engine, sampling: Sampling, *, key: str, limit: int | None, shuffle_images: bool
+    task: Task, engine: Engine, selection: Selection, *, questions: Sequence[Question], sampling: Sampling
 ) -> Provenance:
     """Return the provenance of an evaluation before its data and responses are counted."""
     return Provenance(
-        key=key,
+        key=_key(task, engine, sampling, questions=questions, limit=selection.limit),
         asking_hash=task.asking_hash(),
         model_fingerprint=engine.fingerprint,
         engine=dict(engine.settings),
         sampling=sampling.model_dump(mode="json"),
-        limit=limit,
-        shuffle_images=shuffle_images,
+        limit=selection.limit,
+        shuffle_images=selection.shuffle_images,
         data_counts={},
         responses={},
         packages=_packages(),
     )
 
 
-def result_folder(folder: Path, task: Task, *, shuffle_images: bool = False) -> Path:
-    """Return where the result of a task lies below the folder of an evaluation."""
-    return folder / (f"{task.name}.shuffled_images" if shuffle_images else task.name)
-
-
-def predict(
-    engine: Engine,
-    examples: Sequence[Example],
-    sampling: Sampling,
-    *,
-    folder: Path,
-    log: Log,
-    label: str,
+def _predict(
+    engine: Engine, job: Job, *, folder: Path, log: Log
 ) -> tuple[dict[str, Prediction], dict[str, int]]:
     """Return one prediction per example id, and the counts of the generation stage in `folder`.
 
     Generation stores no empty and no aborted response and skips prompts that do not fit; in an evaluation all
     of them are answers, and wrong.
     """
-    responses = generate_responses(
-        engine, examples, sampling, folder=folder, author="student", round=0, log=log, label=label
-    )
-    predictions = {example.id: Prediction(text="", finish=NO_RESPONSE) for example in examples}
+    responses = generate_responses(engine, job, folder=folder, log=log)
+    predictions = {example.id: Prediction(text="", finish=NO_RESPONSE) for example in job.examples}
     for response in responses:
         predictions[response.example_id] = Prediction(text=response.text, finish=response.finish)
     return predictions, asdict(read_counts(folder))
 
 
-def _questions(
-    task: Task, images: ImageStore, *, limit: int | None, shuffle_images: bool
-) -> tuple[list[Question], dict[str, int]]:
+def _questions(task: Task, images: ImageStore, selection: Selection) -> tuple[list[Question], dict[str, int]]:
     """Return what is asked, and what became of the rows of the data set."""
-    examples, counts = read_examples(task.data, images=images, prompt=task.prompt, system=task.system)
+    entry = RecipeSource(source=task.data, prompt=task.prompt, system=task.system)
+    examples, counts = read_examples(entry, images)
     if not examples:
         raise DataError(f"task {task.name}: expected examples, got none; check its data")
     _check_references(task, examples)
-    taken = take_clusters(examples, [task.cluster(example) for example in examples], limit=limit)
-    asked = permute_images(taken) if shuffle_images else taken
+    taken = take_clusters(examples, [task.cluster(example) for example in examples], limit=selection.limit)
+    asked = shuffle_images(taken) if selection.shuffle_images else taken
     questions = [Question(example=example, asked=other) for example, other in zip(taken, asked, strict=True)]
     return questions, {**counts, "beyond_limit": len(examples) - len(taken)}
 
@@ -173,7 +155,7 @@ def _check_references(task: Task, examples: Sequence[Example]) -> None:
 
 
 def _key(
-    task: Task, engine: Engine, sampling: Sampling, questions: Sequence[Question], *, limit: int | None
+    task: Task, engine: Engine, sampling: Sampling, *, questions: Sequence[Question], limit: int | None
 ) -> str:
     asked = [[one.example.id, _document_hash(one.example), one.asked.prompt_hash()] for one in questions]
     model = [engine.fingerprint, dict(engine.settings), sampling.hash()]
@@ -218,10 +200,5 @@ def _document_hash(example: Example) -> str:
 
 
 def _packages() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = "not installed"
-    return versions
+    versions = {name: package_version(name) or "not installed" for name in PACKAGES}
+    return {"python": platform.python_version(), **versions}

@@ -2,36 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
-from vlm_distill.errors import DataError
-from vlm_distill.evaluation.results import (
-    NO_RESPONSE,
-    Provenance,
-    Sample,
-    TaskResult,
-    read_result,
-    write_result,
-)
+from vlm_distill.evaluation.results import NO_RESPONSE, Provenance, Sample, TaskResult
 from vlm_distill.evaluation.statistics import Estimate, clustered_mean
 from vlm_distill.evaluation.task import ALL, Task
-
-
-def score_samples(folder: Path, task: Task) -> TaskResult:
-    """Score the predictions in `folder` again with the metrics and subsets of `task`, and write both files.
-
-    Raises:
-        DataError: `folder` holds no result, or the task now asks other questions than the predictions answer.
-    """
-    result = read_result(folder)
-    if result.task != task.name or result.provenance.asking_hash != task.asking_hash():
-        raise DataError(
-            f"{folder}: expected predictions for task {task.name!r} as it is now, got {result.task!r} version"
-            f" {result.version} with other data, prompt or output; evaluate the model again"
-        )
-    scored = score(task, result.samples, result.provenance)
-    write_result(folder, scored)
-    return scored
 
 
 def score(task: Task, samples: Sequence[Sample], provenance: Provenance) -> TaskResult:

@@ -1,14 +1,25 @@
-"""Which examples of a task are run: a limit takes whole clusters, and a control run permutes the images.
+"""Which questions of a task are asked: a limit takes whole clusters, and a control run permutes the images.
 
 Both are functions of the content alone: no seed, no dependence on the order of the rows.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from vlm_distill.errors import DataError
 from vlm_distill.files import hash_json
 from vlm_distill.records import Example
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Selection:
+    """At most `limit` questions, of whole clusters; with `shuffle_images` each one about another image."""
+
+    limit: int | None = None
+    shuffle_images: bool = False
+
+
+EVERYTHING = Selection()
 
 
 def take_clusters(

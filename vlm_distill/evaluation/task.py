@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from vlm_distill.config import Record, decode, find_yaml, read_yaml
+from vlm_distill.data.prompts import Prompt
 from vlm_distill.data.sources import Source
 from vlm_distill.errors import ConfigError
 from vlm_distill.evaluation.scorers import Scorer
@@ -48,7 +49,7 @@ class Task(Record):
     version: int = Field(ge=1)
     description: str = ""
     data: Source
-    prompt: str
+    prompt: Prompt
     system: str | None = None
     output: GenerateOutput = GenerateOutput()
     metrics: tuple[Scorer, ...] = Field(min_length=1)

@@ -1,6 +1,6 @@
 """What generation asks of a back end, and a scripted back end for tests. No torch.
 
-Stage logic (what is stored, what is resumed) is in run.py; the numerics of sampling are in sampling.py.
+Stage logic (what is stored, what is resumed) is in work.py; the numerics of sampling are in sampling.py.
 """
 
 from collections.abc import Mapping, Sequence

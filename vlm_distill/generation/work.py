@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from vlm_distill.data.store import MANIFEST, ResponseStore
 from vlm_distill.errors import DataError, EngineError
@@ -52,23 +52,20 @@ class Counts:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Stage:
-    """What is generated: the arguments of `generate_responses` and what follows from them."""
+class Job:
+    """Which responses are wanted: to `examples`, by one author in one round. `label` names it in the log."""
 
-    engine: Engine
     examples: Sequence[Example]
     sampling: Sampling
     author: Author
     round: int
-    log: Log
     label: str
 
-    def key(self, extra: Any) -> str:
+    def key(self, engine: Engine) -> str:
+        """Return the hash of all that the responses depend on."""
         prompts = [[example.id, example.prompt_hash()] for example in self.examples]
-        model = [self.engine.fingerprint, dict(self.engine.settings)]
-        return hash_json(
-            [FORMAT_VERSION, model, self.sampling.hash(), prompts, self.author, self.round, extra]
-        )
+        model = [engine.fingerprint, dict(engine.settings)]
+        return hash_json([FORMAT_VERSION, model, self.sampling.hash(), prompts, self.author, self.round])
 
     def ids(self, example: Example) -> list[str]:
         """Return the ids of the responses to `example`."""
@@ -77,8 +74,9 @@ class _Stage:
             response_id(example.id, self.author, round=self.round, sample_index=index) for index in samples
         ]
 
-    def generate(self, batch: Sequence[int]) -> list[Response]:
-        completions = self.engine.generate([self.examples[i] for i in batch], self.sampling)
+    def generate(self, engine: Engine, batch: Sequence[int]) -> list[Response]:
+        """Return the responses to the examples with these indices."""
+        completions = engine.generate([self.examples[i] for i in batch], self.sampling)
         sampling = self.sampling.hash()
         return [
             Response(
@@ -90,7 +88,7 @@ class _Stage:
                 text=one.text,
                 token_ids=one.token_ids,
                 finish=one.finish,
-                model_fingerprint=self.engine.fingerprint,
+                model_fingerprint=engine.fingerprint,
                 prompt_ids_hash=one.prompt_ids_hash,
                 sampling=sampling,
                 token_log_probs=one.token_log_probs,
@@ -150,43 +148,29 @@ class _Results:
             self.done |= part.ids() | dropped.keys()
 
 
-def generate_responses(
-    engine: Engine,
-    examples: Sequence[Example],
-    sampling: Sampling,
-    *,
-    folder: Path,
-    author: Author,
-    round: int,
-    log: Log,
-    label: str,
-    key_extra: Any = None,
-) -> list[Response]:
-    """Return the responses to `examples`, in their order, generating those that `folder` does not hold yet.
+def generate_responses(engine: Engine, job: Job, *, folder: Path, log: Log) -> list[Response]:
+    """Return the responses of `job`, in the order of its examples; those not in `folder` yet are generated.
 
     Several processes call it together, with the same arguments and a folder that all can write; each gets all
     responses.
 
-    Finished work is keyed by model, engine settings, sampling, prompts, author, round and `key_extra` (JSON);
-    a folder with another key is emptied. Empty and aborted responses and overlong prompts are missing from
+    Finished work is keyed by model, engine settings, sampling, prompts, author and round; a folder with
+    another key is emptied. Empty and aborted responses and overlong prompts are missing from
     the result and counted in counts.json beside the shards (`read_counts`).
 
     Raises:
         DataError: an example id stands twice.
         EngineError: no prompt fits the context, or every response was aborted.
     """
-    _check_unique(examples)
-    stage = _Stage(
-        engine=engine, examples=examples, sampling=sampling, author=author, round=round, log=log, label=label
-    )
-    key = stage.key(key_extra)
-    results = on_main(lambda: _open(folder, key, log=log, label=label))
+    _check_unique(job.examples)
+    key = job.key(engine)
+    results = on_main(lambda: _open(folder, key, log=log, label=job.label))
     if results.store.is_complete:
-        log(f"{label}: unchanged, {len(results.done) - len(results.dropped):,} stored responses are used")
+        log(f"{job.label}: unchanged, {len(results.done) - len(results.dropped):,} stored responses are used")
     else:
-        _fill(results, stage)
+        _fill(results, job, engine=engine, log=log)
     by_id = {response.id: response for response in ResponseStore(folder).read()}
-    return [by_id[one] for example in examples for one in stage.ids(example) if one in by_id]
+    return [by_id[one] for example in job.examples for one in job.ids(example) if one in by_id]
 
 
 def read_counts(folder: Path) -> Counts:
@@ -232,35 +216,33 @@ def _remove_parts(folder: Path, *, but: str) -> None:
             shutil.rmtree(part)
 
 
-def _fill(results: _Results, stage: _Stage) -> None:
-    plan = on_main(lambda: stage.engine.plan(stage.examples, stage.sampling))
+def _fill(results: _Results, job: Job, *, engine: Engine, log: Log) -> None:
+    plan = on_main(lambda: engine.plan(job.examples, job.sampling))
     num_fitting = sum(len(batch) for batch in plan)
-    overlong = len(stage.examples) - num_fitting
-    if stage.examples and not plan:
+    overlong = len(job.examples) - num_fitting
+    if job.examples and not plan:
         raise EngineError(
-            f"{stage.label}: none of the {overlong} prompts fits the model's context with "
-            f"{stage.sampling.max_new_tokens} new tokens; lower max_new_tokens or shorten the prompts"
+            f"{job.label}: none of the {overlong} prompts fits the model's context with "
+            f"{job.sampling.max_new_tokens} new tokens; lower max_new_tokens or shorten the prompts"
         )
     remaining = [
-        batch
-        for batch in plan
-        if not all(results.done.issuperset(stage.ids(stage.examples[i])) for i in batch)
+        batch for batch in plan if not all(results.done.issuperset(job.ids(job.examples[i])) for i in batch)
     ]
-    stage.log(
-        f"{stage.label}: {num_fitting:,} prompts, {stage.sampling.num_samples} responses each, "
+    log(
+        f"{job.label}: {num_fitting:,} prompts, {job.sampling.num_samples} responses each, "
         f"in {len(plan):,} batches, {len(plan) - len(remaining):,} of them done; "
         f"{overlong:,} prompts are too long and skipped"
         + (f"; shared by {num_processes()} processes" if num_processes() > 1 else "")
     )
     part, share = results.own_part(), remaining[rank() :: num_processes()]
-    for batch in progress(share, label=stage.label, total=len(share)):
-        part.add(stage.generate(batch))
+    for batch in progress(share, label=job.label, total=len(share)):
+        part.add(job.generate(engine, batch))
     part.flush()
     wait()
-    on_main(lambda: _finish(results, stage, overlong=overlong))
+    on_main(lambda: _finish(results, job, overlong=overlong, log=log))
 
 
-def _finish(results: _Results, stage: _Stage, *, overlong: int) -> None:
+def _finish(results: _Results, job: Job, *, overlong: int, log: Log) -> None:
     parts = [results.store.folder / PART.format(number) for number in range(num_processes())]
     lost = [part.name for part in parts if not part.is_dir()]
     if lost and num_processes() > 1:
@@ -271,7 +253,7 @@ def _finish(results: _Results, stage: _Stage, *, overlong: int) -> None:
     results.adopt_parts()
     finishes, drops = [response.finish for response in results.store.read()], list(results.dropped.values())
     counts = Counts(
-        prompts=len(stage.examples),
+        prompts=len(job.examples),
         overlong=overlong,
         stop=finishes.count("stop"),
         length=finishes.count("length"),
@@ -280,13 +262,13 @@ def _finish(results: _Results, stage: _Stage, *, overlong: int) -> None:
     )
     if counts.aborted and counts.aborted == len(finishes) + len(drops):
         raise EngineError(
-            f"{stage.label}: all {counts.aborted} responses were aborted because the logits are not finite; "
+            f"{job.label}: all {counts.aborted} responses were aborted because the logits are not finite; "
             "load the model in float32 or bfloat16, or check its weights"
         )
     write_json(results.store.folder / COUNTS, asdict(counts))
     results.store.finish()
-    stage.log(
-        f"{stage.label}: {len(finishes):,} responses stored, {counts.length:,} of them cut "
+    log(
+        f"{job.label}: {len(finishes):,} responses stored, {counts.length:,} of them cut "
         f"at max_new_tokens; dropped {counts.empty:,} empty and {counts.aborted:,} aborted ones"
     )
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from vlm_distill import __version__
-from vlm_distill.config import dump_yaml, find_yaml, parse_yaml
+from vlm_distill.config import decode, dump_yaml, find_yaml, parse_yaml
 from vlm_distill.data.recipe import Recipe, load_recipe
+from vlm_distill.data.sources import Source
 from vlm_distill.errors import ConfigError
 from vlm_distill.evaluation.table import format_table
 from vlm_distill.reporting.run_files import RunFiles, Stage, read_mapping
@@ -128,8 +129,7 @@ def _front_matter(exported: Exported, run: RunFiles | None) -> dict[str, Any]:
     if run.setting("student.shrink"):
         names.append(run.setting("teacher.model"))
     base = [name for name in names if name and HUB_ID.match(name) and not Path(name).exists()]
-    sources = [entry["source"] for entry in _recipe(run).get("sources", [])]
-    datasets = [source["path"] for source in sources if source["kind"] == "hub"]
+    datasets = [source.hub_id for source in _sources(run) if source.hub_id is not None]
     return front | ({"base_model": base} if base else {}) | ({"datasets": datasets} if datasets else {})
 
 
@@ -222,10 +222,16 @@ def _recipe(run: RunFiles) -> dict[str, Any]:
     return found
 
 
+def _sources(run: RunFiles) -> list[Source]:
+    recipe = _recipe(run)
+    where = f"the recipe in {run.folder / 'data' / 'manifest.json'}"
+    return [entry.source for entry in decode(Recipe, recipe, where=where).sources] if recipe else []
+
+
 def _data(run: RunFiles, stage: Stage) -> Iterator[str]:
     recipe = _recipe(run)
     counts = read_mapping(run.folder / "data" / "manifest.json").get("counts", {})
-    names = ", ".join(_source(entry["source"]) for entry in recipe.get("sources", []))
+    names = ", ".join(source.describe() for source in _sources(run))
     limit = run.setting("data.limit")
     drawn = "" if limit is None else f" Of its training prompts at most {limit:,} were drawn."
     yield f"Recipe `{recipe.get('name', '?')}`: {names}.{drawn} None of it is part of this folder."
@@ -254,15 +260,6 @@ def _response_sets(path: Sequence[Stage]) -> list[str]:
 def _response_row(folder: Path) -> Mapping[str, object]:
     counts = read_mapping(folder / "counts.json")
     return {"by": folder.name.replace("_", " ")} | {name: f"{counts[name]:,}" for name in sorted(counts)}
-
-
-def _source(source: Mapping[str, Any]) -> str:
-    if source["kind"] == "hub":
-        revision = f" at revision {source['revision']}" if source["revision"] else ""
-        return f"`{source['path']}`, split {source['split']}{revision}"
-    if source["kind"] == "package_data":
-        return f"`{source['file']}` of the Python package `{source['package']}`"
-    return f"local {source['kind'].replace('_', ' ')}" + (f" `{source['name']}`" if source["name"] else "")
 
 
 def _recipe_comment(run: RunFiles, recipe: Mapping[str, Any]) -> str:

@@ -10,9 +10,10 @@ from PIL import Image
 from vlm_distill.adapters.adapter import LoadedModel
 from vlm_distill.alignment.pair import PairReport, pair_report, share_stops
 from vlm_distill.batches import TrainItem
+from vlm_distill.data.dataset import Dataset, open_dataset
+from vlm_distill.data.draw import draw
 from vlm_distill.data.images import ImageLoader, ImageStore
-from vlm_distill.data.recipe import Dataset, open_dataset
-from vlm_distill.files import hash_json, write_json
+from vlm_distill.files import write_json
 from vlm_distill.generation.engine import TransformersEngineConfig
 from vlm_distill.generation.transformers_engine import TransformersEngine
 from vlm_distill.models.feature_store import FeatureStore
@@ -48,14 +49,12 @@ class Context:
 
     @cached_property
     def examples(self) -> list[Example]:
-        """The training prompts: `data.limit` of all, drawn by the hash of their ids and kept in order."""
+        """The training prompts: `data.limit` of all."""
         examples, limit = self.dataset.train, self.config.data.limit
         if limit is None or limit >= len(examples):
             return list(examples)
-        ranked = sorted(examples, key=lambda example: hash_json([self.config.seed, example.id]))
-        drawn = {example.id for example in ranked[:limit]}
         self.log(f"data: {limit:,} of {len(examples):,} training prompts are used (data.limit)")
-        return [example for example in examples if example.id in drawn]
+        return draw(examples, limit, seed=self.config.seed)
 
     @cached_property
     def vision_cache(self) -> FeatureStore | None:

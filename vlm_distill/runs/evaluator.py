@@ -11,16 +11,16 @@ import torch
 
 from vlm_distill.adapters.adapter import LoadedModel
 from vlm_distill.data.images import ImageLoader, ImageStore
-from vlm_distill.evaluation.agreement import FORWARD_KL, Agreement, agreement
+from vlm_distill.evaluation.agreement import FORWARD_KL, Agreement, Answers, agreement
 from vlm_distill.evaluation.compare import same_answer
 from vlm_distill.evaluation.harness import evaluate_task
 from vlm_distill.evaluation.results import TaskResult
-from vlm_distill.evaluation.selection import take_clusters
+from vlm_distill.evaluation.selection import Selection, take_clusters
 from vlm_distill.evaluation.task import load_suite, load_task
 from vlm_distill.files import hash_json, read_json, write_json
 from vlm_distill.generation.engine import Sampling
 from vlm_distill.generation.transformers_engine import TransformersEngine
-from vlm_distill.generation.work import generate_responses
+from vlm_distill.generation.work import Job, generate_responses
 from vlm_distill.losses.divergences import ForwardKL, ReverseKL
 from vlm_distill.processes import on_main
 from vlm_distill.progress import Log
@@ -118,16 +118,14 @@ class Evaluator:
         self, engine: TransformersEngine, examples: Sequence[Example], *, folder: Path, author: Author
     ) -> dict[str, Response]:
         """Return greedy answers to held-out prompts by example id."""
-        responses = generate_responses(
-            engine,
-            examples,
-            Sampling(temperature=0.0, max_new_tokens=self.config.agreement_tokens),
-            folder=folder,
+        job = Job(
+            examples=examples,
+            sampling=Sampling(temperature=0.0, max_new_tokens=self.config.agreement_tokens),
             author=author,
             round=0,
-            log=self.log,
             label=f"held-out answers in {folder.parent.name}",
         )
+        responses = generate_responses(engine, job, folder=folder, log=self.log)
         return {response.example_id: response for response in responses}
 
     def _score(
@@ -142,10 +140,9 @@ class Evaluator:
             result = evaluate_task(
                 load_task(entry.task),
                 engine,
+                selection=Selection(limit=min(limits, default=None), shuffle_images=shuffle),
                 folder=folder,
                 images=self.images,
-                limit=min(limits, default=None),
-                shuffle_images=shuffle,
                 log=lambda line: self.log(f"{label}: {line}"),
             )
             results[result.task] = result
@@ -201,16 +198,19 @@ class Evaluator:
         divergence: ForwardKL | ReverseKL = FORWARD_KL,
     ) -> Agreement:
         width = len(student.adapter.head(student.model).weight)
+        answers = Answers(
+            examples=held_out.examples,
+            responses=held_out.responses,
+            load_images=held_out.load_images,
+            cache=held_out.cache,
+        )
         return agreement(
             student,
             teacher,
-            held_out.examples,
-            held_out.responses,
-            held_out.load_images,
+            answers,
             batch_size=self.config.batch_size,
             vocabulary=torch.arange(*held_out.vocabulary.indices(width)),
             divergence=divergence,
-            cache=held_out.cache,
         )
 
     def _key(self, student: LoadedModel, held_out: HeldOut) -> str:

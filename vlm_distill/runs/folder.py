@@ -5,7 +5,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from vlm_distill.config import dump_yaml, read_yaml
 from vlm_distill.data.store import MANIFEST, ResponseStore
 from vlm_distill.errors import ConfigError, DataError
 from vlm_distill.files import atomic_path, read_json, write_json
+from vlm_distill.packages import package_version
 from vlm_distill.processes import is_main, num_processes, on_main, wait
 from vlm_distill.runs.config import VISION_FEATURES, RunConfig
 from vlm_distill.runs.plan import HELD_OUT, STAGES, Kind, Step, write_plan
@@ -179,17 +179,10 @@ def write_provenance(folder: Path, facts: dict[str, Any]) -> None:
         folder / "provenance.json",
         {
             "format_version": FORMAT_VERSION,
-            "packages": {name: _version(name) for name in PACKAGES},
+            "packages": {name: package_version(name) for name in PACKAGES},
             "python": platform.python_version(),
             "machine": platform.machine(),
             "num_processes": num_processes(),
             **facts,
         },
     )
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None

@@ -22,7 +22,7 @@ from vlm_distill.generation.engine import Engine, VllmEngineConfig
 from vlm_distill.generation.live import sample_responses
 from vlm_distill.generation.references import encode_references
 from vlm_distill.generation.vllm_engine import VllmEngine
-from vlm_distill.generation.work import generate_responses
+from vlm_distill.generation.work import Job, generate_responses
 from vlm_distill.losses import Objective
 from vlm_distill.models.vision_cache import without_vision_cache
 from vlm_distill.processes import on_main
@@ -318,17 +318,15 @@ def _stored(context: Context, step: Step, loaded: LoadedModel, *, log: Log | Non
     settings, author = context.config.generate, step.settings["author"]
     # Every author and round draws its own random numbers.
     seed = int(hash_json([settings.sampling.seed, context.config.seed, author, step.round])[:8], 16)
+    job = Job(
+        examples=context.examples,
+        sampling=settings.sampling.model_copy(update={"seed": seed}),
+        author=author,
+        round=step.round,
+        label=f"{step.label} responses",
+    )
     with _engine(context, loaded, author) as engine:
-        return generate_responses(
-            engine,
-            context.examples,
-            settings.sampling.model_copy(update={"seed": seed}),
-            folder=context.folder / step.folder,
-            author=author,
-            round=step.round,
-            log=log or context.log,
-            label=f"{step.label} responses",
-        )
+        return generate_responses(engine, job, folder=context.folder / step.folder, log=log or context.log)
 
 
 @contextmanager

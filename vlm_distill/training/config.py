@@ -60,8 +60,7 @@ class TrainConfig(Record):
     micro_batch_size: int | None = Field(
         default_factory=lambda given: 32 if given.get("micro_batch_tokens") is None else None, ge=1
     )
-    # Left out where it is off, so that run folders from before it existed still belong to their configs.
-    group_by_length: bool = Field(default=False, exclude_if=lambda value: not value)
+    group_by_length: bool = False
     learning_rate: float = Field(default=2e-5, gt=0)
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup_ratio: float = Field(default=0.1, ge=0, lt=1)

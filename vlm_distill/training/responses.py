@@ -1,7 +1,7 @@
 """Where the responses of an optimiser step come from: the store, the live student, or a replay buffer.
 
-The choice is the objective's (losses/sources.py); what it leads to is here. All draws are functions of the
-step, and the buffer is part of the checkpoint, so a resumed stage sees the same responses.
+The choice is the objective's (losses/response_sources.py); what it leads to is here. All draws are functions
+of the step, and the buffer is part of the checkpoint, so a resumed stage sees the same responses.
 """
 
 from collections import deque

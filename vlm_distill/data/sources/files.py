@@ -1,0 +1,75 @@
+"""Tables in files of one's own: JSON, JSONL, CSV, TSV or Parquet."""
+
+import glob
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from vlm_distill.config import Record
+from vlm_distill.data.columns import Columns
+from vlm_distill.data.rows import Row, build_rows
+from vlm_distill.data.tables import RawRow, read_table
+from vlm_distill.errors import DataError
+
+
+class Files(Record):
+    """JSON, JSONL, CSV, TSV or Parquet; image paths are relative to the file's folder or to `image_root`."""
+
+    kind: Literal["files"] = "files"
+    name: str | None = None
+    paths: str | Annotated[list[str], Field(min_length=1)] = Field(
+        description="paths or glob patterns; relative ones start at the current folder"
+    )
+    image_root: str | None = None
+    list_key: str | None = Field(
+        default=None, description="the key of the list in a .json file whose top level is an object"
+    )
+    columns: Columns
+    hub_id: ClassVar[None] = None
+
+    @property
+    def label(self) -> str:
+        return Path(_patterns(self)[0]).stem if self.name is None else self.name
+
+    def rows(self) -> Iterator[Row]:
+        return build_rows(_raw_rows(self), self.columns, name=self.label)
+
+    def state(self) -> Any:
+        return sizes_and_times(_files(self))
+
+    def describe(self) -> str:
+        return f"local files `{self.name}`" if self.name else "local files"
+
+
+def sizes_and_times(paths: Iterable[Path]) -> list[list[Any]]:
+    """Return name, bytes and time of the last change of every file."""
+    return [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
+
+
+def _raw_rows(source: Files) -> Iterator[tuple[str, RawRow, Path]]:
+    for file in _files(source):
+        root = file.parent if source.image_root is None else Path(source.image_root).expanduser()
+        for where, raw in read_table(file, list_key=source.list_key):
+            yield where, raw, root
+
+
+def _patterns(source: Files) -> list[str]:
+    return [source.paths] if isinstance(source.paths, str) else source.paths
+
+
+def _files(source: Files) -> list[Path]:
+    found: list[Path] = []
+    for pattern in _patterns(source):
+        expanded = Path(pattern).expanduser()
+        matches = [str(expanded)] if expanded.exists() else sorted(glob.glob(str(expanded), recursive=True))
+        if not matches:
+            raise DataError(
+                f"{pattern}: no such file, and no match as a pattern (looked at {expanded.absolute()})"
+            )
+        found += [Path(match) for match in matches]
+    twice = {str(path) for path in found if found.count(path) > 1}
+    if twice:
+        raise DataError(f"{sorted(twice)[0]}: named by several entries of paths")
+    return found
