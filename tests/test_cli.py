@@ -3,9 +3,9 @@ import sys
 
 import pytest
 
-from vlm_distill.cli import main, parser
-
-VERBS = ("run", "check", "eval", "ls")
+from vlm_distill.cli import VERBS, main, parser
+from vlm_distill.errors import ConfigError
+from vlm_distill.runs.config import load_run
 
 
 def loaded_after(code: str) -> set[str]:
@@ -37,6 +37,27 @@ def test_ls_loads_no_torch_and_lists_what_is_shipped_with_its_purpose(
     assert printed.startswith("tasks:")
     assert "easy-VQA test split" in printed
     assert "suites:" not in printed
+
+
+MISTAKES = ["train.learning_rat=1", "train.epochs=fast", "objective.kind=kdd", "student.build.vision=ViT"]
+
+
+@pytest.mark.parametrize("verb", ["run", "check", "cache"])
+def test_a_mistake_in_a_config_is_answered_without_torch_as_decoding_it_would(
+    verb: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [verb, "easy_vqa", *MISTAKES]
+    code = f"from vlm_distill.cli import main\nassert main({arguments}) == 2"
+    assert not {"torch", "transformers", "numpy"} & loaded_after(code)
+    assert main(arguments) == 2
+    with pytest.raises(ConfigError) as caught:
+        load_run("easy_vqa", MISTAKES)
+    assert capsys.readouterr().err == f"vlm-distill: error: {caught.value}\n"
+
+
+def test_an_unknown_suite_is_answered_without_torch() -> None:
+    code = "from vlm_distill.cli import main\nassert main(['eval', 'model', '--suite', 'easy_vqq']) == 2"
+    assert "torch" not in loaded_after(code)
 
 
 @pytest.mark.parametrize(

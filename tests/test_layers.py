@@ -53,8 +53,7 @@ def imports_of(path: Path) -> list[str]:
 def test_a_file_imports_only_lower_layers(path: Path) -> None:
     unit = unit_of(path)
     if unit == "__init__":
-        assert not imports_of(path)
-        return
+        return  # Its imports are for type checkers alone: test_exports.py.
     for name in imports_of(path):
         parts = name.split(".")
         if parts[0] != "vlm_distill" or len(parts) == 1 or parts[1] in (unit, "__version__"):

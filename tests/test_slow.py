@@ -28,7 +28,9 @@ MAX_SECONDS = 8.0
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 
-def test_the_wheel_lists_its_files_in_a_clean_environment_without_torch(tmp_path: Path) -> None:
+def test_the_wheel_lists_its_files_and_answers_mistakes_in_a_clean_environment_without_torch(
+    tmp_path: Path,
+) -> None:
     build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
     subprocess.run(build, check=True, capture_output=True)
     [wheel] = tmp_path.glob("*.whl")
@@ -44,6 +46,10 @@ def test_the_wheel_lists_its_files_in_a_clean_environment_without_torch(tmp_path
     listed = subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path).stdout
     for name in ("easy_vqa", "easy_vqa_teacher", "easy_vqa_labelled"):
         assert name in listed
+    wrong = [tmp_path / "venv" / "bin" / "vlm-distill", "check", "easy_vqa", "train.learning_rat=1"]
+    refused = subprocess.run(wrong, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert refused.returncode == 2
+    assert "unknown key; did you mean 'learning_rate'?" in refused.stderr
     found = subprocess.run([python, "-c", "import torch"], capture_output=True, check=False)
     assert found.returncode != 0
     [teacher] = (tmp_path / "venv").rglob("assets/easy_vqa_teacher/model.safetensors")

@@ -35,6 +35,15 @@ class Span(Record):
         return self
 
 
+class Square(Record):
+    side: int
+
+
+class Ring(Record):
+    inner: int
+    outer: int = 2
+
+
 class Outer(Record):
     name: str
     span: Span = Span()
@@ -42,6 +51,7 @@ class Outer(Record):
     many: list[Inner] = Field(default_factory=list)
     sound: Annotated[Loud | Quiet, Field(discriminator="kind")] = Quiet()
     either: Inner | None = None
+    shape: Square | Ring | str = "round"
 
 
 def failure(value: object) -> str:
@@ -73,6 +83,14 @@ def failure(value: object) -> str:
             "inner.learning_rate: input should be a valid number",
         ),
         ({"name": "a", "inner": {"sizes": [1, "x"]}}, "inner.sizes.1: input should be a valid integer"),
+        ({"name": "a", "inner": 3}, "inner: expected a mapping of keys to values, got 3"),
+        ({"name": "a", "sound": "loud"}, "sound: expected a mapping of keys to values, got 'loud'"),
+        ({"name": "a", "shape": 3}, "run.yaml: shape: input should be a valid string, got 3"),
+        ({"name": "a", "shape": {"inner": "x"}}, "run.yaml: shape.inner: input should be a valid integer"),
+        (
+            {"name": "a", "shape": {"inner": 1, "outer": 2, "size": 3}},
+            "run.yaml: shape.size: unknown key; did you mean 'side'? known: inner, outer, side",
+        ),
     ],
 )
 def test_errors_name_the_dotted_path_and_the_nearest_key(value: object, message: str) -> None:

@@ -1,13 +1,14 @@
 """Config mechanics: YAML, overrides, decoding, shipped files. The records lie beside their owners."""
 
 from vlm_distill.config.assets import asset_folder, find_yaml, shipped
-from vlm_distill.config.decode import Record, decode
+from vlm_distill.config.decode import Record, check_yaml, decode
 from vlm_distill.config.yaml import apply_overrides, dump_yaml, parse_yaml, read_yaml
 
 __all__ = [
     "Record",
     "apply_overrides",
     "asset_folder",
+    "check_yaml",
     "decode",
     "dump_yaml",
     "find_yaml",

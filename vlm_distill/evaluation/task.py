@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from vlm_distill.config import Record, decode, find_yaml, read_yaml
 from vlm_distill.data.prompts import Prompt
@@ -97,21 +97,19 @@ class SuiteEntry(Record):
     limit: int | None = Field(default=None, ge=1)
 
 
+def _by_name(value: Any) -> Any:
+    return {"task": value} if isinstance(value, str) else value
+
+
+Entry = Annotated[SuiteEntry, BeforeValidator(_by_name, json_schema_input_type=str | SuiteEntry)]
+
+
 class Suite(Record):
     """Tasks that are run together. An entry is a name, a path, or `{task: ..., limit: ...}`."""
 
     name: Name
     description: str = ""
-    tasks: tuple[SuiteEntry, ...] = Field(min_length=1)
-
-    @field_validator("tasks", mode="before")
-    @classmethod
-    def _plain_names(cls, value: Any) -> Any:
-        return (
-            [{"task": item} if isinstance(item, str) else item for item in value]
-            if isinstance(value, list)
-            else value
-        )
+    tasks: tuple[Entry, ...] = Field(min_length=1)
 
 
 def load_task(name: str) -> Task:
