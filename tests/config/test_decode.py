@@ -91,6 +91,11 @@ def failure(value: object) -> str:
             {"name": "a", "shape": {"inner": 1, "outer": 2, "size": 3}},
             "run.yaml: shape.size: unknown key; did you mean 'side'? known: inner, outer, side",
         ),
+        (
+            {"name": "a", "shape": {"inner": 1, "outer": 2, "side": 3}},
+            "run.yaml: shape.side: unknown key beside the others",
+        ),
+        ({"name": "a", "shape": {"outer": 2}}, "run.yaml: shape.inner: this key is required"),
     ],
 )
 def test_errors_name_the_dotted_path_and_the_nearest_key(value: object, message: str) -> None:

@@ -66,7 +66,10 @@ def _explain(value: Any, item: Any) -> str:
     path = ".".join(_keys(value, item))
     context = item.get("ctx", {})
     if item["type"] == "unknown_key":
-        return f"{path}: unknown key; {did_you_mean(str(item['loc'][-1]), context['known'])}"
+        key, known = str(item["loc"][-1]), context["known"]
+        # Where one of several records may stand, the keys of all are known.
+        hint = " beside the others" if key in known else f"; {did_you_mean(key, known)}"
+        return f"{path}: unknown key{hint}"
     if item["type"] == "missing":
         return f"{path}: this key is required"
     if item["type"] == "union_tag_not_found":

@@ -134,5 +134,5 @@ def _choice(options: list[Schema], definitions: Schema) -> CoreSchema:
     return core_schema.tagged_union_schema(choices, choose)
 
 
-def _distance(record: Schema, keys: set[Any]) -> int:
-    return len(keys - record["properties"].keys()) + len(set(record.get("required", ())) - keys)
+def _distance(record: Schema, keys: set[Any]) -> tuple[int, int]:
+    return len(keys - record["properties"].keys()), len(set(record.get("required", ())) - keys)
