@@ -11,7 +11,7 @@ from tests.tiny_run import write_run
 from vlm_distill.cli import main
 from vlm_distill.runs.plan import read_plan
 
-STAGES = ("data", "student", "held_out", "teacher", "warmup", "round_1")
+STAGES = ("data", "student.prepare", "held_out", "teacher", "student", "warmup", "round_1")
 
 
 def test_steps_in_commands_of_their_own_end_where_one_command_does(
