@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.scripted_engine import ScriptedEngine
 from tests.tiny import TEXTS, picture, tiny_llava
 from vlm_distill.config import decode
 from vlm_distill.data.images import ImageStore
@@ -17,7 +18,7 @@ from vlm_distill.evaluation.harness import evaluate_task
 from vlm_distill.evaluation.results import TaskResult, read_result
 from vlm_distill.evaluation.selection import Selection
 from vlm_distill.evaluation.task import Task
-from vlm_distill.generation.engine import Completion, Engine, Sampling, ScriptedEngine
+from vlm_distill.generation.engine import Completion, Engine, Sampling
 from vlm_distill.generation.transformers_engine import TransformersEngine
 from vlm_distill.records import Example
 from vlm_distill.students.tokenizer import BpeSettings, train_tokenizer

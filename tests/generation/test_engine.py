@@ -3,10 +3,11 @@ from typing import Annotated
 import pytest
 from pydantic import Field
 
+from tests.scripted_engine import ScriptedEngine
 from tests.tiny import example, tiny_text_model
 from vlm_distill.config import Record, decode
 from vlm_distill.errors import ConfigError, EngineError
-from vlm_distill.generation.engine import EngineConfig, Sampling, ScriptedEngine
+from vlm_distill.generation.engine import EngineConfig, Sampling
 
 
 class Generate(Record):

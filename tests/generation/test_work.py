@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from tests.generation.test_transformers_engine import engine_of, prompts_of
+from tests.scripted_engine import ScriptedEngine
 from tests.tiny import example, tiny_text_model
 from vlm_distill.data.store import ResponseStore
 from vlm_distill.errors import DataError, EngineError
 from vlm_distill.generation import work
-from vlm_distill.generation.engine import Completion, Engine, Sampling, ScriptedEngine
+from vlm_distill.generation.engine import Completion, Engine, Sampling
 from vlm_distill.generation.work import Counts, Job, generate_responses, read_counts
 from vlm_distill.records import Example, Response, response_id
 

@@ -91,17 +91,8 @@ def agreement(
     with torch.inference_mode(), evaluating(student.model), evaluating(teacher.model):
         for start in range(0, len(given), batch_size):
             batch = given[start : start + batch_size]
-            chosen = [answers.responses[example.id] for example in batch]
-            padded = pad_responses([[one] for one in chosen], pad_id=pad_id(student.tokenizer))
-            pictures = [answers.load_images(example) for example in batch]
-            of_student = _rows(student, batch, pictures, padded, columns)
-            if answers.cache is None:
-                of_teacher = _rows(teacher, batch, pictures, padded, columns)
-            else:
-                hidden = answers.cache.read([one.id for one in chosen])[HIDDEN]
-                of_teacher = _head_rows(teacher, hidden.to(student.device), columns)
-            _check_labels((of_student, of_teacher), padded)
-            kl, equal = _compare_rows(divergence, of_student, of_teacher)
+            padded, rows = _batch_rows(student, teacher, answers, examples=batch, columns=columns)
+            kl, equal = _compare_rows(divergence, *rows)
             # [token] -> one sum a response: how responses are batched changes no rounding.
             kl_sums += [float(one.sum()) for one in kl.split(padded.num_tokens.tolist())]
             num_equal, num_tokens = num_equal + int(equal.sum()), num_tokens + len(kl)
@@ -125,6 +116,28 @@ def _shared_columns(
             "give the ids that both models share as `vocabulary`"
         )
     return slice(None)
+
+
+def _batch_rows(
+    student: LoadedModel,
+    teacher: LoadedModel,
+    answers: Answers,
+    *,
+    examples: Sequence[Example],
+    columns: Int[Tensor, " shared"] | slice,
+) -> tuple[ResponseBatch, tuple[Rows, Rows]]:
+    """Return the responses to some examples, padded, and what both models say about their tokens."""
+    responses = [answers.responses[example.id] for example in examples]
+    padded = pad_responses([[one] for one in responses], pad_id=pad_id(student.tokenizer))
+    pictures = [answers.load_images(example) for example in examples]
+    of_student = _rows(student, examples, pictures, padded, columns)
+    if answers.cache is None:
+        of_teacher = _rows(teacher, examples, pictures, padded, columns)
+    else:
+        hidden = answers.cache.read([one.id for one in responses])[HIDDEN]
+        of_teacher = _head_rows(teacher, hidden.to(student.device), columns)
+    _check_labels((of_student, of_teacher), padded)
+    return padded, (of_student, of_teacher)
 
 
 def _rows(

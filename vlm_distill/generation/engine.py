@@ -1,16 +1,15 @@
-"""What generation asks of a back end, and a scripted back end for tests. No torch.
+"""What generation asks of a back end. No torch.
 
 Stage logic (what is stored, what is resumed) is in work.py; the numerics of sampling are in sampling.py.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 from pydantic import Field, model_validator
 
 from vlm_distill.config import Record
-from vlm_distill.errors import EngineError, did_you_mean
 from vlm_distill.files import hash_json
 from vlm_distill.records import Example, Finish
 
@@ -120,53 +119,3 @@ class Engine(Protocol):
 
     def generate(self, examples: Sequence[Example], sampling: Sampling) -> list[Completion]:
         """Return the completions of one batch, grouped by example in the given order, samples in order."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ScriptedEngine:
-    """Answers from a script, for tests: sample i of an example is `script[example.id][i % length]`.
-
-    A text longer than `max_new_tokens` is truncated and finishes by "length".
-    """
-
-    script: Mapping[str, Sequence[str]]
-    tokenizer: Any
-    stop_id: int
-    batch_size: int = 8
-    fingerprint: str = "scripted"
-
-    @property
-    def settings(self) -> Mapping[str, str]:
-        return {"kind": "scripted"}
-
-    def plan(self, examples: Sequence[Example], sampling: Sampling) -> list[list[int]]:
-        starts = range(0, len(examples), self.batch_size)
-        return [list(range(start, min(start + self.batch_size, len(examples)))) for start in starts]
-
-    def generate(self, examples: Sequence[Example], sampling: Sampling) -> list[Completion]:
-        return [
-            self._answer(example, index, sampling)
-            for example in examples
-            for index in range(sampling.num_samples)
-        ]
-
-    def _answer(self, example: Example, sample_index: int, sampling: Sampling) -> Completion:
-        if example.id not in self.script:
-            raise EngineError(
-                f"script: no text for example {example.id!r}; {did_you_mean(example.id, self.script)}"
-            )
-        texts = self.script[example.id]
-        text = texts[sample_index % len(texts)]
-        token_ids = [*self.tokenizer(text, add_special_tokens=False)["input_ids"], self.stop_id]
-        fits = len(token_ids) <= sampling.max_new_tokens
-        if not fits:
-            token_ids = token_ids[: sampling.max_new_tokens]
-            text = self.tokenizer.decode(token_ids, skip_special_tokens=True)
-        return Completion(
-            example_id=example.id,
-            sample_index=sample_index,
-            token_ids=tuple(token_ids),
-            text=text,
-            finish="stop" if fits else "length",
-            prompt_ids_hash=example.prompt_hash(),
-        )
