@@ -173,7 +173,7 @@ COLUMNS_OF_RESPONSES = (
 )
 # Pictures are copies, features are flushed now and then, and a cache is read by response.
 SKIPPED_FOLDERS = ("images", "vision_features", "checkpoints", "cache")
-SKIPPED_FILES = ("manifest.json", "report.html", ".lock", "stages.json")
+SKIPPED_FILES = ("manifest.json", "report.html", ".lock", "stages.json", "config.yaml", "README.md")
 # Times, versions, and what identifies settings inside of a folder.
 SKIPPED_KEYS = re.compile(r"seconds|tokens_per_second|packages|python|machine|key|.*_hash")
 
