@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.tiny import example, picture
+from tests.prompts import responses_of
+from tests.tiny import example, fresh, picture
 from tests.tiny_qwen import FAMILIES, tiny_qwen
 from vlm_distill.adapters.adapter import LoadedModel
 from vlm_distill.adapters.block_mask import takes_block_mask
@@ -17,7 +18,7 @@ from vlm_distill.adapters.catalog import find_adapter
 from vlm_distill.adapters.chat import sequential_positions
 from vlm_distill.adapters.qwen_vl import QWEN_VL
 from vlm_distill.alignment.pair import pair_report
-from vlm_distill.batches import PromptBatch, ResponseBatch
+from vlm_distill.batches import PromptBatch
 from vlm_distill.forward import (
     prefix_shared_hidden,
     response_hidden,
@@ -49,16 +50,6 @@ RESPONSES = [(0, [40, 50, 258]), (2, [60, 258]), (0, [70, 71, 72, 73, 258]), (1,
 
 def prompts_of(loaded: LoadedModel) -> PromptBatch:
     return loaded.encode(PROMPTS, IMAGES)
-
-
-def responses_of(pairs: list[tuple[int, list[int]]]) -> ResponseBatch:
-    width = max(len(ids) for _, ids in pairs)
-    return ResponseBatch(
-        prompt_index=torch.tensor([prompt for prompt, _ in pairs]),
-        input_ids=torch.tensor([ids + [7] * (width - len(ids)) for _, ids in pairs]),
-        mask=torch.tensor([[True] * len(ids) + [False] * (width - len(ids)) for _, ids in pairs]),
-        author=torch.zeros(len(pairs), dtype=torch.long),
-    )
 
 
 def own_inputs(loaded: LoadedModel, row: int) -> dict[str, Tensor]:
@@ -213,7 +204,7 @@ def test_sequential_positions_would_be_wrong():
 
 @every_family
 def test_what_the_model_remembers_of_other_prompts_changes_nothing_and_nothing_is_remembered(family: str):
-    loaded = replace(tiny_qwen(family), model=copy.deepcopy(tiny_qwen(family).model))
+    loaded = fresh(tiny_qwen(family))
     responses = responses_of(RESPONSES)
     with torch.no_grad():
         before = [f(loaded, prompts_of(loaded), responses) for f in (unshared_hidden, prefix_shared_hidden)]
