@@ -11,9 +11,8 @@ from safetensors.torch import save_file
 
 from tests.prompts import IMAGES, PROMPTS, RESPONSES, responses_of
 from tests.tiny import fresh, picture, tiny_llava, tiny_text_model
-from vlm_distill.adapters.adapter import LoadedModel
+from vlm_distill.adapters.adapter import FEATURES, PIXELS, LoadedModel
 from vlm_distill.adapters.qwen_vl import QWEN_VL
-from vlm_distill.adapters.vision_features import FEATURES, PIXELS
 from vlm_distill.errors import AdapterError, DataError
 from vlm_distill.forward import prefix_shared_hidden, unshared_hidden
 from vlm_distill.models.feature_store import FeatureStore, VisionCacheConfig

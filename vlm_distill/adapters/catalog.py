@@ -8,7 +8,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from vlm_distill.adapters.adapter import Adapter
-from vlm_distill.adapters.chat import CAUSAL_LM
+from vlm_distill.adapters.causal_lm import CAUSAL_LM
 from vlm_distill.adapters.llava import LLAVA
 from vlm_distill.adapters.qwen_vl import QWEN_VL
 from vlm_distill.errors import AdapterError, did_you_mean

@@ -11,10 +11,8 @@ from typing import Any
 
 from jaxtyping import Int
 from torch import Tensor, nn
-from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from vlm_distill.adapters.adapter import Adapter
-from vlm_distill.adapters.chat import encode_image_text, hidden_states, output_head
 
 
 def multi_axis_positions(
@@ -45,13 +43,8 @@ def multi_axis_positions(
 QWEN_VL = Adapter(
     name="qwen_vl",
     model_types=("qwen2_vl", "qwen2_5_vl", "qwen3_vl"),
-    model_class=AutoModelForImageTextToText,
-    processor_class=AutoProcessor,
-    encode=encode_image_text,
-    backbone=hidden_states,
     position_ids=multi_axis_positions,
-    head=output_head,
-    # The projector lies inside the tower; the longest prefix that fits wins.
+    # The projector lies inside the tower.
     parts={
         "vision": ("model.visual.",),
         "projector": ("model.visual.merger.", "model.visual.deepstack_merger_list."),

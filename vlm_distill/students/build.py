@@ -24,7 +24,8 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from vlm_distill.adapters.adapter import LoadedModel, LoadOptions
-from vlm_distill.adapters.chat import CAUSAL_LM, find_stop_ids, output_head, pad_id
+from vlm_distill.adapters.causal_lm import CAUSAL_LM
+from vlm_distill.adapters.chat import find_stop_ids, output_head, pad_id
 from vlm_distill.adapters.llava import LLAVA
 from vlm_distill.config import Record
 from vlm_distill.errors import AdapterError, did_you_mean, one_line
