@@ -24,7 +24,6 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from vlm_distill.adapters.adapter import LoadedModel, LoadOptions
-from vlm_distill.adapters.causal_lm import CAUSAL_LM
 from vlm_distill.adapters.chat import find_stop_ids, output_head, pad_id
 from vlm_distill.adapters.llava import LLAVA
 from vlm_distill.config import Record
@@ -190,7 +189,7 @@ def _build_language(config: PretrainedLanguage | ScratchLanguage, tokenizer: Any
         if on_meta_device()
         else load_model(config.model, LoadOptions(dtype="float32"))
     )
-    if loaded.adapter is not CAUSAL_LM:
+    if set(loaded.adapter.parts) != {"language"}:
         raise AdapterError(f"student.build.language.model: {config.model} is no causal language model")
     _require_same_ids(loaded.tokenizer, tokenizer, name=config.model)
     model: Any = loaded.model
