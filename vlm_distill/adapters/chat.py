@@ -121,6 +121,7 @@ def pad_id(tokenizer: Any) -> int:
 def pad_prompts(encodings: Sequence[Encoding], *, pad_id: int) -> PromptBatch:
     """Return prompts that were encoded one by one (batch axis 1) as one left-padded batch."""
     width = max(encoding["input_ids"].shape[1] for encoding in encodings)
+    # From one [1, token] each to [prompt, width].
     input_ids = torch.full((len(encodings), width), pad_id, dtype=torch.long)
     attention_mask = torch.zeros((len(encodings), width), dtype=torch.long)
     for row, encoding in enumerate(encodings):

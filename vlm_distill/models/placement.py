@@ -112,7 +112,7 @@ def quantization_config(values: Mapping[str, Any]) -> Any:
     # TorchAoConfig asserts, HqqConfig looks for keys.
     except (TypeError, ValueError, KeyError, AssertionError, ImportError) as error:
         raise AdapterError(
-            f"quantisation: transformers refuses it: {type(error).__name__}: {' '.join(str(error).split())}"
+            f"quantisation: transformers refuses it: {type(error).__name__}: {one_line(error)}"
         ) from None
     # Several of these configs drop what they do not know.
     options = inspect.signature(type(config).__init__).parameters.keys() - {"self", "kwargs"}

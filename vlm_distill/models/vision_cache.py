@@ -46,7 +46,7 @@ class CachedTower:
         found |= self._compute(loaded, missing)
         self.cache.num_computed += len(missing)
         self.cache.num_found += len(keys) - len(missing)
-        features = torch.stack([found[key] for key in keys])
+        features = torch.stack([found[key] for key in keys])  # [image, token, features]
         _require_places(loaded, prompts, features)
         return replace(
             prompts,
