@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from transformers import RwkvConfig, RwkvForCausalLM
 
+from tests.prompts import responses_of
 from tests.tiny import example, picture, tiny_llava, tiny_text_model
 from vlm_distill.adapters.adapter import LoadedModel
 from vlm_distill.adapters.causal_lm import CAUSAL_LM
 from vlm_distill.adapters.chat import hidden_states
-from vlm_distill.batches import ResponseBatch
 from vlm_distill.errors import AdapterError
 from vlm_distill.forward import prefix_shared_hidden, response_hidden, tree_attention_hidden, unshared_hidden
 from vlm_distill.generation.decoding import own_suppressed_ids
@@ -83,15 +83,7 @@ def test_stored_log_probabilities_are_those_of_the_training_forward(
 ) -> None:
     loaded = shifted(build())
     completions = generated(loaded, Sampling(max_new_tokens=5, num_samples=2, seed=1))
-    width = max(len(one.token_ids) for one in completions)
-    padded = [[*one.token_ids, *[0] * (width - len(one.token_ids))] for one in completions]
-    lengths = torch.tensor([len(one.token_ids) for one in completions])
-    responses = ResponseBatch(
-        prompt_index=torch.arange(len(completions)) // 2,
-        input_ids=torch.tensor(padded),
-        mask=torch.arange(width) < lengths[:, None],
-        author=torch.zeros(len(completions), dtype=torch.long),
-    )
+    responses = responses_of([(row // 2, list(one.token_ids)) for row, one in enumerate(completions)])
     examples = prompts_for(loaded)
     prompts = loaded.encode(examples, [load_pictures(one) for one in examples])
     with torch.no_grad():
@@ -109,12 +101,7 @@ def test_a_model_without_a_key_value_cache_neither_samples_nor_shares_a_prefix()
     loaded = wrap_model(CAUSAL_LM, RwkvForCausalLM(config).eval(), tokenizer, path="rwkv")
     with pytest.raises(AdapterError, match="RwkvForCausalLM: it keeps no key-value cache"):
         generated(loaded, Sampling(max_new_tokens=2))
-    responses = ResponseBatch(
-        prompt_index=torch.tensor([0, 0]),
-        input_ids=torch.tensor([[5, 6], [7, 8]]),
-        mask=torch.ones(2, 2, dtype=torch.bool),
-        author=torch.zeros(2, dtype=torch.long),
-    )
+    responses = responses_of([(0, [5, 6]), (0, [7, 8])])
     prompts = loaded.encode(prompts_for(loaded)[:1], [[]])
     with pytest.raises(AdapterError, match="keeps no key-value cache"):
         response_hidden(loaded, prompts, responses)

@@ -177,6 +177,13 @@ def test_families_without_one_row_per_image_are_left_as_they_are_and_say_why() -
     assert with_vision_cache(qwen, store()) is qwen
 
 
+def test_a_tower_that_reads_images_of_any_size_runs_in_every_forward() -> None:
+    loaded = fresh(tiny_llava())
+    loaded.model.config.vision_config.model_type = "pixtral"
+    assert "images of any size" in why_not_cached(loaded)
+    assert with_vision_cache(loaded, store()) is loaded
+
+
 def test_a_processor_that_counts_other_image_tokens_is_refused() -> None:
     loaded = tiny_llava(vision_feature_select_strategy="full")
     wrong = replace(loaded, processor=tiny_llava().processor)
