@@ -36,7 +36,7 @@ def multi_axis_positions(
         mm_token_type_ids=(input_ids_on_cpu == base.config.image_token_id).int(),
         image_grid_thw=None if grids is None else grids.cpu(),
         attention_mask=attention_mask.cpu(),
-    )[0]
+    )[0]  # [axis, b, t]
     return positions.to(input_ids.device)
 
 
