@@ -97,7 +97,7 @@ def tiers(folder: Path, name: str, noise: float) -> list[dict[str, Any]]:
         bytes_per_token = store.num_bytes / store.num_tokens
         row = {"what": "tier", "tier": label, "bytes_per_token": bytes_per_token, "tokens": store.num_tokens}
         rows.append({**row, "kl": kl_of(*logits), **errors(plan, store, items, *logits)})
-    width, vocabulary = (teacher.adapter.head(teacher.model).weight.shape[one] for one in (1, 0))
+    width, vocabulary = (teacher.head.weight.shape[one] for one in (1, 0))
     return [{"what": "tier teacher", "width": width, "vocabulary": vocabulary}, *rows]
 
 
@@ -112,7 +112,7 @@ def live_logits(model: LoadedModel, items: Sequence[TrainItem], plan: CachePlan)
     examples = [item.example for item in items]
     prompts = model.encode(examples, [plan.load_images(one) for one in examples])
     hidden = response_hidden(model, prompts, pad_responses([item.responses for item in items]))
-    rows = Rows(hidden=hidden, head=model.adapter.head(model.model))
+    rows = Rows(hidden=hidden, head=model.head)
     return rows.logits(rows.project(slice(None)))
 
 

@@ -111,7 +111,7 @@ def vqa_case() -> Case:
 def make_items(teacher: LoadedModel, lengths: list[int], *, image: bool) -> list[TrainItem]:
     """Return prompts with random responses of these lengths: time does not depend on what they say."""
     generator = torch.Generator().manual_seed(0)
-    first, last = 20, min(len(teacher.tokenizer), len(teacher.adapter.head(teacher.model).weight))
+    first, last = 20, min(len(teacher.tokenizer), len(teacher.head.weight))
     items = []
     for number, length in enumerate(lengths):
         question = Text(text=QUESTIONS[number % len(QUESTIONS)])

@@ -10,7 +10,6 @@ from torch import Tensor
 from tests.prompts import IMAGES, PROMPTS, RESPONSES, prompts_of, responses_of
 from tests.tiny import picture, tiny_llava, tiny_text_model
 from vlm_distill.adapters.adapter import LoadedModel
-from vlm_distill.adapters.block_mask import takes_block_mask
 from vlm_distill.batches import PromptBatch
 from vlm_distill.forward import (
     prefix_shared_hidden,
@@ -19,6 +18,7 @@ from vlm_distill.forward import (
     tree_attention_hidden,
     unshared_hidden,
 )
+from vlm_distill.models.block_mask import takes_block_mask
 
 
 def one_by_one(loaded: LoadedModel, prompts: PromptBatch) -> Tensor:

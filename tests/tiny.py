@@ -9,7 +9,7 @@ from PIL import Image as Picture
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from vlm_distill.adapters.adapter import LoadedModel
-from vlm_distill.adapters.chat import CAUSAL_LM
+from vlm_distill.adapters.causal_lm import CAUSAL_LM
 from vlm_distill.models.load import wrap_model
 from vlm_distill.records import Example, Image, Message, Text
 from vlm_distill.students.build import BuildConfig, build_llava

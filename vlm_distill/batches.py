@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.functional import linear
 
 from vlm_distill.records import AUTHORS, Author, Example, Response
 
@@ -135,6 +136,18 @@ class Head:
     bias: Float[Tensor, " vocab"] | None = None
     scale: float = 1.0
     soft_cap: float | None = None
+
+    def logits(self, hidden: Float[Tensor, "*rows width"]) -> Float[Tensor, "*rows vocab"]:
+        """Return the logits in the precision of the model, as its own forward computes them.
+
+        They are on the device of the output layer. What training needs more exactly is in losses/rows.py.
+        """
+        return self.scaled(linear(hidden.to(self.weight), self.weight, self.bias))
+
+    def scaled(self, projected: Float[Tensor, "*rows column"]) -> Float[Tensor, "*rows column"]:
+        """Return logits, given hidden @ weight.T + bias for all columns or some."""
+        logits = projected if self.scale == 1.0 else projected * self.scale
+        return logits if self.soft_cap is None else (logits / self.soft_cap).tanh() * self.soft_cap
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,19 +1,22 @@
-"""Hidden states that predict response tokens, with and without a shared prefix, in one signature.
+"""Hidden states of a model: the only door to its body, for training, scoring and generation.
 
 Response token j is predicted by the hidden state of token j - 1, for j = 0 by the last position of the
-prompt.
+prompt. `response_hidden` gives them for whole responses, with and without a shared prefix in one signature;
+`forward_prompts` begins a response that is continued token by token.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 from transformers import DynamicCache
 
-from vlm_distill.adapters.adapter import LoadedModel
-from vlm_distill.adapters.block_mask import block_mask, takes_block_mask
+from vlm_distill.adapters.adapter import FEATURES, LoadedModel
 from vlm_distill.batches import PromptBatch, ResponseBatch
+from vlm_distill.models.block_mask import block_mask, takes_block_mask
 from vlm_distill.models.gradient_checkpointing import cache_disabled
 
 
@@ -60,9 +63,8 @@ def unshared_hidden(
     mask = torch.cat([repeated.attention_mask, responses.mask.to(repeated.attention_mask.dtype)], dim=1)
     # The last response token predicts nothing.
     input_ids, mask = input_ids[:, :-1], mask[:, :-1]
-    adapter, model = loaded.adapter, loaded.model
-    positions = adapter.position_ids(model, input_ids, mask, repeated.extras)
-    hidden = adapter.backbone(model, input_ids, mask, positions, repeated.extras, None)
+    positions = loaded.adapter.position_ids(loaded.model, input_ids, mask, repeated.extras)
+    hidden = _hidden(loaded, input_ids, mask, positions, repeated.extras)
     predicting = hidden[:, repeated.input_ids.shape[1] - 1 :]  # [response, token, width]
     return predicting[responses.mask]
 
@@ -74,24 +76,13 @@ def prefix_shared_hidden(
 
     The cache keeps the graph in training. Equal to `unshared_hidden`, gradients included, up to rounding.
     """
-    adapter, model, index = loaded.adapter, loaded.model, responses.prompt_index
-    config: Any = model.config
-    cache = DynamicCache(config=config.get_text_config())
-    positions = adapter.position_ids(model, prompts.input_ids, prompts.attention_mask, prompts.extras)
-    prefix = adapter.backbone(
-        model, prompts.input_ids, prompts.attention_mask, positions, prompts.extras, cache
-    )
-    first = prefix[index, -1:]  # [response, 1, width]
-    width = responses.input_ids.shape[1] - 1
+    index, width = responses.prompt_index, responses.input_ids.shape[1] - 1
+    hidden, prefix = forward_prompts(loaded, prompts)
+    first = hidden[index, -1:]  # [response, 1, width]
     if width < 1:
         return first[:, : width + 1][responses.mask]
-    cache.reorder_cache(index)  # each layer on the device that holds it
-    mask = torch.cat(
-        [prompts.attention_mask[index], responses.mask[:, :-1].to(prompts.attention_mask.dtype)], dim=1
-    )
-    # [response, token] or [axis, response, token]; on every axis a response goes on from its prompt's end.
-    following = positions[..., index, -1:] + torch.arange(1, width + 1, device=index.device)
-    rest = adapter.backbone(model, responses.input_ids[:, :-1], mask, following, {}, cache)
+    prefix.select(index)
+    rest = prefix.extend(responses.input_ids[:, :-1], responses.mask[:, :-1])
     return torch.cat([first, rest], dim=1)[responses.mask]
 
 
@@ -109,6 +100,7 @@ def tree_attention_hidden(
     slot = _slots(index)
     num_slots = int(slot.max()) + 1
     shape = (num_prompts, num_slots, width)
+    # From [response, token] to [prompt, slot, token]: the responses of a prompt lie side by side.
     tokens, valid = prompts.input_ids.new_zeros(shape), responses.mask.new_zeros(shape)
     tokens[index, slot], valid[index, slot] = responses.input_ids[:, :-1], responses.mask[:, :-1]
     input_ids = torch.cat([prompts.input_ids, tokens.flatten(1)], dim=1)
@@ -119,12 +111,75 @@ def tree_attention_hidden(
     positions = adapter.position_ids(model, prompts.input_ids, prompts.attention_mask, prompts.extras)
     following = positions[..., -1:] + torch.arange(1, width + 1, device=index.device).repeat(num_slots)
     mask = block_mask(model, _allowed(is_key, branch))
-    hidden = adapter.backbone(
-        model, input_ids, mask, torch.cat([positions, following], dim=-1), prompts.extras, None
-    )
+    hidden = _hidden(loaded, input_ids, mask, torch.cat([positions, following], dim=-1), prompts.extras)
     first = hidden[index, prompt_width - 1].unsqueeze(1)  # [response, 1, width]
+    # [prompt, slots * token, width] to [prompt, slot, token, width] to [response, token, width]
     rest = hidden[:, prompt_width:].unflatten(1, (num_slots, width))[index, slot]
     return torch.cat([first, rest], dim=1)[responses.mask]
+
+
+@dataclass(kw_only=True, slots=True)
+class CachedPrefix:
+    """What was forwarded so far of every row, and is seen by the tokens that come next.
+
+    `cache` holds keys and values, `mask` the rows' tokens that they may see, `last` the position of each
+    row's last token on every axis.
+    """
+
+    loaded: LoadedModel
+    cache: Any
+    mask: Int[Tensor, "row seen"]
+    last: Int[Tensor, "*axes row 1"]
+
+    def select(self, rows: Int[Tensor, " selected"]) -> None:
+        """Keep the given rows, in that order, repeats included."""
+        # Each layer on its own device; unlike batch_repeat_interleave, recurrent states have it too.
+        self.cache.reorder_cache(rows)
+        self.mask, self.last = self.mask[rows], self.last[..., rows, :]
+
+    def extend(
+        self, input_ids: Int[Tensor, "row new"], mask: Bool[Tensor, "row new"]
+    ) -> Float[Tensor, "row new width"]:
+        """Return the hidden states of tokens that continue the rows, which they become a part of."""
+        self.mask = torch.cat([self.mask, mask.to(self.mask.dtype)], dim=1)
+        # [row, new] or [axis, row, new]: on every axis a response goes on from its prompt's end.
+        positions = self.last + torch.arange(1, input_ids.shape[1] + 1, device=input_ids.device)
+        self.last = positions[..., -1:]
+        return _hidden(self.loaded, input_ids, self.mask, positions, {}, self.cache)
+
+
+def forward_prompts(
+    loaded: LoadedModel, prompts: PromptBatch
+) -> tuple[Float[Tensor, "prompt token width"], CachedPrefix]:
+    """Return the hidden states of the prompts, and what continues them; the cache keeps the graph."""
+    config: Any = loaded.model.config
+    cache = DynamicCache(config=config.get_text_config())
+    ids, mask = prompts.input_ids, prompts.attention_mask
+    positions = loaded.adapter.position_ids(loaded.model, ids, mask, prompts.extras)
+    hidden = _hidden(loaded, ids, mask, positions, prompts.extras, cache)
+    return hidden, CachedPrefix(loaded=loaded, cache=cache, mask=mask, last=positions[..., -1:])
+
+
+def _hidden(
+    loaded: LoadedModel,
+    input_ids: Int[Tensor, "b t"],
+    mask: Int[Tensor, "b seen"] | Shaped[Tensor, "b 1 t t"],
+    positions: Int[Tensor, "*axes b t"],
+    extras: Mapping[str, Tensor],
+    cache: Any = None,
+) -> Float[Tensor, "b t width"]:
+    """Return the hidden states after the final norm; features of images enter as embeddings."""
+    adapter, model = loaded.adapter, loaded.model
+    features = extras.get(FEATURES)
+    if features is None:
+        return adapter.backbone(model, input_ids, mask, positions, extras, cache)
+    tokens: Tensor = input_ids
+    # A selection of prompts without images still carries their empty tensor.
+    if len(features):
+        assert adapter.insert_features is not None
+        tokens = adapter.insert_features(model, input_ids, features)
+    rest = {name: value for name, value in extras.items() if name != FEATURES}
+    return adapter.backbone(model, tokens, mask, positions, rest, cache)
 
 
 def _slots(prompt_index: Int[Tensor, " response"]) -> Int[Tensor, " response"]:

@@ -9,13 +9,18 @@ from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
     GenerationConfig,
+    GPTJConfig,
+    GPTJForCausalLM,
     GraniteConfig,
     GraniteForCausalLM,
+    HyperCLOVAXConfig,
+    HyperCLOVAXForCausalLM,
 )
 
 from tests.tiny import example, picture, tiny_llava, tiny_text_model
+from vlm_distill.adapters.catalog import find_adapter
 from vlm_distill.adapters.chat import find_stop_ids, hidden_states, output_head, sequential_positions
-from vlm_distill.batches import Head, PromptBatch
+from vlm_distill.batches import PromptBatch
 from vlm_distill.errors import AdapterError
 from vlm_distill.records import Message, Text
 
@@ -31,17 +36,12 @@ SMALL = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+SMALL_GPTJ = {"vocab_size": 40, "n_embd": 16, "n_layer": 2, "n_head": 2, "rotary_dim": 4, "n_positions": 32}
 
 
 def texts_of(loaded, batch: PromptBatch) -> list[str]:
     rows = zip(batch.input_ids, batch.attention_mask.bool(), strict=True)
     return [loaded.tokenizer.decode(ids[mask]) for ids, mask in rows]
-
-
-def logits_from(head: Head, hidden: torch.Tensor) -> torch.Tensor:
-    logits = hidden @ head.weight.T
-    logits = (logits if head.bias is None else logits + head.bias) * head.scale
-    return logits if head.soft_cap is None else head.soft_cap * torch.tanh(logits / head.soft_cap)
 
 
 def test_prompts_keep_their_turns_and_end_where_the_assistant_begins():
@@ -154,17 +154,24 @@ def test_positions_count_attended_tokens_only():
             lambda: Gemma2ForCausalLM(Gemma2Config(**SMALL, final_logit_softcapping=0.05)), id="gemma2"
         ),
         pytest.param(lambda: GraniteForCausalLM(GraniteConfig(**SMALL, logits_scaling=8.0)), id="granite"),
+        pytest.param(
+            lambda: HyperCLOVAXForCausalLM(HyperCLOVAXConfig(**SMALL, logits_scaling=0.3)), id="hyperclovax"
+        ),
+        pytest.param(lambda: GPTJForCausalLM(GPTJConfig(**SMALL_GPTJ)), id="bias"),
     ],
 )
-def test_hidden_states_and_head_give_the_logits_of_the_model(model):
-    built = model().eval()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_hidden_states_and_head_give_the_logits_of_the_model_bit_for_bit(model, dtype):
+    built = copy.deepcopy(model()).eval().to(dtype)
+    head = find_adapter(built.config.model_type).head(built)
     input_ids = torch.tensor([[7, 8, 9, 10]])
     mask = torch.ones_like(input_ids)
     positions = sequential_positions(built, input_ids, mask, {})
     with torch.no_grad():
-        found = logits_from(output_head(built), hidden_states(built, input_ids, mask, positions, {}, None))
-        expected = built(input_ids=input_ids).logits
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+        found = head.logits(hidden_states(built, input_ids, mask, positions, {}, None))
+        expected = built(input_ids=input_ids, attention_mask=mask, position_ids=positions).logits
+    assert found.dtype == dtype
+    assert torch.equal(found, expected)
 
 
 def test_the_head_holds_the_live_parameters():

@@ -13,7 +13,6 @@ from tests.prompts import responses_of
 from tests.tiny import example, fresh, picture
 from tests.tiny_qwen import FAMILIES, tiny_qwen
 from vlm_distill.adapters.adapter import LoadedModel
-from vlm_distill.adapters.block_mask import takes_block_mask
 from vlm_distill.adapters.catalog import find_adapter
 from vlm_distill.adapters.chat import sequential_positions
 from vlm_distill.adapters.qwen_vl import QWEN_VL
@@ -27,6 +26,7 @@ from vlm_distill.forward import (
 )
 from vlm_distill.generation.engine import Sampling
 from vlm_distill.generation.transformers_engine import TransformersEngine
+from vlm_distill.models.block_mask import takes_block_mask
 from vlm_distill.models.load import load_model
 from vlm_distill.models.lora import part_of
 from vlm_distill.models.save import save_model

@@ -78,7 +78,7 @@ def log_probs(model: LoadedModel, one: Example, columns: torch.Tensor) -> torch.
 @pytest.mark.parametrize("shared", [None, 200])
 def test_agreement_equals_a_dense_computation(shared: int | None) -> None:
     student, teacher = tiny_llava(0), tiny_llava(1)
-    width = len(teacher.adapter.head(teacher.model).weight)
+    width = len(teacher.head.weight)
     columns = torch.arange(width) if shared is None else torch.randperm(width)[:shared]
     columns = torch.unique(torch.cat([columns, torch.tensor([i for ids in TOKENS.values() for i in ids])]))
     vocabulary = None if shared is None else columns
@@ -100,7 +100,7 @@ def test_agreement_equals_a_dense_computation(shared: int | None) -> None:
 
 def test_the_reverse_divergence_is_that_of_a_dense_computation() -> None:
     student, teacher = tiny_llava(0), tiny_llava(1)
-    width = len(teacher.adapter.head(teacher.model).weight)
+    width = len(teacher.head.weight)
     kl_sum = 0.0
     for one in EXAMPLES:
         p, q = (log_probs(model, one, torch.arange(width)) for model in (teacher, student))

@@ -12,7 +12,7 @@ from vlm_distill.adapters.adapter import LoadedModel, LoadOptions
 from vlm_distill.adapters.catalog import find_adapter
 from vlm_distill.errors import AdapterError
 from vlm_distill.models import names
-from vlm_distill.models.fingerprint import fingerprint
+from vlm_distill.models.fingerprint import fingerprint, weights_fingerprint
 from vlm_distill.models.load import load_model
 from vlm_distill.models.names import resolve
 from vlm_distill.models.save import save_model
@@ -115,7 +115,7 @@ def test_a_fingerprint_follows_content_not_place_or_other_files(saved: Path, tmp
 
 
 def test_a_fingerprint_in_memory_follows_the_weights():
-    assert fingerprint(tiny_llava()) == tiny_llava().fingerprint
+    assert weights_fingerprint(tiny_llava().model) == tiny_llava().fingerprint
     assert tiny_llava(seed=1).fingerprint != tiny_llava().fingerprint
 
 

@@ -194,7 +194,7 @@ def loss_of(student: LoadedModel, prompts: PromptBatch) -> torch.Tensor:
     """Return the mean negative log-probability of some responses."""
     responses = responses_of(RESPONSES)
     hidden = unshared_hidden(student, prompts, responses)
-    logits = hidden @ student.adapter.head(student.model).weight.T
+    logits = hidden @ student.head.weight.T
     return torch.nn.functional.cross_entropy(logits, responses.input_ids[responses.mask])
 
 

@@ -11,7 +11,7 @@ from tests.models.gguf_writer import write_gguf
 from tests.tiny import example, picture, tiny_llava, tiny_text_model
 from tests.tiny_qwen import tiny_qwen
 from vlm_distill.adapters.adapter import LoadedModel, LoadOptions
-from vlm_distill.adapters.chat import CAUSAL_LM
+from vlm_distill.adapters.causal_lm import CAUSAL_LM
 from vlm_distill.errors import AdapterError
 from vlm_distill.models.load import load_model, wrap_model
 from vlm_distill.models.output_layer import light_model, output_layer, require_same_head
@@ -54,7 +54,7 @@ def test_the_light_model_has_the_head_of_the_whole_one_and_no_body(
     options = LoadOptions(dtype=dtype)
     light, whole = light_model(str(tmp_path / "model"), options), load_model(str(tmp_path / "model"), options)
     require_same_head(light, whole)
-    found, expected = (one.adapter.head(one.model) for one in (light, whole))
+    found, expected = (one.head for one in (light, whole))
     assert found.weight.dtype == expected.weight.dtype
     assert (found.scale, found.soft_cap) == (expected.scale, expected.soft_cap)
     assert (found.bias is None) == (expected.bias is None)
@@ -95,7 +95,7 @@ def test_an_output_layer_that_differs_or_is_missing_is_refused(tmp_path: Path) -
     path = tmp_path / "model" / "model.safetensors"
     whole, tensors = load_model(str(tmp_path / "model")), load_file(path)
     save_file({**tensors, "lm_head.weight": tensors["lm_head.weight"] + 1}, path)
-    with pytest.raises(AdapterError, match="a `load_head` of its own"):
+    with pytest.raises(AdapterError, match="not the one that the loaded model has; train without `cache`"):
         require_same_head(light_model(str(tmp_path / "model"), LoadOptions()), whole)
     save_file({name: value for name, value in tensors.items() if name != "lm_head.weight"}, path)
     with pytest.raises(AdapterError, match=r"expected the output layer as a tensor lm_head.weight of shape"):

@@ -10,6 +10,8 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 from tests.tiny import example, picture, tiny_llava, tiny_text_model
 from vlm_distill.adapters.adapter import LoadedModel, LoadOptions
 from vlm_distill.errors import AdapterError
+from vlm_distill.generation.engine import Completion, Sampling
+from vlm_distill.generation.transformers_engine import TransformersEngine
 from vlm_distill.models.load import load_model
 from vlm_distill.models.placement import offload_map, quantization_config, require_readable
 from vlm_distill.models.save import save_model
@@ -24,7 +26,7 @@ def logits_of(loaded: LoadedModel) -> torch.Tensor:
     positions = adapter.position_ids(model, batch.input_ids, batch.attention_mask, batch.extras)
     with torch.no_grad():
         hidden = adapter.backbone(model, batch.input_ids, batch.attention_mask, positions, batch.extras, None)
-        return hidden @ adapter.head(model).weight.T
+        return loaded.head.logits(hidden)
 
 
 @pytest.fixture(params=["text", "llava"])
@@ -61,7 +63,16 @@ def test_every_weight_has_a_place_in_the_offload_map():
         assert all(f"{name}.".startswith(places) for name, _ in model.named_parameters())
 
 
-def test_hidden_states_and_head_of_layers_that_wait_elsewhere_are_those_of_the_plain_model(
+def answers_of(loaded: LoadedModel) -> list[Completion]:
+    num_images = int("vision" in loaded.adapter.parts)
+    engine = TransformersEngine(
+        loaded=loaded, load_images=lambda one: [picture() for _ in one.images], batch_size=4
+    )
+    prompt = example("a", "red?", num_images=num_images)
+    return engine.generate([prompt], Sampling(max_new_tokens=4, num_samples=2))
+
+
+def test_logits_and_answers_of_layers_that_wait_elsewhere_are_those_of_the_plain_model(
     saved: Path, tmp_path: Path
 ):
     # Without an accelerator the CPU is the device, and the disk is where layers can wait.
@@ -79,6 +90,7 @@ def test_hidden_states_and_head_of_layers_that_wait_elsewhere_are_those_of_the_p
     offloaded = replace(plain, model=model.eval())
     assert offloaded.device == torch.device("cpu")
     torch.testing.assert_close(logits_of(offloaded), logits_of(plain), atol=0, rtol=0)
+    assert answers_of(offloaded) == answers_of(plain)
 
 
 def test_an_output_layer_that_was_offloaded_is_refused():

@@ -11,9 +11,8 @@ from safetensors.torch import save_file
 
 from tests.prompts import IMAGES, PROMPTS, RESPONSES, responses_of
 from tests.tiny import fresh, picture, tiny_llava, tiny_text_model
-from vlm_distill.adapters.adapter import LoadedModel
+from vlm_distill.adapters.adapter import FEATURES, PIXELS, LoadedModel
 from vlm_distill.adapters.qwen_vl import QWEN_VL
-from vlm_distill.adapters.vision_features import FEATURES, PIXELS
 from vlm_distill.errors import AdapterError, DataError
 from vlm_distill.forward import prefix_shared_hidden, unshared_hidden
 from vlm_distill.models.feature_store import FeatureStore, VisionCacheConfig
@@ -176,6 +175,13 @@ def test_families_without_one_row_per_image_are_left_as_they_are_and_say_why() -
     assert "'qwen_vl'" in why_not_cached(qwen)
     assert why_not_cached(tiny_llava()) == ""
     assert with_vision_cache(qwen, store()) is qwen
+
+
+def test_a_tower_that_reads_images_of_any_size_runs_in_every_forward() -> None:
+    loaded = fresh(tiny_llava())
+    loaded.model.config.vision_config.model_type = "pixtral"
+    assert "images of any size" in why_not_cached(loaded)
+    assert with_vision_cache(loaded, store()) is loaded
 
 
 def test_a_processor_that_counts_other_image_tokens_is_refused() -> None:

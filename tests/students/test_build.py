@@ -14,7 +14,6 @@ from tests.tiny import LANGUAGE, TEXTS, VISION, VOCAB_SIZE, example, picture, ti
 from vlm_distill.adapters.adapter import LoadedModel
 from vlm_distill.config import decode
 from vlm_distill.errors import AdapterError, ConfigError
-from vlm_distill.models.fingerprint import fingerprint
 from vlm_distill.models.save import save_model
 from vlm_distill.students.build import BuildConfig, build_llava
 
@@ -100,8 +99,8 @@ def test_equal_seeds_give_equal_weights_and_the_global_generator_is_left_alone()
     torch.manual_seed(3)
     first, second = build(seed=5), build(seed=5)
     assert torch.equal(torch.rand(4), expected)
-    assert fingerprint(first) == fingerprint(second)
-    assert fingerprint(build(seed=6)) != fingerprint(first)
+    assert first.fingerprint == second.fingerprint
+    assert build(seed=6).fingerprint != first.fingerprint
 
 
 @pytest.mark.parametrize(("strategy", "num_tokens"), [("default", 4), ("full", 5)])

@@ -7,7 +7,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.tiny import LANGUAGE, TEXTS, VISION, example, picture, tiny_text_model
 from vlm_distill.adapters.adapter import LoadedModel, LoadOptions
-from vlm_distill.adapters.chat import CAUSAL_LM
+from vlm_distill.adapters.causal_lm import CAUSAL_LM
 from vlm_distill.alignment.pair import pair_report
 from vlm_distill.config import decode
 from vlm_distill.errors import AdapterError, ConfigError

@@ -165,7 +165,7 @@ def test_hidden_states_are_stored_exactly_and_in_bfloat16_with_a_small_error(tmp
     for dtype in ("teacher", "bfloat16"):
         reader = cached_by_author(teacher.plan(tmp_path / dtype, dtype=dtype), items, names=NAMES)
         found = reader.read(ids)[HIDDEN].float()
-        rows = Rows(hidden=found, head=body.adapter.head(body.model))
+        rows = Rows(hidden=found, head=body.head)
         logits[dtype] = rows.logits(rows.project(slice(None))).detach()
         if dtype == "teacher":
             torch.testing.assert_close(found, live, rtol=0, atol=1e-5)
@@ -266,7 +266,7 @@ def test_a_teacher_that_is_not_finite_or_has_another_head_is_refused(tmp_path: P
     other = teacher.body()
     with torch.no_grad():
         other.model.lm_head.weight[0] += 1
-    with pytest.raises(AdapterError, match="a `load_head` of its own"):
+    with pytest.raises(AdapterError, match="not the one that the loaded model has; train without `cache`"):
         fill_cache(replace(teacher.plan(tmp_path / "cache"), body=lambda: other), items, name="x")
 
 

@@ -1,24 +1,29 @@
 """The adapter record: what the rest of the package needs to know about a model family, as functions.
 
-`chat.py` has the generic functions that serve most families, `catalog.py` the known adapters and
-`load_model`.
+Every hook has a generic default (chat.py), so a family writes down only what is special about it, in a file
+of its own; catalog.py has the known ones.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int, Shaped
 from PIL import Image
 from torch import Tensor, nn
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from vlm_distill.adapters.chat import encode_image_text, hidden_states, output_head, sequential_positions
 from vlm_distill.batches import Head, PromptBatch
 from vlm_distill.records import Example
 
 Part = str  # "vision", "projector" or "language"
 Placement = Literal["same_device", "device_map", "cpu_offload"]
+
+PIXELS = "pixel_values"
+FEATURES = "image_features"
+"""The name in `PromptBatch.extras` of features that take the place of pixels, one row per image."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,58 +45,73 @@ class LoadOptions:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Adapter:
-    """A model family.
+    """A model family; the defaults are those of an image-text family that numbers positions sequentially.
 
-    `model_class` and `processor_class` are the classes of transformers that read its folders (a tokenizer for
+    `parts` maps vision, projector and language to module-name prefixes; the longest one that fits wins.
+    `model_class` and `processor_class` are the classes of transformers that read a folder (a tokenizer for
     text models).
+
     `encode(processor, examples, images)` applies the chat template and returns a left-padded batch;
     `images[i]` are the pictures of `examples[i]`. Every prompt is processed alone, so that `extra_counts`
-    follow from the rows it adds. It never truncates. `backbone(model, input_ids, attention_mask,
-    position_ids, extras, cache)` returns hidden states after the final norm, on the device of the ids; a
-    key-value cache of transformers is appended to, and the mask then covers what it holds as well; None keeps
-    nothing. The mask may also say which keys each query sees (block_mask.py).
+    follow from the rows it adds. It never truncates.
     `position_ids(model, input_ids, attention_mask, extras)` returns positions that ignore padding, [b, t], or
     [axes, b, t] for families with several; on every axis a response goes on from the prompt's last one.
-    `head(model)` returns the output layer. `load_head(folder, model)` reads the tensors of the output layer
-    by their name in it (weight, bias) from the files of a model, without the body, for `model` on the meta
-    device; None looks them up by name and shape (output_layer.py). `parts` maps vision, projector and
-    language to module-name prefixes. `vision_features(model, pixels)` returns what the vision tower gives,
-    before the projector, one row per image, for families whose features `vision_features.forward_inputs` can
-    put back; None where images enter in another way. `supports_prefix_sharing` says that several
-    continuations of one prefix can share its cache, which recurrent states do not allow.
+    `backbone(model, tokens, attention_mask, position_ids, extras, cache)` returns hidden states after the
+    final norm, on the device of `tokens`, which are ids or what `insert_features` made of them. A key-value
+    cache of transformers is appended to, and the mask then covers what it holds as well; None keeps nothing.
+    The mask may also say which keys each query sees (models/block_mask.py). Only forward.py calls it, for
+    training, scoring and generation alike.
+    `head(model)` returns the output layer.
+    `supports_prefix_sharing` says that several continuations of one prefix can share its cache, which
+    recurrent states do not allow.
+
+    Three hooks let a frozen vision tower run once per image; None where images enter in another way.
+    `image_features(model, pixels)` returns what the tower (`parts["vision"]`) gives, before the projector,
+    one row per image. `insert_features(model, input_ids, features)` returns the embeddings of a prompt with
+    projected features in the places of its image tokens. `feature_settings(config)` returns the keys and
+    values of the config that decide what of the tower is read; nothing for a model with images of any size.
+
     `state_dict_names(config, name)` returns the name under which a saved tensor is stored; None keeps the
     names of transformers.
     """
 
     name: str
     model_types: tuple[str, ...]
-    model_class: Any
-    processor_class: Any
-    encode: Callable[[Any, Sequence[Example], Sequence[Sequence[Image.Image]]], PromptBatch]
+    parts: Mapping[Part, tuple[str, ...]]
+    model_class: Any = AutoModelForImageTextToText
+    processor_class: Any = AutoProcessor
+    encode: Callable[[Any, Sequence[Example], Sequence[Sequence[Image.Image]]], PromptBatch] = (
+        encode_image_text
+    )
+    position_ids: Callable[
+        [nn.Module, Int[Tensor, "b t"], Int[Tensor, "b t"], Mapping[str, Tensor]], Int[Tensor, "*axes b t"]
+    ] = sequential_positions
     backbone: Callable[
         [
             nn.Module,
-            Int[Tensor, "b t"],
+            Int[Tensor, "b t"] | Float[Tensor, "b t width"],
             Int[Tensor, "b seen"] | Shaped[Tensor, "b 1 t t"],
             Int[Tensor, "*axes b t"],
             Mapping[str, Tensor],
             Any,
         ],
         Float[Tensor, "b t width"],
-    ]
-    position_ids: Callable[
-        [nn.Module, Int[Tensor, "b t"], Int[Tensor, "b t"], Mapping[str, Tensor]], Int[Tensor, "*axes b t"]
-    ]
-    head: Callable[[nn.Module], Head]
-    parts: Mapping[Part, tuple[str, ...]]
-    vision_features: (
+    ] = hidden_states
+    head: Callable[[nn.Module], Head] = output_head
+    supports_prefix_sharing: bool = True
+    image_features: (
         Callable[
             [nn.Module, Float[Tensor, "image channel height width"]], Float[Tensor, "image token features"]
         ]
         | None
     ) = None
-    supports_prefix_sharing: bool = True
-    load_head: Callable[[Path, nn.Module], Mapping[str, Tensor]] | None = None
+    insert_features: (
+        Callable[
+            [nn.Module, Int[Tensor, "b t"], Float[Tensor, "image token features"]], Float[Tensor, "b t width"]
+        ]
+        | None
+    ) = None
+    feature_settings: Callable[[Any], Mapping[str, Any]] | None = None
     state_dict_names: Callable[[Any, str], str] | None = None
 
 
@@ -102,7 +122,7 @@ class LoadedModel:
     `fingerprint` is the hash of weights and processor files; `stop_ids` end a generated response.
     `image_token_ids` stand for image features: generation must never emit one, because a response that holds
     one cannot be forwarded again. `vision_cache`, where given, replaces the pixels of encoded prompts by
-    features of the tower (vision_cache.py).
+    features of the tower (models/vision_cache.py).
     """
 
     adapter: Adapter
@@ -121,6 +141,11 @@ class LoadedModel:
         model: Any = self.model
         device: torch.device = model.get_input_embeddings().weight.device
         return device
+
+    @property
+    def head(self) -> Head:
+        """The output layer, the live parameters."""
+        return self.adapter.head(self.model)
 
     def encode(self, examples: Sequence[Example], images: Sequence[Sequence[Image.Image]]) -> PromptBatch:
         prompts = self.adapter.encode(self.processor, examples, images)

@@ -8,13 +8,14 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from vlm_distill.adapters.adapter import Adapter
-from vlm_distill.adapters.chat import CAUSAL_LM
+from vlm_distill.adapters.causal_lm import CAUSAL_LM
+from vlm_distill.adapters.hyperclovax import HYPERCLOVAX
 from vlm_distill.adapters.llava import LLAVA
 from vlm_distill.adapters.qwen_vl import QWEN_VL
 from vlm_distill.errors import AdapterError, did_you_mean
 
 ENTRY_POINTS = "vlm_distill.adapters"
-ADAPTERS: dict[str, Adapter] = {"causal_lm": CAUSAL_LM, "llava": LLAVA, "qwen_vl": QWEN_VL}
+ADAPTERS = {adapter.name: adapter for adapter in (CAUSAL_LM, HYPERCLOVAX, LLAVA, QWEN_VL)}
 
 
 def find_adapter(model_type: str) -> Adapter:

@@ -1,10 +1,11 @@
 """The generic path for Hugging Face text and image-text models: most families need nothing else.
 
-Prompts go through the model's own chat template and processor. Which family a folder belongs to is decided in
-catalog.py.
+These functions are the defaults of the adapter record. Prompts go through the model's own chat template and
+processor. Which family a folder belongs to is decided in catalog.py.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import inspect
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,17 +13,8 @@ from jaxtyping import Float, Int, Shaped
 from jinja2 import TemplateError
 from PIL import Image as Picture
 from torch import Tensor, nn
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
-    AutoProcessor,
-    AutoTokenizer,
-    Cache,
-)
+from transformers import Cache
 
-from vlm_distill.adapters.adapter import Adapter
-from vlm_distill.adapters.key_values import cache_argument
-from vlm_distill.adapters.vision_features import forward_inputs
 from vlm_distill.batches import Head, PromptBatch
 from vlm_distill.errors import AdapterError, one_line
 from vlm_distill.records import Example, Text
@@ -129,6 +121,7 @@ def pad_id(tokenizer: Any) -> int:
 def pad_prompts(encodings: Sequence[Encoding], *, pad_id: int) -> PromptBatch:
     """Return prompts that were encoded one by one (batch axis 1) as one left-padded batch."""
     width = max(encoding["input_ids"].shape[1] for encoding in encodings)
+    # From one [1, token] each to [prompt, width].
     input_ids = torch.full((len(encodings), width), pad_id, dtype=torch.long)
     attention_mask = torch.zeros((len(encodings), width), dtype=torch.long)
     for row, encoding in enumerate(encodings):
@@ -146,24 +139,48 @@ def pad_prompts(encodings: Sequence[Encoding], *, pad_id: int) -> PromptBatch:
 
 def hidden_states(
     model: nn.Module,
-    input_ids: Int[Tensor, "b t"],
+    tokens: Int[Tensor, "b t"] | Float[Tensor, "b t width"],
     attention_mask: Int[Tensor, "b seen"] | Shaped[Tensor, "b 1 t t"],
     position_ids: Int[Tensor, "*axes b t"],
     extras: Mapping[str, Tensor],
     cache: Cache | None,
 ) -> Float[Tensor, "b t width"]:
-    """Return the hidden states after the final norm and compute no logits; `cache` grows by the tokens."""
+    """Return the hidden states after the final norm and compute no logits; `cache` grows by the tokens.
+
+    Floating-point extras get the dtype of the model, because processors make float32 pixels.
+
+    Raises:
+        AdapterError: the model does not fill the cache that it is given.
+    """
     base: Any = model.base_model
+    dtype = dtype_of(model)
+    # The name of the cache since transformers 5.24, and the one before.
+    cache_name = "cache" if "cache" in inspect.signature(base.forward).parameters else "past_key_values"
     output = base(
         attention_mask=attention_mask,
         position_ids=position_ids,
         use_cache=cache is not None,
-        **cache_argument(base, cache),
-        **forward_inputs(model, input_ids, extras),
+        **{cache_name: cache, "inputs_embeds" if tokens.is_floating_point() else "input_ids": tokens},
+        **{
+            name: value.to(dtype) if value.is_floating_point() else value
+            for name, value in extras.items()
+            # A selection of prompts without images still carries their empty tensors.
+            if len(value)
+        },
     )
+    if cache is not None and cache_name not in output:
+        raise AdapterError(
+            f"{type(model).__name__}: it keeps no key-value cache of transformers, so nothing can continue "
+            "a prompt; choose another model"
+        )
     hidden: Tensor = output.last_hidden_state
     # The last layer may live on another device than the first.
-    return hidden.to(input_ids.device)
+    return hidden.to(tokens.device)
+
+
+def dtype_of(model: nn.Module) -> torch.dtype:
+    """Return the dtype of the model's first floating-point weight; quantised weights are integers."""
+    return next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
 
 
 def sequential_positions(
@@ -214,40 +231,3 @@ def find_image_token_ids(config: Any) -> tuple[int, ...]:
     """Return the ids whose embeddings are replaced by image features; a response must never contain one."""
     found = getattr(config, "image_token_id", None)
     return () if found is None else (int(found),)
-
-
-def image_text_adapter(
-    name: str,
-    model_types: tuple[str, ...],
-    *,
-    parts: Mapping[str, tuple[str, ...]],
-    vision_features: Callable[..., Tensor] | None = None,
-    state_dict_names: Callable[[Any, str], str] | None = None,
-) -> Adapter:
-    """Return the adapter of an image-text family that numbers positions sequentially."""
-    return Adapter(
-        name=name,
-        model_types=model_types,
-        model_class=AutoModelForImageTextToText,
-        processor_class=AutoProcessor,
-        encode=encode_image_text,
-        backbone=hidden_states,
-        position_ids=sequential_positions,
-        head=output_head,
-        parts=parts,
-        vision_features=vision_features,
-        state_dict_names=state_dict_names,
-    )
-
-
-CAUSAL_LM = Adapter(
-    name="causal_lm",
-    model_types=(),
-    model_class=AutoModelForCausalLM,
-    processor_class=AutoTokenizer,
-    encode=encode_text,
-    backbone=hidden_states,
-    position_ids=sequential_positions,
-    head=output_head,
-    parts={"language": ("",)},
-)

@@ -11,10 +11,8 @@ from typing import Any
 
 from jaxtyping import Int
 from torch import Tensor, nn
-from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from vlm_distill.adapters.adapter import Adapter
-from vlm_distill.adapters.chat import encode_image_text, hidden_states, output_head
 
 
 def multi_axis_positions(
@@ -38,20 +36,15 @@ def multi_axis_positions(
         mm_token_type_ids=(input_ids_on_cpu == base.config.image_token_id).int(),
         image_grid_thw=None if grids is None else grids.cpu(),
         attention_mask=attention_mask.cpu(),
-    )[0]
+    )[0]  # [axis, b, t]
     return positions.to(input_ids.device)
 
 
 QWEN_VL = Adapter(
     name="qwen_vl",
     model_types=("qwen2_vl", "qwen2_5_vl", "qwen3_vl"),
-    model_class=AutoModelForImageTextToText,
-    processor_class=AutoProcessor,
-    encode=encode_image_text,
-    backbone=hidden_states,
     position_ids=multi_axis_positions,
-    head=output_head,
-    # The projector lies inside the tower; the longest prefix that fits wins.
+    # The projector lies inside the tower.
     parts={
         "vision": ("model.visual.",),
         "projector": ("model.visual.merger.", "model.visual.deepstack_merger_list."),

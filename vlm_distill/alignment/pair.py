@@ -13,16 +13,13 @@ import torch
 from PIL import Image as Picture
 
 from vlm_distill.adapters.adapter import LoadedModel
-from vlm_distill.adapters.chat import find_image_token_ids
 from vlm_distill.errors import AdapterError
-from vlm_distill.models.skeleton import PairSide, meta_model
+from vlm_distill.models.placement import is_quantised, meta_model
 from vlm_distill.records import Example, Image, Message, Text
 
 IDENTICAL = "identical tokenizers: ids are shared"
-PROBE_SIZE = (
-    640,
-    480,
-)  # pixels; a common photograph, so that families with dynamic resolution show their cost
+# Pixels of a common photograph, so that families with dynamic resolution show their cost.
+PROBE_SIZE = (640, 480)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,7 +35,6 @@ class PairSideReport:
     vocabulary_width: int
     num_tokens: int
     num_image_tokens: int
-    special_tokens: Mapping[str, int]
     stop_tokens: Mapping[str, int]
 
 
@@ -87,39 +83,24 @@ class PairReport:
         return rows
 
 
-def side_of(loaded: LoadedModel) -> PairSide:
-    """Return the side that a model in memory is; its weights are not touched."""
-    model: Any = loaded.model
-    return PairSide(
-        name=loaded.path,
-        adapter=loaded.adapter,
-        config=model.config,
-        processor=loaded.processor,
-        tokenizer=loaded.tokenizer,
-        stop_ids=loaded.stop_ids,
-    )
-
-
-def pair_report(teacher: LoadedModel | PairSide, student: LoadedModel | PairSide) -> PairReport:
-    """Return how the two models are aligned.
+def pair_report(teacher: LoadedModel, student: LoadedModel) -> PairReport:
+    """Return how the two models are aligned; both may be skeletons.
 
     Raises:
         AdapterError: an id means two tokens, or a token that a response may contain exists on one side only.
     """
-    left = side_of(teacher) if isinstance(teacher, LoadedModel) else teacher
-    right = side_of(student) if isinstance(student, LoadedModel) else student
-    only_teacher, only_student, shared = _compare_vocabularies(left, right)
-    stop = _shared_range(left, right, shared)
+    only_teacher, only_student, shared = _compare_vocabularies(teacher, student)
+    stop = _shared_range(teacher, student, shared)
     return PairReport(
         route=IDENTICAL,
-        teacher=_describe(left),
-        student=_describe(right),
+        teacher=_describe(teacher),
+        student=_describe(student),
         vocabulary=slice(0, stop),
-        suppressed_ids=_suppressed_ids(left, right, stop),
+        suppressed_ids=_suppressed_ids(teacher, student, stop),
         num_beyond=len(shared) - stop,
         only_teacher=only_teacher,
         only_student=only_student,
-        added_stops=tuple(stop for stop in left.stop_ids if stop not in right.stop_ids),
+        added_stops=tuple(stop for stop in teacher.stop_ids if stop not in student.stop_ids),
     )
 
 
@@ -134,7 +115,7 @@ def share_stops(student: LoadedModel, teacher: LoadedModel) -> LoadedModel:
 
 
 def _compare_vocabularies(
-    teacher: PairSide, student: PairSide
+    teacher: LoadedModel, student: LoadedModel
 ) -> tuple[tuple[str, ...], tuple[str, ...], dict[int, str]]:
     """Return the added tokens that stand on one side only (or elsewhere), and the shared tokens by id."""
     theirs, ours = teacher.tokenizer.get_vocab(), student.tokenizer.get_vocab()
@@ -145,14 +126,14 @@ def _compare_vocabularies(
     wrong = sorted({*only_teacher, *only_student} - added)
     if wrong:
         raise AdapterError(
-            f"{teacher.name} and {student.name}: token sets do not match: {len(wrong)} of "
+            f"{teacher.path} and {student.path}: token sets do not match: {len(wrong)} of "
             f"{len(theirs.keys() | ours.keys())} tokens differ (first: {wrong[:5]}); build the student with "
             "the teacher's tokenizer (student.build.tokenizer: teacher) or choose one of its family"
         )
     return tuple(sorted(only_teacher)), tuple(sorted(only_student)), shared
 
 
-def _shared_range(teacher: PairSide, student: PairSide, shared: Mapping[int, str]) -> int:
+def _shared_range(teacher: LoadedModel, student: LoadedModel, shared: Mapping[int, str]) -> int:
     """Return n so that all ids below n are shared; behind it may be added tokens that no response needs."""
     width = min(_width(teacher), _width(student))
     stop = next(token_id for token_id in range(width + 1) if token_id == width or token_id not in shared)
@@ -164,17 +145,16 @@ def _shared_range(teacher: PairSide, student: PairSide, shared: Mapping[int, str
     if lost:
         first = [needed[token_id] for token_id in lost[:5]]
         raise AdapterError(
-            f"{teacher.name} and {student.name}: only ids below {stop} mean the same token and lie "
+            f"{teacher.path} and {student.path}: only ids below {stop} mean the same token and lie "
             f"inside both output layers, but responses need {len(lost)} more (first: {first}); "
             "use one tokenizer for both models (student.build.tokenizer: teacher)"
         )
     return stop
 
 
-def _suppressed_ids(teacher: PairSide, student: PairSide, stop: int) -> tuple[int, ...]:
+def _suppressed_ids(teacher: LoadedModel, student: LoadedModel, stop: int) -> tuple[int, ...]:
     behind = range(stop, max(_width(teacher), _width(student)))
-    placeholders = {*find_image_token_ids(teacher.config), *find_image_token_ids(student.config)}
-    return tuple(sorted({*behind, *placeholders}))
+    return tuple(sorted({*behind, *teacher.image_token_ids, *student.image_token_ids}))
 
 
 def _added_tokens(tokenizer: Any) -> set[str]:
@@ -183,37 +163,38 @@ def _added_tokens(tokenizer: Any) -> set[str]:
     )
 
 
-def _width(side: PairSide) -> int:
-    return int(side.config.get_text_config().vocab_size)
+def _width(loaded: LoadedModel) -> int:
+    config: Any = loaded.model.config
+    return int(config.get_text_config().vocab_size)
 
 
-def _describe(side: PairSide) -> PairSideReport:
-    tokenizer = side.tokenizer
+def _describe(loaded: LoadedModel) -> PairSideReport:
+    tokenizer = loaded.tokenizer
     return PairSideReport(
-        name=side.name,
-        num_parameters=count_parameters(side),
-        vocabulary_width=_width(side),
+        name=loaded.path,
+        num_parameters=count_parameters(loaded),
+        vocabulary_width=_width(loaded),
         num_tokens=len(tokenizer),
-        num_image_tokens=num_image_tokens(side),
-        special_tokens={
-            token: tokenizer.convert_tokens_to_ids(token) for token in tokenizer.all_special_tokens
-        },
-        stop_tokens={tokenizer.convert_ids_to_tokens(stop): stop for stop in side.stop_ids},
+        num_image_tokens=num_image_tokens(loaded),
+        stop_tokens={tokenizer.convert_ids_to_tokens(stop): stop for stop in loaded.stop_ids},
     )
 
 
-def count_parameters(side: PairSide) -> int:
-    """Return how many parameters the model has, tied ones once; nothing is allocated."""
-    return sum(parameter.numel() for parameter in meta_model(side).parameters())
+def count_parameters(loaded: LoadedModel) -> int:
+    """Return how many parameters the model has, tied ones once and those of a quantised one as they were."""
+    model: Any = loaded.model
+    if is_quantised(model):
+        model = meta_model(loaded.adapter.model_class, model.config)
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
-def num_image_tokens(side: PairSide) -> int:
+def num_image_tokens(loaded: LoadedModel) -> int:
     """Return how many prompt tokens a probe image of common size costs, 0 for a text model."""
-    placeholders = find_image_token_ids(side.config)
-    if not placeholders:
+    if not loaded.image_token_ids:
         return 0
     probe = Example(
         id="probe", messages=(Message(role="user", content=(Image(), Text(text="?"))),), images=("probe",)
     )
-    prompts = side.adapter.encode(side.processor, [probe], [[Picture.new("RGB", PROBE_SIZE, "gray")]])
-    return int(torch.isin(prompts.input_ids, torch.tensor(placeholders)).sum())
+    picture = Picture.new("RGB", PROBE_SIZE, "gray")
+    prompts = loaded.adapter.encode(loaded.processor, [probe], [[picture]])
+    return int(torch.isin(prompts.input_ids, torch.tensor(loaded.image_token_ids)).sum())

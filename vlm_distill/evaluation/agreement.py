@@ -109,7 +109,7 @@ def _shared_columns(
 ) -> Int[Tensor, " shared"] | slice:
     if vocabulary is not None:
         return vocabulary
-    widths = [len(model.adapter.head(model.model).weight) for model in (student, teacher)]
+    widths = [len(model.head.weight) for model in (student, teacher)]
     if widths[0] != widths[1]:
         raise AdapterError(
             f"agreement: the student's output layer has {widths[0]} rows, the teacher's {widths[1]}; "
@@ -155,7 +155,7 @@ def _rows(
 def _head_rows(
     loaded: LoadedModel, hidden: Float[Tensor, "row width"], columns: Int[Tensor, " shared"] | slice
 ) -> Rows:
-    head = loaded.adapter.head(loaded.model)
+    head = loaded.head
     ids = columns if isinstance(columns, slice) else columns.to(hidden.device)
     return Rows(hidden=hidden.to(head.weight.dtype), head=head, vocabulary=ids)
 

@@ -1,7 +1,7 @@
 """The decode loop: one prefill per prompt, a KV cache shared by its samples, finished rows taken out.
 
-`model.generate` has neither per-row seeds nor a prefill shared by n samples, hence a loop of our own on the
-model's forward.
+`model.generate` has neither per-row seeds nor a prefill shared by n samples, hence a loop of our own on
+forward.py, so that what is sampled comes from the body and the output layer that training sees.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,9 +14,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from vlm_distill.adapters.adapter import LoadedModel
-from vlm_distill.adapters.key_values import cache_argument, cache_of
-from vlm_distill.adapters.vision_features import forward_inputs
-from vlm_distill.batches import PromptBatch
+from vlm_distill.batches import Head, PromptBatch
+from vlm_distill.forward import CachedPrefix, forward_prompts
 from vlm_distill.generation.engine import Sampling
 from vlm_distill.generation.growing_cache import grow_in_place
 from vlm_distill.generation.sampling import choose_tokens
@@ -79,9 +78,9 @@ def decode_batch(
     device = prompts.input_ids.device
     decoded = _undecoded(len(prompts.input_ids) * sampling.num_samples, sampling, device)
     uniforms, stop_ids = uniforms.to(device), torch.tensor(loaded.stop_ids, device=device)
-    never = torch.tensor([*own_suppressed_ids(loaded), *suppressed_ids], dtype=torch.long, device=device)
     rows = torch.arange(len(decoded.finish), device=device)  # the rows still in the batch
-    logits, cache, positions, mask = _prefill(loaded, prompts, prompt_of_row=rows // sampling.num_samples)
+    logits, prefix = _prefill(loaded, prompts, prompt_of_row=rows // sampling.num_samples)
+    never = torch.tensor([*own_suppressed_ids(loaded), *suppressed_ids], dtype=torch.long, device=device)
     never = never[never < logits.shape[1]]
     for step in range(sampling.max_new_tokens):
         chosen = choose_tokens(logits.index_fill(1, never, -torch.inf), uniforms[rows, step], sampling)
@@ -98,10 +97,10 @@ def decode_batch(
         if ended.any():
             # Taking rows out at once copies the cache; what it saves in every later step is more.
             live = (~ended).nonzero()[:, 0]
-            rows, chosen, positions, mask = rows[live], chosen[live], positions[..., live, :], mask[live]
-            cache.reorder_cache(live)
-        positions, mask = positions + 1, torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
-        logits = _step(loaded.model, chosen, cache, positions=positions, mask=mask)
+            rows, chosen = rows[live], chosen[live]
+            prefix.select(live)
+        token = chosen[:, None]  # [live, 1]
+        logits = _logits(loaded.head, prefix.extend(token, torch.ones_like(token, dtype=torch.bool)))
     return decoded
 
 
@@ -117,48 +116,20 @@ def _undecoded(num_rows: int, sampling: Sampling, device: torch.device) -> Decod
 
 def _prefill(
     loaded: LoadedModel, prompts: PromptBatch, *, prompt_of_row: Int[Tensor, " row"]
-) -> tuple[Float[Tensor, "row vocab"], Any, Int[Tensor, "*axes row 1"], Int[Tensor, "row prompt_token"]]:
-    """Return, per row: logits after the prompt, cache, position of the last prompt token on every axis, mask.
+) -> tuple[Float[Tensor, "row vocab"], CachedPrefix]:
+    """Return, per row, the logits of its first token, and what continues it.
 
     Every prompt is forwarded once, however many rows continue it.
     """
-    positions = loaded.adapter.position_ids(
-        loaded.model, prompts.input_ids, prompts.attention_mask, prompts.extras
-    )
-    output = loaded.model(
-        attention_mask=prompts.attention_mask,
-        position_ids=positions,
-        use_cache=True,
-        logits_to_keep=1,
-        **forward_inputs(loaded.model, prompts.input_ids, prompts.extras),
-    )
-    cache = cache_of(output)
-    # Unlike batch_repeat_interleave, reorder_cache exists for recurrent states too.
-    cache.reorder_cache(prompt_of_row)
-    grow_in_place(cache)
-    logits, last = output.logits[:, -1], positions[..., prompt_of_row, -1:]
-    return logits[prompt_of_row], cache, last, prompts.attention_mask[prompt_of_row]
+    hidden, prefix = forward_prompts(loaded, prompts)
+    prefix.select(prompt_of_row)
+    grow_in_place(prefix.cache)
+    return _logits(loaded.head, hidden)[prompt_of_row], prefix
 
 
-def _step(
-    model: nn.Module,
-    token_ids: Int[Tensor, " live"],
-    cache: Any,
-    *,
-    positions: Int[Tensor, "*axes live 1"],
-    mask: Int[Tensor, "live seen"],
-) -> Float[Tensor, "live vocab"]:
-    """Return the logits after one more token; `cache` grows by it."""
-    output = model(
-        input_ids=token_ids[:, None],
-        attention_mask=mask,
-        position_ids=positions,
-        use_cache=True,
-        logits_to_keep=1,
-        **cache_argument(model, cache),
-    )
-    logits: Tensor = output.logits[:, -1]
-    return logits
+def _logits(head: Head, hidden: Float[Tensor, "live t width"]) -> Float[Tensor, "live vocab"]:
+    """Return the logits of the token after the last one, beside the hidden states."""
+    return head.logits(hidden[:, -1:])[:, 0].to(hidden.device)
 
 
 def _log_probs(logits: Float[Tensor, "live vocab"], chosen: Int[Tensor, " live"]) -> Float[Tensor, " live"]:

@@ -38,10 +38,8 @@ def choose_tokens(
     """
     if sampling.temperature == 0:
         return logits.argmax(dim=-1)
-    scaled, token_ids = (
-        logits.to(torch.promote_types(logits.dtype, torch.float32)) / sampling.temperature,
-        None,
-    )
+    scaled = logits.to(torch.promote_types(logits.dtype, torch.float32)) / sampling.temperature
+    token_ids = None  # [row, kept] once the columns are no longer in the order of the ids
     if 0 < sampling.top_k < logits.shape[-1]:
         scaled, token_ids = scaled.topk(sampling.top_k, dim=-1)
     elif sampling.top_p < 1:

@@ -77,11 +77,7 @@ class Rows:
         logits = projected
         if not isinstance(self.vocabulary, slice):
             logits = logits.index_select(1, self.vocabulary.to(logits.device))
-        if self.head.scale != 1.0:
-            logits = logits * self.head.scale
-        if self.head.soft_cap is not None:
-            logits = (logits / self.head.soft_cap).tanh() * self.head.soft_cap
-        return logits
+        return self.head.scaled(logits)
 
     def projected_gradient(
         self, gradient: Float[Tensor, "chunk column"], projected: Float[Tensor, "chunk projected"]

@@ -1,4 +1,4 @@
-"""The hash of everything that decides what a model answers."""
+"""The hashes by which a model is known, on disk and in memory."""
 
 import hashlib
 from pathlib import Path
@@ -6,25 +6,21 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from vlm_distill.adapters.adapter import LoadedModel, LoadOptions
+from vlm_distill.adapters.adapter import LoadOptions
 from vlm_distill.files import hash_json, sha256_file
 from vlm_distill.models.gguf import is_gguf
 from vlm_distill.models.names import SETTINGS_FILES
 
 
-def fingerprint(model: Path | str | LoadedModel) -> str:
-    """Return a hash of everything that decides what a model answers.
+def fingerprint(path: Path) -> str:
+    """Return a hash of everything that decides what a model on disk answers.
 
     Of a folder: weights, config, tokenizer and processor files, not their location or other files beside
-    them. Of a GGUF file: the file. Of a model in memory: the bytes of its state dict. The two hashes of one
-    model differ.
+    them. Of a GGUF file: the file.
     """
-    if isinstance(model, LoadedModel):
-        return weights_fingerprint(model.model)
-    folder = Path(model)
-    if is_gguf(folder):
-        return hash_json({"gguf": sha256_file(folder)})
-    files = [folder / name for name in SETTINGS_FILES] + sorted(folder.glob("*.safetensors"))
+    if is_gguf(path):
+        return hash_json({"gguf": sha256_file(path)})
+    files = [path / name for name in SETTINGS_FILES] + sorted(path.glob("*.safetensors"))
     return hash_json({path.name: sha256_file(path) for path in files if path.is_file()})
 
 
@@ -36,6 +32,7 @@ def model_fingerprint(path: Path, options: LoadOptions) -> str:
 
 
 def weights_fingerprint(model: nn.Module) -> str:
+    """Return a hash of the state dict of a model in memory, which differs from that of its files."""
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())

@@ -1,10 +1,16 @@
-"""Where the decoder layers of a language model are: what shrinking cuts and offloading moves."""
+"""Where the decoder and its layers are in a model: what shrinking cuts, offloading moves and masks reach."""
 
 from typing import Any
 
 from torch import nn
 
 from vlm_distill.errors import AdapterError
+
+
+def decoder_of(model: nn.Module) -> Any:
+    """Return the (inner) language model without its output layer."""
+    loaded: Any = model
+    return loaded.get_decoder() if hasattr(loaded, "get_decoder") else loaded.base_model
 
 
 def find_layers(model: nn.Module) -> str:
@@ -15,7 +21,7 @@ def find_layers(model: nn.Module) -> str:
     """
     loaded: Any = model
     count = int(loaded.config.get_text_config().num_hidden_layers)
-    decoder = loaded.get_decoder() if hasattr(loaded, "get_decoder") else loaded.base_model
+    decoder = decoder_of(model)
     prefix = next((name for name, module in model.named_modules() if module is decoder), None)
     found = [
         f"{prefix}.{name}".lstrip(".")

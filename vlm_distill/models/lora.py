@@ -17,6 +17,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from vlm_distill.adapters.adapter import LoadedModel, Part
 from vlm_distill.config import Record
 from vlm_distill.errors import AdapterError, did_you_mean
+from vlm_distill.models.placement import is_quantised
 
 NAME = "lora"
 
@@ -58,7 +59,7 @@ def add_lora(loaded: LoadedModel, lora: Mapping[Part, Lora], *, seed: int) -> No
     Raises:
         AdapterError: the family has no such component, it has no linear layer, or the model is quantised.
     """
-    if getattr(loaded.model, "hf_quantizer", None) is not None:
+    if is_quantised(loaded.model):
         raise AdapterError(
             f"{loaded.path}: its weights are quantised, so LoRA could not be merged into them; "
             "start from the model's unquantised weights"
@@ -81,7 +82,7 @@ def _linear_layers(loaded: LoadedModel, part: Part) -> dict[str, nn.Linear]:
             f"train.trainable.{part}: family {loaded.adapter.name!r} has no such component; "
             f"{did_you_mean(part, parts)}"
         )
-    head = loaded.adapter.head(loaded.model).weight
+    head = loaded.head.weight
     found = {
         name: module
         for name, module in loaded.model.named_modules()

@@ -1,7 +1,7 @@
 """The output layer of a model without its body, for training on what the body said once (a teacher cache).
 
 `light_model` gives a model in which only the output layer has weights: config, tokenizer, processor, stop ids
-and fingerprint are those of the whole model, and the adapter's `head` works as ever.
+and fingerprint are those of the whole model, and `head` works as ever.
 """
 
 from dataclasses import replace
@@ -37,7 +37,7 @@ def light_model(name: str, options: LoadOptions) -> LoadedModel:
         whole = load_model(name, LoadOptions(dtype=options.dtype))
         read = _tensors(whole.model)
     else:
-        read = dict((light.adapter.load_head or read_head)(path, light.model))
+        read = read_head(path, light.model)
     dtype = _dtype(light.model, options.dtype, next(iter(read.values())).dtype)
     layer: Any = output_layer(light.model.to(dtype))
     for part, value in read.items():
@@ -65,7 +65,7 @@ def require_same_head(light: LoadedModel, whole: LoadedModel) -> None:
     if not same:
         raise AdapterError(
             f"{light.path}: its output layer as it stands in the files is not the one that the loaded model "
-            "has; give the adapter of its family a `load_head` of its own, or train without `cache`"
+            "has; train without `cache`"
         )
 
 

@@ -46,13 +46,29 @@ def placement_arguments(model_class: Any, config: Any, options: LoadOptions) -> 
     if options.placement == "device_map":
         arguments["device_map"] = "auto"
     elif options.placement == "cpu_offload":
-        with torch.device("meta"):
-            skeleton = model_class.from_config(config, trust_remote_code=options.trust_remote_code)
+        skeleton = meta_model(model_class, config, trust_remote_code=options.trust_remote_code)
         arguments["device_map"] = offload_map(skeleton, options.device)
     elif options.quantisation is not None:
         # Quantised weights cannot always move afterwards.
         arguments["device_map"] = {"": options.device}
     return arguments
+
+
+def meta_model(model_class: Any, config: Any, *, trust_remote_code: bool = False) -> nn.Module:
+    """Return the model of a config in eval mode and on the meta device: nothing is read or allocated."""
+    with torch.device("meta"):
+        model: nn.Module = model_class.from_config(config, trust_remote_code=trust_remote_code)
+    return model.eval()
+
+
+def is_quantised(model: nn.Module) -> bool:
+    """Return whether its weights are stored in fewer bits: not to be read, counted or changed as they are."""
+    return getattr(model, "hf_quantizer", None) is not None
+
+
+def has_plain_weights(model: nn.Module) -> bool:
+    """Return whether all weights are there to be read, neither quantised nor offloaded."""
+    return not is_quantised(model) and not any(parameter.is_meta for parameter in model.parameters())
 
 
 def offload_map(model: nn.Module, device: str) -> dict[str, str]:
@@ -96,7 +112,7 @@ def quantization_config(values: Mapping[str, Any]) -> Any:
     # TorchAoConfig asserts, HqqConfig looks for keys.
     except (TypeError, ValueError, KeyError, AssertionError, ImportError) as error:
         raise AdapterError(
-            f"quantisation: transformers refuses it: {type(error).__name__}: {' '.join(str(error).split())}"
+            f"quantisation: transformers refuses it: {type(error).__name__}: {one_line(error)}"
         ) from None
     # Several of these configs drop what they do not know.
     options = inspect.signature(type(config).__init__).parameters.keys() - {"self", "kwargs"}

@@ -15,13 +15,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vlm_distill.adapters.adapter import LoadedModel
-from vlm_distill.adapters.vision_features import FEATURES, PIXELS
+from vlm_distill.adapters.adapter import FEATURES, PIXELS, LoadedModel
 from vlm_distill.batches import PromptBatch
 from vlm_distill.errors import AdapterError
 from vlm_distill.files import hash_json
 from vlm_distill.models.feature_store import FeatureStore
 from vlm_distill.models.fingerprint import weights_fingerprint
+from vlm_distill.models.placement import has_plain_weights, is_quantised
 
 ENCODED_TOGETHER = 32
 # Keys of a tower's config that do not change what it computes beyond rounding.
@@ -46,7 +46,7 @@ class CachedTower:
         found |= self._compute(loaded, missing)
         self.cache.num_computed += len(missing)
         self.cache.num_found += len(keys) - len(missing)
-        features = torch.stack([found[key] for key in keys])
+        features = torch.stack([found[key] for key in keys])  # [image, token, features]
         _require_places(loaded, prompts, features)
         return replace(
             prompts,
@@ -62,8 +62,7 @@ class CachedTower:
     @torch.inference_mode(False)
     @torch.no_grad()
     def _compute(self, loaded: LoadedModel, pixels: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        model: Any = loaded.model
-        tower, encode = model.base_model.vision_tower, loaded.adapter.vision_features
+        tower, encode = _tower(loaded), loaded.adapter.image_features
         assert encode is not None
         was_training = tower.training
         # On a CPU a resumed run repeats every bit, whatever was in the cache: each image runs alone.
@@ -95,13 +94,9 @@ def why_not_cached(loaded: LoadedModel) -> str:
     """Return the reason why features of this model cannot be kept, empty where they can."""
     if "vision" not in loaded.adapter.parts:
         return "the model reads text only"
-    if loaded.adapter.vision_features is None:
+    if loaded.adapter.feature_settings is None:
         return f"family {loaded.adapter.name!r} does not hand its images over as one row of features each"
-    model: Any = loaded.model
-    if (
-        not hasattr(model.config.vision_config, "image_size")
-        or model.config.vision_config.model_type == "pixtral"
-    ):
+    if not _feature_settings(loaded):
         return "its tower reads images of any size"
     return ""
 
@@ -114,17 +109,25 @@ def without_vision_cache(loaded: LoadedModel) -> LoadedModel:
 def tower_key(loaded: LoadedModel) -> str:
     """Return the hash of what decides a tower's features: weights, dtype and config, layers and tokens."""
     model: Any = loaded.model
-    tower, config = model.base_model.vision_tower, model.config
-    # Quantised and offloaded weights are not there to be read as they are.
-    is_plain = getattr(model, "hf_quantizer", None) is None and not any(p.is_meta for p in tower.parameters())
+    tower, reading = _tower(loaded), _feature_settings(loaded)
+    is_plain = has_plain_weights(tower) and not is_quantised(model)
     weights = weights_fingerprint(tower) if is_plain else [loaded.fingerprint, str(model.dtype)]
     settings = {
         name: value
         for name, value in tower.config.to_dict().items()
         if not name.startswith("_") and name not in INCIDENTAL
     }
-    reading = [config.vision_feature_layer, config.vision_feature_select_strategy]
-    return hash_json([type(tower).__name__, weights, settings, reading])[:32]
+    return hash_json([type(tower).__name__, weights, settings, list(reading.values())])[:32]
+
+
+def _tower(loaded: LoadedModel) -> Any:
+    (prefix,) = loaded.adapter.parts["vision"]
+    return loaded.model.get_submodule(prefix.removesuffix("."))
+
+
+def _feature_settings(loaded: LoadedModel) -> Mapping[str, Any]:
+    assert loaded.adapter.feature_settings is not None
+    return loaded.adapter.feature_settings(loaded.model.config)
 
 
 def _hash(pixels: Float[Tensor, "channel height width"]) -> str:
@@ -141,11 +144,10 @@ def _require_places(
     loaded: LoadedModel, prompts: PromptBatch, features: Float[Tensor, "image token features"]
 ) -> None:
     """Refuse prompts with more or fewer image tokens than features: masked_scatter would not notice."""
-    model: Any = loaded.model
-    places = int((prompts.input_ids == model.config.image_token_id).sum())
+    places = int(torch.isin(prompts.input_ids, torch.tensor(loaded.image_token_ids)).sum())
     if places != features.shape[0] * features.shape[1]:
         raise AdapterError(
             f"{loaded.path}: its processor made {places} image tokens for {features.shape[0]} images of "
             f"{features.shape[1]} features each; they must agree: check patch_size and "
-            "vision_feature_select_strategy of its processor"
+            f"{', '.join(_feature_settings(loaded))} of its processor and config"
         )

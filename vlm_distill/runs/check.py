@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from vlm_distill.adapters.adapter import LoadedModel
-from vlm_distill.alignment.pair import PairReport, num_image_tokens, pair_report, side_of
+from vlm_distill.alignment.pair import PairReport, num_image_tokens, pair_report
 from vlm_distill.config import dump_yaml
 from vlm_distill.data.recipe import Recipe
 from vlm_distill.evaluation.task import load_suite, load_task
@@ -66,7 +66,7 @@ def _cache(config: RunConfig, found: Inspected) -> list[str]:
     assert config.cache is not None
     assert config.teacher is not None
     assert found.teacher is not None
-    head = found.teacher.adapter.head(found.teacher.model).weight
+    head = found.teacher.head.weight
     known = head.dtype if config.teacher.dtype == "auto" else getattr(torch, config.teacher.dtype)
     size = bytes_per_token(config.cache, found.teacher, dtype=known)
     layer = head.numel() * known.itemsize / 2**20
@@ -81,7 +81,7 @@ def _memory(
 ) -> list[str]:
     """Return the estimate for one kind of stage: responses of full length, one probe image a prompt."""
     built, sampling = objective.build(), config.generate.sampling
-    image = num_image_tokens(side_of(found.student))
+    image = num_image_tokens(found.student)
     tokens = MicroBatchShape(
         prompt=TEXT_TOKENS + image,
         image=image,

@@ -197,7 +197,7 @@ class Evaluator:
         *,
         divergence: ForwardKL | ReverseKL = FORWARD_KL,
     ) -> Agreement:
-        width = len(student.adapter.head(student.model).weight)
+        width = len(student.head.weight)
         answers = Answers(
             examples=held_out.examples,
             responses=held_out.responses,

@@ -86,7 +86,7 @@ def estimate(
     size = train.prompts_per_forward(prefixes * tokens.prompt + tokens.responses * tokens.response)
     device["activations"] = _activations(shadow, train, tokens, size=size)
     rows = size * tokens.responses * tokens.response
-    vocabulary = len(student.adapter.head(shadow.model).weight)
+    vocabulary = len(shadow.head.weight)
     device["loss"] = min(train.loss_byte_budget, rows * vocabulary * BYTES_PER_LOGIT)
     host: dict[str, int] = {}
     if teacher is not None:

@@ -7,11 +7,11 @@ package.
 import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from pydantic import Discriminator, Field, Tag
+from pydantic import Field
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -24,7 +24,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from vlm_distill.adapters.adapter import LoadedModel, LoadOptions
-from vlm_distill.adapters.chat import CAUSAL_LM, find_stop_ids, output_head, pad_id
+from vlm_distill.adapters.chat import find_stop_ids, output_head, pad_id
 from vlm_distill.adapters.llava import LLAVA
 from vlm_distill.config import Record
 from vlm_distill.errors import AdapterError, did_you_mean, one_line
@@ -57,16 +57,7 @@ class ScratchLanguage(Record):
     tie_word_embeddings: bool = True
 
 
-def _language_type(value: Any) -> str:
-    keys = value if isinstance(value, dict) else type(value).model_fields
-    return "PretrainedLanguage" if "model" in keys else "ScratchLanguage"
-
-
-LanguageConfig = Annotated[
-    Annotated[PretrainedLanguage, Tag("PretrainedLanguage")]
-    | Annotated[ScratchLanguage, Tag("ScratchLanguage")],
-    Discriminator(_language_type),
-]
+LanguageConfig = PretrainedLanguage | ScratchLanguage
 
 
 class BuildConfig(Record):
@@ -163,7 +154,7 @@ def _choose_tokenizer(
     return with_image_token(tokenizer, image_token=image_token), image_token
 
 
-def _build_language(config: PretrainedLanguage | ScratchLanguage, tokenizer: Any) -> nn.Module:
+def _build_language(config: LanguageConfig, tokenizer: Any) -> nn.Module:
     ids = {
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
@@ -189,7 +180,7 @@ def _build_language(config: PretrainedLanguage | ScratchLanguage, tokenizer: Any
         if on_meta_device()
         else load_model(config.model, LoadOptions(dtype="float32"))
     )
-    if loaded.adapter is not CAUSAL_LM:
+    if set(loaded.adapter.parts) != {"language"}:
         raise AdapterError(f"student.build.language.model: {config.model} is no causal language model")
     _require_same_ids(loaded.tokenizer, tokenizer, name=config.model)
     model: Any = loaded.model

@@ -19,6 +19,7 @@ from vlm_distill.config import Record
 from vlm_distill.errors import AdapterError, one_line
 from vlm_distill.models.layers import find_layers
 from vlm_distill.models.load import load_model, wrap_model
+from vlm_distill.models.placement import has_plain_weights
 from vlm_distill.models.skeleton import SKELETON
 
 WHERE = "student.shrink.layers"
@@ -41,7 +42,8 @@ def shrink_student(config: ShrinkConfig, *, teacher: LoadedModel) -> LoadedModel
         AdapterError: layers that the teacher lacks, or a family in which layers cannot be left out.
     """
     is_skeleton = teacher.fingerprint == SKELETON
-    source: Any = teacher.model if is_skeleton or _is_plain(teacher.model) else _read_again(teacher)
+    is_readable = is_skeleton or has_plain_weights(teacher.model)
+    source: Any = teacher.model if is_readable else load_model(teacher.path, LoadOptions(dtype="auto")).model
     name = find_layers(source)
     num_layers = len(source.get_submodule(name))
     kept = chosen_layers(config.layers, num_layers)
@@ -75,14 +77,6 @@ def chosen_layers(layers: int | tuple[int, ...], num_layers: int) -> list[int]:
     if layers[-1] >= num_layers:
         raise AdapterError(f"{WHERE}: the teacher has layers 0..{num_layers - 1}, got {layers[-1]}")
     return list(layers)
-
-
-def _is_plain(model: Any) -> bool:
-    return getattr(model, "hf_quantizer", None) is None and not any(p.is_meta for p in model.parameters())
-
-
-def _read_again(teacher: LoadedModel) -> nn.Module:
-    return load_model(teacher.path, LoadOptions(dtype="auto")).model
 
 
 def _build(source: Any, num_layers: int, kept: list[int]) -> Any:

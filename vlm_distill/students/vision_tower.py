@@ -1,11 +1,11 @@
 """Chooses the vision tower of a LLaVA student: a model of open_clip, a small one from scratch, or a copy."""
 
-from typing import Annotated, Any
+from typing import Any
 
 import open_clip
 import torch
 from open_clip.transformer import VisionTransformer
-from pydantic import ConfigDict, Discriminator, Field, Tag
+from pydantic import ConfigDict, Field
 from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
@@ -45,22 +45,10 @@ class CopiedTower(Record):
     source: str = Field(alias="from")
 
 
-def _tower_type(value: Any) -> str:
-    keys = value if isinstance(value, dict) else type(value).model_fields
-    if "from" in keys or "source" in keys:
-        return "CopiedTower"
-    return "OpenClipTower" if "name" in keys else "CustomTower"
+TowerConfig = OpenClipTower | CustomTower | CopiedTower
 
 
-TowerConfig = Annotated[
-    Annotated[OpenClipTower, Tag("OpenClipTower")]
-    | Annotated[CustomTower, Tag("CustomTower")]
-    | Annotated[CopiedTower, Tag("CopiedTower")],
-    Discriminator(_tower_type),
-]
-
-
-def build_tower(config: OpenClipTower | CustomTower | CopiedTower, *, teacher: LoadedModel | None) -> Tower:
+def build_tower(config: TowerConfig, *, teacher: LoadedModel | None) -> Tower:
     """Return the tower that `config` describes; random weights come from the global generator of torch."""
     if isinstance(config, CopiedTower):
         return _copy_tower(config.source, teacher)

@@ -94,7 +94,7 @@ class CachePlan:
     @property
     def key(self) -> dict[str, object]:
         """What rows depend on beside the responses; the fingerprint covers processor and tokenizer."""
-        head = self.light.adapter.head(self.light.model)
+        head = self.light.head
         key: dict[str, object] = {"teacher": self.light.fingerprint, "dtype": str(head.weight.dtype)}
         key |= {"tier": self.config.tier}
         if self.config.tier == "hidden":
@@ -107,7 +107,7 @@ class CachePlan:
 
 def bytes_per_token(config: CacheConfig, teacher: LoadedModel, *, dtype: torch.dtype) -> int:
     """Return what a response token takes on disk, headers aside; `dtype` is that of the teacher's numbers."""
-    columns, width = teacher.adapter.head(teacher.model).weight.shape
+    columns, width = teacher.head.weight.shape
     if config.tier == "hidden":
         return width * (2 if config.dtype == "bfloat16" else dtype.itemsize)
     # Ids and log-probabilities, those of the rest and of the response token.
@@ -191,7 +191,7 @@ def _announce(
     plan: CachePlan, items: Sequence[TrainItem], *, num_stored: int, folder: Path, label: str
 ) -> None:
     num_tokens = sum(item.num_tokens for item in items)
-    dtype = plan.light.adapter.head(plan.light.model).weight.dtype
+    dtype = plan.light.head.weight.dtype
     size = num_tokens * bytes_per_token(plan.config, plan.light, dtype=dtype)
     count = sum(len(item.responses) for item in items)
     plan.log(
@@ -271,7 +271,7 @@ def _tensors(
     config = plan.config
     if config.tier == "hidden":
         return {HIDDEN: hidden.cpu().to(torch.bfloat16 if config.dtype == "bfloat16" else hidden.dtype)}
-    rows = Rows(hidden=hidden, head=body.adapter.head(body.model), vocabulary=plan.vocabulary)
+    rows = Rows(hidden=hidden, head=body.head, vocabulary=plan.vocabulary)
     columns = rows.columns(padded.labels)
     # Not only now and then: a chunk of all columns may be as large as the body's own activations.
     chunks = row_chunks(rows, LOGIT_BYTES)
@@ -295,7 +295,7 @@ def _of_chunk(config: CacheConfig, rows: Rows, chunk: slice, columns: Tensor) ->
 def cached_rows(cached: Mapping[str, Tensor], light: LoadedModel, vocabulary: slice) -> TeacherRows:
     """Return what the loss core reads of a teacher from what is cached of a micro-batch."""
     if HIDDEN in cached:
-        head = light.adapter.head(light.model)
+        head = light.head
         return Rows(hidden=cached[HIDDEN].to(head.weight.dtype), head=head, vocabulary=vocabulary)
     if LOG_PROBS in cached:
         return TopRows(

@@ -102,4 +102,4 @@ def model_rows(
 
 
 def _rows(loaded: LoadedModel, hidden: Float[Tensor, "row width"], vocabulary: slice) -> Rows:
-    return Rows(hidden=hidden, head=loaded.adapter.head(loaded.model), vocabulary=vocabulary)
+    return Rows(hidden=hidden, head=loaded.head, vocabulary=vocabulary)

@@ -1,0 +1,18 @@
+"""HyperCLOVA X, a text model that multiplies its logits by the key by which Granite divides."""
+
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from vlm_distill.adapters import chat
+from vlm_distill.adapters.causal_lm import CAUSAL_LM
+from vlm_distill.batches import Head
+
+
+def output_head(model: nn.Module) -> Head:
+    config: Any = model.config
+    return replace(chat.output_head(model), scale=float(config.logits_scaling))
+
+
+HYPERCLOVAX = replace(CAUSAL_LM, name="hyperclovax", model_types=("hyperclovax",), head=output_head)
