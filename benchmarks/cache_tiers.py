@@ -27,7 +27,7 @@ from vlm_distill.generation.engine import Sampling
 from vlm_distill.generation.live import sample_responses
 from vlm_distill.generation.transformers_engine import TransformersEngine
 from vlm_distill.losses import Rows, forward_kl
-from vlm_distill.losses.sparse import TopRows
+from vlm_distill.losses.teacher_rows import TopRows
 from vlm_distill.models.load import load_model
 from vlm_distill.records import Example, Message, Text
 from vlm_distill.teacher_cache.fill import CachePlan, cached_rows, fill_cache

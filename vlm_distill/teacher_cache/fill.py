@@ -22,9 +22,10 @@ from vlm_distill.forward import response_hidden
 from vlm_distill.generation.decoding import evaluating
 from vlm_distill.generation.prompts import unpadded
 from vlm_distill.losses import Objective, Rows, Term
+from vlm_distill.losses.row_blocks import TeacherRows
 from vlm_distill.losses.rows import label_log_probs, row_chunks
-from vlm_distill.losses.sparse import LabelRows, TeacherRows, TopRows, top_rows
 from vlm_distill.losses.targets import Interpolated
+from vlm_distill.losses.teacher_rows import LabelRows, TopRows, top_rows
 from vlm_distill.models.output_layer import require_same_head
 from vlm_distill.processes import num_processes, on_main, rank, wait
 from vlm_distill.progress import Log, progress

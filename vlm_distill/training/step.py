@@ -13,7 +13,7 @@ from vlm_distill.batches import TrainItem
 from vlm_distill.data.images import ImageLoader
 from vlm_distill.forward import response_hidden, single_forward_hidden
 from vlm_distill.losses import Objective, ObjectiveLoss, Rows
-from vlm_distill.losses.sparse import TeacherRows
+from vlm_distill.losses.row_blocks import TeacherRows
 from vlm_distill.records import Example, Response
 from vlm_distill.teacher_cache.fill import cached_rows
 from vlm_distill.teacher_cache.store import CacheReader
