@@ -26,12 +26,12 @@ from vlm_distill.forward import response_hidden
 from vlm_distill.generation.engine import Sampling
 from vlm_distill.generation.live import sample_responses
 from vlm_distill.generation.transformers_engine import TransformersEngine
-from vlm_distill.losses import Rows, forward_kl
-from vlm_distill.losses.sparse import TopRows
+from vlm_distill.losses import KD, ForwardKL, Rows, Teacher, forward_kl
 from vlm_distill.models.load import load_model
 from vlm_distill.records import Example, Message, Text
-from vlm_distill.teacher_cache.fill import CachePlan, cached_rows, fill_cache
-from vlm_distill.teacher_cache.store import CacheConfig, CacheReader, CacheStore
+from vlm_distill.teacher_cache.fill import CachePlan, fill_cache
+from vlm_distill.teacher_cache.store import CacheReader, CacheStore
+from vlm_distill.teacher_cache.tiers import CacheConfig
 
 PICTURES = "bundled:easy_vqa_teacher"
 IMAGE_SIZE, NUM_PICTURES, NUM_TEXTS = 64, 96, 12
@@ -124,17 +124,18 @@ def errors(
     plan: CachePlan, store: CacheStore, items: Sequence[TrainItem], p: torch.Tensor, q: torch.Tensor
 ) -> dict[str, float | None]:
     """Return the error of the mean KL(p, q), the mean of its errors per token, and KL(p, cached)."""
-    cached = CacheReader([store]).read([one.id for item in items for one in item.responses])
-    rows, direct = cached_rows(cached, plan.light, plan.vocabulary), None
-    if isinstance(rows, Rows):
-        found = rows.logits(rows.project(slice(None))).double()
-        values, direct = forward_kl(q, found), kl_of(p, found)
-    elif isinstance(rows, TopRows):
-        ours, columns = q.log_softmax(dim=1), rows.columns.long()
-        rest = ours.scatter(1, columns, -torch.inf).logsumexp(dim=1, keepdim=True)
-        values = forward_kl(torch.cat([ours.gather(1, columns), rest], dim=1), rows.log_probs.double())
-    else:
+    if plan.tier.serves(KD().build()) is not None:
         return dict.fromkeys(ERRORS)
+    reader = CacheReader([store], tier=plan.tier)
+    tensors = reader.read([one.id for item in items for one in item.responses])
+    head = plan.light.head
+    chunk, direct = plan.tier.rows(tensors, head, plan.vocabulary).chunk(slice(None)), None
+    if (logits := chunk.logits()) is not None:
+        found = logits.double()
+        values, direct = forward_kl(q, found), kl_of(p, found)
+    else:
+        compare = ForwardKL().value_and_gradient
+        values, _ = chunk.block(slice(None)).compare(compare, q.log_softmax(dim=1), Teacher())
     wrong = values - forward_kl(q, p)
     measured = abs(float(wrong.mean())), float(wrong.abs().mean()), direct
     return dict(zip(ERRORS, measured, strict=True))

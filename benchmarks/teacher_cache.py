@@ -33,7 +33,8 @@ from vlm_distill.models.save import save_model
 from vlm_distill.records import Author, Example, Image, Message, Response, Text, response_id
 from vlm_distill.students.build import BuildConfig, build_llava
 from vlm_distill.teacher_cache.fill import CachePlan, fill_cache
-from vlm_distill.teacher_cache.store import CacheConfig, CacheReader
+from vlm_distill.teacher_cache.store import CacheReader
+from vlm_distill.teacher_cache.tiers import CacheConfig
 from vlm_distill.training.config import Trainable, TrainConfig
 from vlm_distill.training.step import Stage
 from vlm_distill.training.trainer import Trainer
@@ -179,7 +180,8 @@ def timed(variant: str, folder: Path, prompts: int, steps: int) -> dict[str, flo
         one = trainer(folder / f"run{os.getpid()}", student, plan.body(), items, plan, None)
     else:
         store = fill_cache(replace(plan, body=_no_body), items, name=PAIRS)
-        one = trainer(folder / f"run{os.getpid()}", student, plan.light, items, plan, CacheReader([store]))
+        reader = CacheReader([store], tier=plan.tier)
+        one = trainer(folder / f"run{os.getpid()}", student, plan.light, items, plan, reader)
 
     def step() -> dict[str, float]:
         one.optimizer_step()

@@ -23,13 +23,13 @@ from vlm_distill.losses import (
     DPO,
     DirectPreference,
     InversePerplexity,
+    NegativeLogLikelihood,
     Objective,
     OneHot,
     PairTerm,
     SimPER,
     Term,
 )
-from vlm_distill.losses.divergences import NegativeLogLikelihood
 
 METHODS = [
     SimPER(),

@@ -30,35 +30,37 @@ def test_sources_satisfy_the_protocol(source) -> None:
     assert isinstance(source, ResponseSource)
     assert source.needs_validation == isinstance(source, AdaptiveOffPolicy)
     assert (source.capacity > 0) == isinstance(source, AdaptiveOffPolicy)
+    assert source.samples != isinstance(source, Stored)
 
 
 def test_stored_never_samples() -> None:
-    assert shares(Stored(), HALF, 0) == {"stored": 1.0}
+    assert shares(Stored(), HALF, 0) == {"off_policy": 1.0}
 
 
 @pytest.mark.parametrize("share", [0.3, 0.5])
 def test_on_policy_samples_its_share(share: float) -> None:
-    assert shares(OnPolicy(share=share), HALF, 0) == {"fresh": share, "stored": 1 - share}
+    assert shares(OnPolicy(share=share), HALF, 0) == {"on_policy": share, "off_policy": 1 - share}
 
 
 def test_the_ends_of_on_policy_are_exact() -> None:
-    assert OnPolicy(share=1.0).draw(1 - 2**-53, START, buffered=0) == "fresh"
-    assert OnPolicy(share=0.0).draw(0.0, START, buffered=0) == "stored"
+    assert OnPolicy(share=1.0).draw(1 - 2**-53, START, buffered=0) == "on_policy"
+    assert OnPolicy(share=0.0).draw(0.0, START, buffered=0) == "off_policy"
     for share in (-0.1, 1.1):
         with pytest.raises(ConfigError, match="expected 0 to 1"):
             OnPolicy(share=share)
 
 
 def test_adaptive_starts_with_stored_responses_only() -> None:
-    assert shares(AdaptiveOffPolicy(), START, 0) == {"stored": 1.0}
+    assert shares(AdaptiveOffPolicy(), START, 0) == {"off_policy": 1.0}
 
 
 def test_adaptive_fills_its_buffer_first_and_then_samples_less_and_less() -> None:
     source = raised(4)
-    assert shares(source, HALF, 999) == {"fresh": 0.4, "stored": 0.6}
-    assert shares(source, START, 1000) == {"fresh": 0.4, "stored": 0.6}
-    assert shares(source, HALF, 1000) == {"buffer": 0.2, "fresh": 0.2, "stored": 0.6}
-    assert shares(source, Clock(step=9, fraction=0.9), 1000) == {"buffer": 0.36, "fresh": 0.04, "stored": 0.6}
+    assert shares(source, HALF, 999) == {"on_policy": 0.4, "off_policy": 0.6}
+    assert shares(source, START, 1000) == {"on_policy": 0.4, "off_policy": 0.6}
+    assert shares(source, HALF, 1000) == {"replay": 0.2, "on_policy": 0.2, "off_policy": 0.6}
+    late = shares(source, Clock(step=9, fraction=0.9), 1000)
+    assert late == {"replay": 0.36, "on_policy": 0.04, "off_policy": 0.6}
 
 
 def test_the_threshold_rises_against_the_loss_of_the_last_rise() -> None:

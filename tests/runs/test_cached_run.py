@@ -16,7 +16,7 @@ from vlm_distill.generation.work import Job
 from vlm_distill.runs import stages
 from vlm_distill.runs.config import ModelConfig
 from vlm_distill.runs.teacher import Teacher
-from vlm_distill.teacher_cache.store import HIDDEN
+from vlm_distill.teacher_cache.tiers import HIDDEN
 from vlm_distill.training.trainer import Trainer
 
 STAGES = ("warmup", "round_1", "round_2", "seqkd")

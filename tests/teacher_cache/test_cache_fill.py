@@ -11,16 +11,16 @@ from tests.stages import KilledError, assert_same, config, load_images, make_ite
 from tests.tiny import fresh, tiny_llava, tiny_text_model
 from vlm_distill.adapters.adapter import LoadedModel, LoadOptions
 from vlm_distill.batches import pad_responses
-from vlm_distill.errors import AdapterError, ConfigError, DataError
+from vlm_distill.errors import AdapterError, DataError
 from vlm_distill.forward import response_hidden
-from vlm_distill.losses import DPO, GKD, KD, TAID, DistiLLM2, Rows, SeqKD, forward_kl
+from vlm_distill.losses import DPO, KD, TAID, DistiLLM2, Rows, forward_kl
 from vlm_distill.models.load import load_model
 from vlm_distill.models.output_layer import light_model
 from vlm_distill.models.save import save_model
 from vlm_distill.records import Example
 from vlm_distill.teacher_cache import fill
-from vlm_distill.teacher_cache.fill import CachePlan, cached_by_author, fill_cache, require_tier
-from vlm_distill.teacher_cache.store import HIDDEN, CacheConfig
+from vlm_distill.teacher_cache.fill import CachePlan, cached_by_author, fill_cache
+from vlm_distill.teacher_cache.tiers import HIDDEN, CacheConfig
 from vlm_distill.training.train import train
 
 NAMES = {"teacher": "teacher", "student": "student_round_1"}
@@ -282,27 +282,3 @@ def test_a_full_disk_is_named_before_anything_is_computed(
     with pytest.raises(DataError, match=r"needs about .* GiB, and 0.0 GiB are free"):
         fill_cache(teacher.plan(tmp_path / "cache"), make_items(), name="x")
     assert teacher.num_loads == 0
-
-
-FITTING = [
-    (SeqKD(), "sampled", None),
-    (DPO(reference="teacher"), "sampled", None),
-    (DistiLLM2(), "top_k", None),
-    (TAID(), "hidden", None),
-    (KD(), "sampled", "compares distributions"),
-    (DistiLLM2(), "sampled", "compares distributions"),
-    (TAID(), "top_k", "lies between all logits"),
-    (GKD(), "hidden", "draws responses during training"),
-    (GKD(on_policy=0.0), "hidden", None),
-]
-
-
-@pytest.mark.parametrize(("objective", "tier", "problem"), FITTING)
-def test_an_objective_that_needs_more_than_the_tier_holds_is_refused(
-    objective: object, tier: str, problem: str | None
-) -> None:
-    if problem is None:
-        require_tier(objective.build(), CacheConfig(tier=tier), name=objective.kind)
-        return
-    with pytest.raises(ConfigError, match=problem):
-        require_tier(objective.build(), CacheConfig(tier=tier), name=objective.kind)

@@ -12,6 +12,7 @@ from tests.stages import response
 from tests.tiny import example
 from vlm_distill.errors import DataError
 from vlm_distill.teacher_cache.store import CachedResponse, CacheReader, CacheStore, content_hash
+from vlm_distill.teacher_cache.tiers import Hidden
 
 KEY = {"teacher": "t", "tier": "hidden"}
 
@@ -30,17 +31,17 @@ def filled(folder: Path) -> CacheStore:
 
 def test_rows_are_joined_by_id_in_any_order(tmp_path: Path) -> None:
     filled(tmp_path)
-    found = CacheReader([CacheStore(tmp_path, KEY)]).read(["c", "a", "a"])["hidden"]
+    found = CacheReader([CacheStore(tmp_path, KEY)], tier=Hidden()).read(["c", "a", "a"])["hidden"]
     assert found[:, 0].tolist() == [99.0] * 3 + [97.0] * 4
     with pytest.raises(DataError, match=r"1 of 2 responses are not in it \(first: x\)"):
-        CacheReader([CacheStore(tmp_path, KEY)]).read(["a", "x"])
+        CacheReader([CacheStore(tmp_path, KEY)], tier=Hidden()).read(["a", "x"])
 
 
 def test_a_response_without_tokens_has_no_rows(tmp_path: Path) -> None:
     store = CacheStore(tmp_path, KEY)
     store.append([rows_of("a", 0), rows_of("b", 1)])
-    assert CacheReader([store]).read(["a"])["hidden"].shape == (0, 3)
-    assert CacheReader([store]).read(["a", "b"])["hidden"].shape == (1, 3)
+    assert CacheReader([store], tier=Hidden()).read(["a"])["hidden"].shape == (0, 3)
+    assert CacheReader([store], tier=Hidden()).read(["a", "b"])["hidden"].shape == (1, 3)
 
 
 def test_stores_of_several_processes_and_of_several_sets_are_read_together(tmp_path: Path) -> None:
@@ -48,7 +49,8 @@ def test_stores_of_several_processes_and_of_several_sets_are_read_together(tmp_p
     CacheStore(tmp_path / "x", KEY, part=1).append([rows_of("b", 1)])
     CacheStore(tmp_path / "y", KEY).append([rows_of("c", 1)])
     stores = [CacheStore(tmp_path / name, KEY, part=2) for name in "xy"]
-    assert CacheReader(stores).read(["c", "b", "a"])["hidden"][:, 0].tolist() == [99.0, 98.0, 97.0]
+    found = CacheReader(stores, tier=Hidden()).read(["c", "b", "a"])["hidden"]
+    assert found[:, 0].tolist() == [99.0, 98.0, 97.0]
     assert stores[0].missing({"a": "c", "b": "c", "z": "c"}) == {"z"}
 
 
@@ -57,7 +59,7 @@ def test_more_shards_than_open_files_are_readable(tmp_path: Path) -> None:
     names = [chr(100 + index) for index in range(80)]
     for name in names:
         store.append([rows_of(name, 1)])
-    reader = CacheReader([store])
+    reader = CacheReader([store], tier=Hidden())
     for _ in range(2):
         assert reader.read(names)["hidden"][:, 0].tolist() == [float(ord(name)) for name in names]
     assert len(reader._handles) <= 64

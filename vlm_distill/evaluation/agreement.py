@@ -21,11 +21,14 @@ from vlm_distill.generation.decoding import evaluating
 from vlm_distill.losses.divergences import ForwardKL, ReverseKL
 from vlm_distill.losses.rows import Rows
 from vlm_distill.records import Example, Response
-from vlm_distill.teacher_cache.store import HIDDEN, CacheReader
+from vlm_distill.teacher_cache.store import CacheReader
+from vlm_distill.teacher_cache.tiers import Hidden
 
 # Logits of one chunk of rows in float32; the divergence needs a few times as much.
 CHUNK_BYTES = 64 * 2**20
 FORWARD_KL = ForwardKL()
+# The tier of a cache that whole distributions can be compared with.
+EXACT = Hidden()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,8 +137,10 @@ def _batch_rows(
     if answers.cache is None:
         of_teacher = _rows(teacher, examples, pictures, padded, columns)
     else:
-        hidden = answers.cache.read([one.id for one in responses])[HIDDEN]
-        of_teacher = _head_rows(teacher, hidden.to(student.device), columns)
+        cached = answers.cache.read([one.id for one in responses])
+        tensors = {name: value.to(student.device) for name, value in cached.items()}
+        head = teacher.head
+        of_teacher = EXACT.rows(tensors, head, _on(student.device, columns))
     _check_labels((of_student, of_teacher), padded)
     return padded, (of_student, of_teacher)
 
@@ -147,17 +152,13 @@ def _rows(
     responses: ResponseBatch,
     columns: Int[Tensor, " shared"] | slice,
 ) -> Rows:
-    device = loaded.device
+    device, head = loaded.device, loaded.head
     hidden = response_hidden(loaded, loaded.encode(examples, pictures).to(device), responses.to(device))
-    return _head_rows(loaded, hidden, columns)
+    return Rows(hidden=hidden.to(head.weight.dtype), head=head, vocabulary=_on(hidden.device, columns))
 
 
-def _head_rows(
-    loaded: LoadedModel, hidden: Float[Tensor, "row width"], columns: Int[Tensor, " shared"] | slice
-) -> Rows:
-    head = loaded.head
-    ids = columns if isinstance(columns, slice) else columns.to(hidden.device)
-    return Rows(hidden=hidden.to(head.weight.dtype), head=head, vocabulary=ids)
+def _on(device: torch.device, columns: Int[Tensor, " shared"] | slice) -> Int[Tensor, " shared"] | slice:
+    return columns if isinstance(columns, slice) else columns.to(device)
 
 
 def _check_labels(rows: Sequence[Rows], responses: ResponseBatch) -> None:

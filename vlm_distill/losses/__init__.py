@@ -19,13 +19,13 @@ from vlm_distill.losses.divergences import (
     Divergence,
     ForwardKL,
     JensenShannon,
-    NegativeLogLikelihood,
     ReverseKL,
-    SampledReverseKL,
     SkewKL,
     SkewReverseKL,
     SymmetricKL,
     TotalVariation,
+)
+from vlm_distill.losses.functional import (
     adaptive_kl,
     alpha_beta,
     cross_entropy,
@@ -36,6 +36,7 @@ from vlm_distill.losses.divergences import (
     skew_reverse_kl,
     total_variation,
 )
+from vlm_distill.losses.label_divergences import NegativeLogLikelihood, SampledReverseKL
 from vlm_distill.losses.linear import linear_divergence
 from vlm_distill.losses.objective import Objective, ObjectiveLoss
 from vlm_distill.losses.pairs import PairTerm

@@ -1,7 +1,7 @@
 """Named methods as compositions of terms: config records whose `build` returns an Objective.
 
-A method that reads stored responses beside fresh ones, or instead of them, takes those of the teacher or the
-references. Methods that prefer one response to another are in preference_methods.py, DistiLLM-2 in
+A method that reads stored responses beside on-policy ones, or instead of them, takes those of the teacher or
+the references. Methods that prefer one response to another are in preference_methods.py, DistiLLM-2 in
 distillm2.py.
 """
 
@@ -16,12 +16,11 @@ from vlm_distill.losses.divergences import (
     Divergence,
     ForwardKL,
     JensenShannon,
-    NegativeLogLikelihood,
     ReverseKL,
-    SampledReverseKL,
     SkewKL,
     SkewReverseKL,
 )
+from vlm_distill.losses.label_divergences import NegativeLogLikelihood, SampledReverseKL
 from vlm_distill.losses.objective import Objective
 from vlm_distill.losses.preference_methods import DPO, SimPER
 from vlm_distill.losses.response_sources import AdaptiveOffPolicy, OnPolicy
@@ -124,7 +123,7 @@ class TAID:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImitKD:
-    """Forward KL on fresh responses of the student. Lin et al., arXiv:2009.07253, without its data half."""
+    """Forward KL on the learning student's responses. Lin et al., arXiv:2009.07253, without its data half."""
 
     kind: Literal["imitkd"] = "imitkd"
     reduction: Reduction = "token"
@@ -136,7 +135,7 @@ class ImitKD:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GKD:
-    """Jensen-Shannon on fresh responses with probability `on_policy`, else on stored ones. arXiv:2306.13649.
+    """Jensen-Shannon, on-policy with probability `on_policy`, else on stored responses. arXiv:2306.13649.
 
     The mean is over each response and then over responses, as in the paper's Eq. 1.
     """
@@ -202,7 +201,7 @@ class DistiLLM:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OnPolicyKD:
-    """Reverse KL on fresh responses of the student.
+    """Reverse KL on the learning student's responses.
 
     `form` "full" sums over the vocabulary at every token, "sampled" is its policy gradient from the sampled
     tokens alone, an unbiased estimate where responses are sampled at temperature 1 without truncation.

@@ -1,250 +1,136 @@
 """Per-token divergences between a teacher p and a student q: logits in, nats out.
 
-Each formula exists once, as a function that also takes one skew per row; the records below give it a name,
-its parameters and a place in configs. Which rows count and how they are averaged is decided in objective.py,
-how logits are made in linear.py.
+A record is a divergence with its parameters, its name in configs and the one place of its formula: `values`,
+which autograd can follow, and `closed_form`, the same with the gradient. Which rows count and how they are
+averaged is decided in objective.py, how logits are made in linear.py.
 
 Support: 0 log 0 = 0. A token that is impossible for one model only (logit -inf) counts at its exact value in
 the skewed divergences, Jensen-Shannon and total variation, with finite gradients; forward and reverse KL
 return inf for that row, and support.py names the token.
 """
 
-import math
-from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal, Protocol, TypeAlias
 
 import torch
-from jaxtyping import Float
+from pydantic import GetPydanticSchema
 from torch import Tensor
 
 from vlm_distill.errors import ConfigError
+from vlm_distill.losses.log_space import (
+    Gradient,
+    Logits,
+    LogProbs,
+    Skew,
+    Values,
+    blend,
+    centred,
+    column,
+    kl_from_log_probs,
+    log_blend,
+    log_probs,
+    weighted,
+)
+from vlm_distill.losses.row_blocks import RowBlock, RowDivergence
+from vlm_distill.losses.targets import RowTarget
 
-Logits: TypeAlias = Float[Tensor, "resp vocab"]
-LogProbs: TypeAlias = Float[Tensor, "resp vocab"]
-Values: TypeAlias = Float[Tensor, " resp"]
-Skew: TypeAlias = float | Float[Tensor, " resp"]
+Parameter: TypeAlias = Annotated[Skew, GetPydanticSchema(lambda _, handler: handler(float))]
+"""A number in configs; `at` puts one per row in its place."""
 
 
-def log_probs(logits: Logits) -> LogProbs:
-    """Return log-probabilities in float32, or in float64 for float64 logits."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(dim=-1)
+class DistributionDivergence(RowDivergence, Protocol):
+    """What all divergences between two distributions share. A record implements `values`.
 
-
-def kl_from_log_probs(log_p: LogProbs, log_q: LogProbs) -> Values:
-    """Return KL(p || q), entropy of p included: zero at p = q, inf where p has mass that q lacks."""
-    impossible = log_p == -torch.inf
-    # The mask comes before the product: 0 * (-inf) is NaN, forwards and backwards.
-    gap = (log_p - log_q).masked_fill(impossible, 0.0)
-    return (log_p.exp() * gap).sum(dim=-1)
-
-
-def log_blend(log_a: LogProbs, log_b: LogProbs, *, weight: Skew) -> LogProbs:
-    """Return log(weight a + (1 - weight) b), with 0 < weight < 1.
-
-    A token that both lack comes out near the smallest finite number instead of -inf, because the gradient of
-    logaddexp is NaN at two infinities; such tokens have no mass to weigh it with.
+    Where it is worth it, a record implements `closed_form` too. With c the derivative of the divergence for
+    log q, the gradient for the logits is q (c - sum q c): a constant in c changes nothing.
     """
-    log_weight, log_rest = _log_weights(weight)
-    floored = log_b.clamp_min(torch.finfo(log_b.dtype).min / 4)
-    return torch.logaddexp(log_a + log_weight, floored + log_rest)
 
+    __slots__ = ()
 
-def _log_weights(weight: Skew) -> tuple[float | Tensor, float | Tensor]:
-    if isinstance(weight, Tensor):
-        return weight.log()[:, None], torch.log1p(-weight)[:, None]
-    return math.log(weight), math.log1p(-weight)
+    def __call__(self, student_logits: Logits, teacher_logits: Logits) -> Values:
+        return self.values(log_probs(student_logits), log_probs(teacher_logits))
 
+    def values(self, log_q: LogProbs, log_p: LogProbs) -> Values: ...
 
-def forward_kl(student_logits: Logits, teacher_logits: Logits) -> Values:
-    """Return KL(p || q)."""
-    return kl_from_log_probs(log_probs(teacher_logits), log_probs(student_logits))
+    def closed_form(self, log_q: LogProbs, log_p: LogProbs) -> tuple[Values, Gradient] | None:
+        """Return values and gradients for the student's logits, new tensors; None leaves it to autograd."""
+        return None
 
+    @torch.no_grad()
+    def value_and_gradient(self, log_q: LogProbs, log_p: LogProbs) -> tuple[Values, Gradient]:
+        """Return the divergence of each row and its gradient for the student's logits, a new tensor.
 
-def reverse_kl(student_logits: Logits, teacher_logits: Logits) -> Values:
-    """Return KL(q || p)."""
-    return kl_from_log_probs(log_probs(student_logits), log_probs(teacher_logits))
+        A row whose log-probabilities are NaN, because a logit was not finite, has the value NaN.
+        """
+        values, gradient = self.closed_form(log_q, log_p) or self._by_autograd(log_q, log_p)
+        # log_softmax makes every entry of such a row NaN; what sets 0 log 0 to 0 may have lost them.
+        lost = log_q[:, 0].isnan() | log_p[:, 0].isnan()
+        return values.masked_fill_(lost, torch.nan), gradient
 
+    def _by_autograd(self, log_q: LogProbs, log_p: LogProbs) -> tuple[Values, Gradient]:
+        with torch.enable_grad():
+            # Log-probabilities are logits, with the same gradient as any others.
+            leaf = log_q.detach().requires_grad_()
+            values = self(leaf, log_p)
+            (gradient,) = torch.autograd.grad(values.sum(), leaf)
+        return values.detach(), gradient
 
-def cross_entropy(student_logits: Logits, teacher_logits: Logits) -> Values:
-    """Return -sum p log q: KL(p || q) plus the entropy of p, inf where p has mass that q lacks."""
-    log_q, log_p = log_probs(student_logits), log_probs(teacher_logits)
-    return -(log_p.exp() * log_q.masked_fill(log_p == -torch.inf, 0.0)).sum(dim=-1)
-
-
-def skew_kl(student_logits: Logits, teacher_logits: Logits, *, alpha: Skew) -> Values:
-    """Return KL(p || alpha p + (1 - alpha) q). DistiLLM, arXiv:2402.03898, Sec. 3.1."""
-    log_q, log_p = log_probs(student_logits), log_probs(teacher_logits)
-    return kl_from_log_probs(log_p, log_blend(log_p, log_q, weight=alpha))
-
-
-def skew_reverse_kl(
-    student_logits: Logits, teacher_logits: Logits, *, alpha: Skew, detach_mixture: bool = False
-) -> Values:
-    """Return KL(q || (1 - alpha) p + alpha q), optionally with q in the mixture as a constant."""
-    log_q, log_p = log_probs(student_logits), log_probs(teacher_logits)
-    mixed_in = log_q.detach() if detach_mixture else log_q
-    return kl_from_log_probs(log_q, log_blend(mixed_in, log_p, weight=alpha))
-
-
-def jensen_shannon(student_logits: Logits, teacher_logits: Logits, *, beta: Skew) -> Values:
-    """Return beta KL(p || m) + (1 - beta) KL(q || m), m = beta p + (1 - beta) q. GKD, arXiv:2306.13649."""
-    log_q, log_p = log_probs(student_logits), log_probs(teacher_logits)
-    log_mixture = log_blend(log_p, log_q, weight=beta)
-    return beta * kl_from_log_probs(log_p, log_mixture) + (1 - beta) * kl_from_log_probs(log_q, log_mixture)
-
-
-def total_variation(student_logits: Logits, teacher_logits: Logits) -> Values:
-    """Return half the L1 distance, in [0, 1]."""
-    return (log_probs(teacher_logits).exp() - log_probs(student_logits).exp()).abs().sum(dim=-1) / 2
-
-
-def adaptive_kl(student_logits: Logits, teacher_logits: Logits, *, head_mass: float) -> Values:
-    """Return forward and reverse KL weighted by the gap on head and tail of p. AKL, arXiv:2404.02657.
-
-    The head is every token, most probable first, whose cumulative p stays within `head_mass`, and always the
-    first one.
-    """
-    log_q, log_p = log_probs(student_logits), log_probs(teacher_logits)
-    with torch.no_grad():
-        p, order = log_p.exp().sort(dim=-1, descending=True, stable=True)
-        gap = (p - log_q.exp().gather(-1, order)).abs()
-        in_head = p.cumsum(dim=-1) <= head_mass
-        in_head[:, 0] = True
-        head_gap, tail_gap = (gap * in_head).sum(dim=-1), (gap * ~in_head).sum(dim=-1)
-        total = (head_gap + tail_gap).clamp_min(torch.finfo(gap.dtype).tiny)  # p = q: 0 / tiny, not 0 / 0
-    forward = head_gap / total * kl_from_log_probs(log_p, log_q)
-    reverse = tail_gap / total * kl_from_log_probs(log_q, log_p)
-    # A direction without weight does not count, even where its KL is infinite.
-    return forward.where(head_gap != 0, 0.0) + reverse.where(tail_gap != 0, 0.0)
-
-
-def alpha_beta(student_logits: Logits, teacher_logits: Logits, *, alpha: float, beta: float) -> Values:
-    """Return the alpha-beta divergence for alpha, beta >= 0, limits at zero included. ABKD, arXiv:2505.04560.
-
-    The limits are those of Cichocki et al., Entropy 2011, 13, 134: (1, 0) is forward KL, (0, 1) is reverse
-    KL.
-    """
-    log_q, log_p = log_probs(student_logits), log_probs(teacher_logits)
-    if alpha == 0 and beta == 0:
-        both_impossible = (log_p == -torch.inf) & (log_q == -torch.inf)
-        return (log_p - log_q).masked_fill(both_impossible, 0.0).square().sum(dim=-1) / 2
-    if beta == 0:
-        return _alpha_limit(log_p, log_q, power=alpha)
-    if alpha == 0:
-        return _alpha_limit(log_q, log_p, power=beta)
-    order = alpha + beta
-    cross = (alpha * log_p + beta * log_q).exp()
-    own = alpha / order * (order * log_p).exp() + beta / order * (order * log_q).exp()
-    return (own - cross).sum(dim=-1) / (alpha * beta)
-
-
-def _alpha_limit(log_a: LogProbs, log_b: LogProbs, *, power: float) -> Values:
-    """Return 1/power^2 sum[a^power log(a^power / b^power) - a^power + b^power]."""
-    log_a, log_b = power * log_a, power * log_b
-    return (kl_from_log_probs(log_a, log_b) - (log_a.exp() - log_b.exp()).sum(dim=-1)) / power**2
+    def of_rows(self, rows: RowBlock, target: RowTarget) -> tuple[Values, Gradient]:
+        assert rows.teacher is not None, f"{type(self).__name__} needs the teacher's distribution"
+        return rows.teacher.compare(self.value_and_gradient, rows.log_q, target)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ForwardKL:
+class ForwardKL(DistributionDivergence):
     """KL(p || q): covers every mode of the teacher. Infinite where q lacks a token of p."""
 
     kind: Literal["forward_kl"] = "forward_kl"
 
-    def __call__(self, student_logits: Logits, teacher_logits: Logits) -> Values:
-        return forward_kl(student_logits, teacher_logits)
+    def values(self, log_q: LogProbs, log_p: LogProbs) -> Values:
+        return kl_from_log_probs(log_p, log_q)
+
+    def closed_form(self, log_q: LogProbs, log_p: LogProbs) -> tuple[Values, Gradient]:
+        p = log_p.exp()
+        values = weighted(p, log_p - log_q).sum(dim=1)
+        # c = -p / q, and p sums to 1.
+        return values, log_q.exp().sub_(p)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ReverseKL:
-    """KL(q || p): seeks a mode of the teacher. Infinite where p lacks a token of q."""
-
-    kind: Literal["reverse_kl"] = "reverse_kl"
-
-    def __call__(self, student_logits: Logits, teacher_logits: Logits) -> Values:
-        return reverse_kl(student_logits, teacher_logits)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CrossEntropy:
+class CrossEntropy(DistributionDivergence):
     """-sum p log q: the gradient of forward KL, and as a value the entropy of p more."""
 
     kind: Literal["cross_entropy"] = "cross_entropy"
 
-    def __call__(self, student_logits: Logits, teacher_logits: Logits) -> Values:
-        return cross_entropy(student_logits, teacher_logits)
+    def values(self, log_q: LogProbs, log_p: LogProbs) -> Values:
+        return -(log_p.exp() * log_q.masked_fill(log_p == -torch.inf, 0.0)).sum(dim=-1)
+
+    def closed_form(self, log_q: LogProbs, log_p: LogProbs) -> tuple[Values, Gradient]:
+        p = log_p.exp()
+        values = weighted(p, -log_q).sum(dim=1)
+        # c = -p / q, and p sums to 1.
+        return values, log_q.exp().sub_(p)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SkewKL:
-    """KL(p || alpha p + (1 - alpha) q), bounded by -log(alpha). DistiLLM, arXiv:2402.03898, Sec. 3.1.
+class ReverseKL(DistributionDivergence):
+    """KL(q || p): seeks a mode of the teacher. Infinite where p lacks a token of q."""
 
-    A call may give one alpha per row in place of the record's own.
-    """
+    kind: Literal["reverse_kl"] = "reverse_kl"
 
-    kind: Literal["skew_kl"] = "skew_kl"
-    alpha: float = 0.1
+    def values(self, log_q: LogProbs, log_p: LogProbs) -> Values:
+        return kl_from_log_probs(log_q, log_p)
 
-    def __post_init__(self) -> None:
-        _require(0 < self.alpha < 1, f"alpha of {self.kind}: expected 0 < alpha < 1, got {self.alpha}")
-
-    def __call__(
-        self, student_logits: Logits, teacher_logits: Logits, *, alpha: Skew | None = None
-    ) -> Values:
-        return skew_kl(student_logits, teacher_logits, alpha=self.alpha if alpha is None else alpha)
+    def closed_form(self, log_q: LogProbs, log_p: LogProbs) -> tuple[Values, Gradient]:
+        q = log_q.exp()
+        # c = log(q / p), so q c is the summand of the value too.
+        product = weighted(q, log_q - log_p)
+        values = product.sum(dim=1)
+        return values, centred(product, q, values)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SkewReverseKL:
-    """KL(q || (1 - alpha) p + alpha q), bounded by -log(alpha). DistiLLM, arXiv:2402.03898, Sec. 3.1.
-
-    `detach_mixture` takes q inside the mixture as a constant, as the public DistiLLM-2 code does; the value
-    is the same, the gradient is not. A call may give one alpha per row in place of the record's own.
-    """
-
-    kind: Literal["skew_reverse_kl"] = "skew_reverse_kl"
-    alpha: float = 0.1
-    detach_mixture: bool = False
-
-    def __post_init__(self) -> None:
-        _require(0 < self.alpha < 1, f"alpha of {self.kind}: expected 0 < alpha < 1, got {self.alpha}")
-
-    def __call__(
-        self, student_logits: Logits, teacher_logits: Logits, *, alpha: Skew | None = None
-    ) -> Values:
-        return skew_reverse_kl(
-            student_logits,
-            teacher_logits,
-            alpha=self.alpha if alpha is None else alpha,
-            detach_mixture=self.detach_mixture,
-        )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class JensenShannon:
-    """beta KL(p || m) + (1 - beta) KL(q || m) with m = beta p + (1 - beta) q. GKD, arXiv:2306.13649."""
-
-    kind: Literal["jensen_shannon"] = "jensen_shannon"
-    beta: float = 0.5
-
-    def __post_init__(self) -> None:
-        _require(0 < self.beta < 1, f"beta of {self.kind}: expected 0 < beta < 1, got {self.beta}")
-
-    def __call__(self, student_logits: Logits, teacher_logits: Logits) -> Values:
-        return jensen_shannon(student_logits, teacher_logits, beta=self.beta)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TotalVariation:
-    """Half the L1 distance between p and q, in [0, 1]."""
-
-    kind: Literal["total_variation"] = "total_variation"
-
-    def __call__(self, student_logits: Logits, teacher_logits: Logits) -> Values:
-        return total_variation(student_logits, teacher_logits)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SymmetricKL:
+class SymmetricKL(DistributionDivergence):
     """Forward and reverse KL, weighted in this order."""
 
     kind: Literal["symmetric_kl"] = "symmetric_kl"
@@ -256,32 +142,161 @@ class SymmetricKL:
             f"weights of {self.kind}: expected two positive numbers, got {self.weights}",
         )
 
-    def __call__(self, student_logits: Logits, teacher_logits: Logits) -> Values:
-        log_q, log_p = log_probs(student_logits), log_probs(teacher_logits)
-        forward, reverse = kl_from_log_probs(log_p, log_q), kl_from_log_probs(log_q, log_p)
+    def values(self, log_q: LogProbs, log_p: LogProbs) -> Values:
+        forward, reverse = ForwardKL().values(log_q, log_p), ReverseKL().values(log_q, log_p)
         return self.weights[0] * forward + self.weights[1] * reverse
+
+    def closed_form(self, log_q: LogProbs, log_p: LogProbs) -> tuple[Values, Gradient]:
+        forward, forward_gradient = ForwardKL().closed_form(log_q, log_p)
+        reverse, reverse_gradient = ReverseKL().closed_form(log_q, log_p)
+        values = self.weights[0] * forward + self.weights[1] * reverse
+        return values, reverse_gradient.mul_(self.weights[1]).add_(forward_gradient, alpha=self.weights[0])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class AdaptiveKL:
-    """Forward and reverse KL weighted by the gap on head and tail of p. AKL, arXiv:2404.02657."""
+class SkewKL(DistributionDivergence):
+    """KL(p || alpha p + (1 - alpha) q), bounded by -log(alpha). DistiLLM, arXiv:2402.03898, Sec. 3.1."""
+
+    kind: Literal["skew_kl"] = "skew_kl"
+    alpha: Parameter = 0.1
+
+    def __post_init__(self) -> None:
+        _require_share("alpha", self.alpha, of=self.kind)
+
+    def at(self, parameter: Values) -> "SkewKL":
+        return replace(self, alpha=parameter)
+
+    def values(self, log_q: LogProbs, log_p: LogProbs) -> Values:
+        return kl_from_log_probs(log_p, log_blend(log_p, log_q, weight=self.alpha))
+
+    def closed_form(self, log_q: LogProbs, log_p: LogProbs) -> tuple[Values, Gradient]:
+        p, q, mixture = blend(log_p, log_q, weight=self.alpha)
+        ratio = p / mixture
+        # c = -(1 - a) p / m with m = a p + (1 - a) q; its factor comes last.
+        product = q * ratio
+        values = weighted(p, ratio.log_()).sum(dim=1)
+        gradient = centred(product, q, product.sum(dim=1))
+        return values, gradient.mul_(column(self.alpha - 1))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SkewReverseKL(DistributionDivergence):
+    """KL(q || (1 - alpha) p + alpha q), bounded by -log(alpha). DistiLLM, arXiv:2402.03898, Sec. 3.1.
+
+    `detach_mixture` takes q inside the mixture as a constant, as the public DistiLLM-2 code does; the value
+    is the same, the gradient is not.
+    """
+
+    kind: Literal["skew_reverse_kl"] = "skew_reverse_kl"
+    alpha: Parameter = 0.1
+    detach_mixture: bool = False
+
+    def __post_init__(self) -> None:
+        _require_share("alpha", self.alpha, of=self.kind)
+
+    def at(self, parameter: Values) -> "SkewReverseKL":
+        return replace(self, alpha=parameter)
+
+    def values(self, log_q: LogProbs, log_p: LogProbs) -> Values:
+        mixed_in = log_q.detach() if self.detach_mixture else log_q
+        return kl_from_log_probs(log_q, log_blend(mixed_in, log_p, weight=self.alpha))
+
+    def closed_form(self, log_q: LogProbs, log_p: LogProbs) -> tuple[Values, Gradient]:
+        q, _, mixture = blend(log_q, log_p, weight=self.alpha)
+        ratio = q / mixture
+        # c = log(q / m) - a q / m with m = (1 - a) p + a q; the second part comes from q inside of m.
+        own = None if self.detach_mixture else (q * ratio).mul_(column(self.alpha))
+        product = weighted(q, ratio.log_())
+        values = product.sum(dim=1)
+        if own is None:
+            return values, centred(product, q, values)
+        return values, centred(product.sub_(own), q, values - own.sum(dim=1))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JensenShannon(DistributionDivergence):
+    """beta KL(p || m) + (1 - beta) KL(q || m) with m = beta p + (1 - beta) q. GKD, arXiv:2306.13649."""
+
+    kind: Literal["jensen_shannon"] = "jensen_shannon"
+    beta: Parameter = 0.5
+
+    def __post_init__(self) -> None:
+        _require_share("beta", self.beta, of=self.kind)
+
+    def values(self, log_q: LogProbs, log_p: LogProbs) -> Values:
+        log_mixture = log_blend(log_p, log_q, weight=self.beta)
+        forward, reverse = kl_from_log_probs(log_p, log_mixture), kl_from_log_probs(log_q, log_mixture)
+        return self.beta * forward + (1 - self.beta) * reverse
+
+    def closed_form(self, log_q: LogProbs, log_p: LogProbs) -> tuple[Values, Gradient]:
+        p, q, mixture = blend(log_p, log_q, weight=self.beta)
+        forward = weighted(p, (p / mixture).log_()).sum(dim=1)
+        # c = (1 - b) log(q / m): what m adds to the derivative of both parts is a constant.
+        product = weighted(q, (q / mixture).log_())
+        reverse = product.sum(dim=1)
+        values = self.beta * forward + (1 - self.beta) * reverse
+        return values, centred(product, q, reverse).mul_(column(1 - self.beta))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TotalVariation(DistributionDivergence):
+    """Half the L1 distance between p and q, in [0, 1]."""
+
+    kind: Literal["total_variation"] = "total_variation"
+
+    def values(self, log_q: LogProbs, log_p: LogProbs) -> Values:
+        return (log_p.exp() - log_q.exp()).abs().sum(dim=-1) / 2
+
+    def closed_form(self, log_q: LogProbs, log_p: LogProbs) -> tuple[Values, Gradient]:
+        q = log_q.exp()
+        gap = q - log_p.exp()
+        values = gap.abs().sum(dim=1) / 2
+        # c = sign(q - p) / 2.
+        product = gap.sign_().mul_(q).div_(2)
+        return values, centred(product, q, product.sum(dim=1))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdaptiveKL(DistributionDivergence):
+    """Forward and reverse KL weighted by the gap on head and tail of p. AKL, arXiv:2404.02657.
+
+    The head is every token, most probable first, whose cumulative p stays within `head_mass`, and always the
+    first one. The weights are constants for the gradient.
+    """
 
     kind: Literal["adaptive_kl"] = "adaptive_kl"
     head_mass: float = 0.5
 
     def __post_init__(self) -> None:
-        _require(
-            0 < self.head_mass < 1,
-            f"head_mass of {self.kind}: expected 0 < head_mass < 1, got {self.head_mass}",
-        )
+        _require_share("head_mass", self.head_mass, of=self.kind)
 
-    def __call__(self, student_logits: Logits, teacher_logits: Logits) -> Values:
-        return adaptive_kl(student_logits, teacher_logits, head_mass=self.head_mass)
+    def values(self, log_q: LogProbs, log_p: LogProbs) -> Values:
+        head_gap, tail_gap = self._gaps(log_q, log_p)
+        # p = q: 0 / tiny, not 0 / 0.
+        total = (head_gap + tail_gap).clamp_min(torch.finfo(head_gap.dtype).tiny)
+        forward = head_gap / total * kl_from_log_probs(log_p, log_q)
+        reverse = tail_gap / total * kl_from_log_probs(log_q, log_p)
+        # A direction without weight does not count, even where its KL is infinite.
+        return forward.where(head_gap != 0, 0.0) + reverse.where(tail_gap != 0, 0.0)
+
+    @torch.no_grad()
+    def _gaps(self, log_q: LogProbs, log_p: LogProbs) -> tuple[Values, Values]:
+        """Return sum |p - q| over head and tail."""
+        p, order = log_p.exp().sort(dim=-1, descending=True, stable=True)
+        # Both [resp, vocab], most probable for the teacher first.
+        gap = (p - log_q.exp().gather(-1, order)).abs()
+        in_head = p.cumsum(dim=-1) <= self.head_mass
+        in_head[:, 0] = True
+        return (gap * in_head).sum(dim=-1), (gap * ~in_head).sum(dim=-1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class AlphaBeta:
-    """The alpha-beta divergence, by default with the paper's values for text. ABKD, arXiv:2505.04560."""
+class AlphaBeta(DistributionDivergence):
+    """The alpha-beta divergence, by default with the paper's values for text. ABKD, arXiv:2505.04560.
+
+    The limits at zero are those of Cichocki et al., Entropy 2011, 13, 134: (1, 0) is forward KL, (0, 1) is
+    reverse KL.
+    """
 
     kind: Literal["alpha_beta"] = "alpha_beta"
     alpha: float = 0.2
@@ -294,39 +309,38 @@ class AlphaBeta:
             f"{self.kind}: expected alpha >= 0 and beta >= 0, got {self.alpha} and {self.beta}",
         )
 
-    def __call__(self, student_logits: Logits, teacher_logits: Logits) -> Values:
-        return alpha_beta(student_logits, teacher_logits, alpha=self.alpha, beta=self.beta)
+    def values(self, log_q: LogProbs, log_p: LogProbs) -> Values:
+        alpha, beta = self.alpha, self.beta
+        if alpha == 0 and beta == 0:
+            both_impossible = (log_p == -torch.inf) & (log_q == -torch.inf)
+            return (log_p - log_q).masked_fill(both_impossible, 0.0).square().sum(dim=-1) / 2
+        if beta == 0:
+            return _power_limit(log_p, log_q, power=alpha)
+        if alpha == 0:
+            return _power_limit(log_q, log_p, power=beta)
+        order = alpha + beta
+        cross = (alpha * log_p + beta * log_q).exp()
+        own = alpha / order * (order * log_p).exp() + beta / order * (order * log_q).exp()
+        return (own - cross).sum(dim=-1) / (alpha * beta)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class NegativeLogLikelihood:
-    """-log q(label), the divergence from a one-hot target. It reads no teacher."""
-
-    kind: Literal["negative_log_likelihood"] = "negative_log_likelihood"
-
-    def __call__(self, label_log_probs: Float[Tensor, " resp"]) -> Values:
-        return -label_log_probs
+def _power_limit(log_a: LogProbs, log_b: LogProbs, *, power: float) -> Values:
+    """Return 1/power^2 sum[a^power log(a^power / b^power) - a^power + b^power]."""
+    log_a, log_b = power * log_a, power * log_b
+    return (kl_from_log_probs(log_a, log_b) - (log_a.exp() - log_b.exp()).sum(dim=-1)) / power**2
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SampledReverseKL:
-    """log q - log p of the sampled token, whose mean over the student's own samples is KL(q || p).
-
-    Its gradient is that of the policy-gradient loss -r A with the advantage A = log p - log q as a constant
-    and r the ratio of the current to the sampling policy: 1 in value on fresh responses, so that the loss
-    needs no second set of log-probabilities.
-    """
-
-    kind: Literal["sampled_reverse_kl"] = "sampled_reverse_kl"
-
-    def __call__(
-        self, student_log_probs: Float[Tensor, " resp"], teacher_log_probs: Float[Tensor, " resp"]
-    ) -> Values:
-        constant = student_log_probs.detach()
-        return (student_log_probs - constant).exp() * (constant - teacher_log_probs)
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise ConfigError(message)
 
 
-SkewDivergence: TypeAlias = SkewKL | SkewReverseKL
+def _require_share(name: str, value: Skew, *, of: str) -> None:
+    # Numbers per row are made by a schedule inside its bounds, and looking at them would wait for the device.
+    if not isinstance(value, Tensor):
+        _require(0 < value < 1, f"{name} of {of}: expected 0 < {name} < 1, got {value}")
+
+
 Divergence: TypeAlias = (
     ForwardKL
     | CrossEntropy
@@ -339,8 +353,3 @@ Divergence: TypeAlias = (
     | AdaptiveKL
     | AlphaBeta
 )
-
-
-def _require(holds: bool, message: str) -> None:
-    if not holds:
-        raise ConfigError(message)

@@ -10,25 +10,14 @@ chunk has all rows.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from vlm_distill.losses.divergences import NegativeLogLikelihood, SampledReverseKL, SkewKL, SkewReverseKL
-from vlm_distill.losses.gradients import label_value_and_gradient, value_and_gradient
 from vlm_distill.losses.head_gradients import HeadGradients
-from vlm_distill.losses.rows import (
-    Result,
-    RowGroup,
-    Rows,
-    group_members,
-    label_log_probs,
-    row_blocks,
-    row_chunks,
-)
-from vlm_distill.losses.sparse import LabelRows, TeacherRows, TopRows, bucket_value_and_gradient
+from vlm_distill.losses.row_blocks import RowBlock, TeacherChunk, TeacherRows
+from vlm_distill.losses.rows import Result, RowGroup, Rows, WholeChunk, group_members, row_blocks, row_chunks
 
 
 def linear_divergence(
@@ -45,7 +34,7 @@ def linear_divergence(
     teacher, whose logits move to the student's device. `labels` are token ids of the student. `byte_budget`
     bounds the memory in bytes that grows with rows times vocabulary; a chunk has at least one row. Without
     rows the loss is 0 and keeps its gradient path. The loss can be differentiated once. A teacher that is
-    known in part (sparse.py) serves what its part shows.
+    known in part (teacher_rows.py) serves what its part shows.
     """
     chunks = row_chunks(student, byte_budget)
     gradients = HeadGradients(student, num_chunks=len(chunks))
@@ -53,7 +42,7 @@ def linear_divergence(
         columns = student.columns(labels)
         # Once, not per chunk: autocast would keep no cast of a part of a weight.
         student = student.in_precision()
-        teacher = teacher.in_precision() if isinstance(teacher, Rows) else teacher
+        teacher = None if teacher is None else teacher.in_precision()
         models = _Models(student=student, teacher=teacher, columns=columns)
         plan = _plan(groups, chunks, [row_blocks(student, chunk, byte_budget) for chunk in chunks])
         if len(plan) != 1:
@@ -101,36 +90,19 @@ def _resolve(groups: Sequence[RowGroup], models: _Models, plan: Sequence[_Part])
         return list(groups)
     student, teacher = models.student, models.teacher
     empty = _no_values(student.hidden)
-    own = torch.cat([empty, *(_labels_of(student, student.project(p.chunk), p, models) for p in plan)])
-    other = [_teacher_labels(models, _projected(teacher, p.chunk), p) for p in plan]
-    others = None if teacher is None else torch.cat([empty, *(one for one in other if one is not None)])
+    own = torch.cat([empty, *(_labels(student.chunk(p.chunk), p, models) for p in plan)])
+    others = None
+    if teacher is not None:
+        others = torch.cat([empty, *(_labels(teacher.chunk(p.chunk), p, models) for p in plan)])
     return [group.resolve(own, others) for group in groups]
 
 
-def _projected(teacher: TeacherRows | None, chunk: slice) -> Float[Tensor, "chunk projected"] | None:
-    return teacher.project(chunk) if isinstance(teacher, Rows) else None
-
-
-def _teacher_labels(
-    models: _Models, projected: Float[Tensor, "chunk projected"] | None, part: _Part
-) -> Float[Tensor, " chunk"] | None:
-    """Return the teacher's label log-probabilities for a chunk, `projected` if its rows are whole."""
-    teacher = models.teacher
-    if isinstance(teacher, TopRows | LabelRows):
-        return teacher.label_log_probs[part.chunk].to(_no_values(models.student.hidden))
-    return None if teacher is None or projected is None else _labels_of(teacher, projected, part, models)
-
-
-def _labels_of(
-    rows: Rows, projected: Float[Tensor, "chunk projected"], part: _Part, models: _Models
-) -> Float[Tensor, " chunk"]:
-    """Return the label log-probabilities of one model for a chunk."""
-    pieces = []
-    for block in part.blocks:
-        log_probs = rows.logits(projected[part.within(block)]).log_softmax(dim=1)
-        columns = models.columns[block].to(log_probs.device)
-        pieces.append(label_log_probs(log_probs, columns).to(models.columns.device))
-    return torch.cat(pieces)
+def _labels(chunk: TeacherChunk, part: _Part, models: _Models) -> Float[Tensor, " chunk"]:
+    """Return the label log-probabilities of one model, teacher or student, for a chunk."""
+    like = _no_values(models.student.hidden)
+    # Each block's distribution is gone before the next one is made.
+    pieces = [chunk.block(part.within(block)).labels(models.columns[block]) for block in part.blocks]
+    return torch.cat(pieces).to(like)
 
 
 class _Outputs:
@@ -167,139 +139,70 @@ def _run_chunk(
     models: _Models, part: _Part, groups: Sequence[RowGroup], outputs: _Outputs, gradients: HeadGradients
 ) -> None:
     """Fill in the results of a chunk and add its gradients, which replace the student's projection."""
-    student = models.student
-    projected = student.project(part.chunk)
-    other = _projected(models.teacher, part.chunk)
+    student = models.student.chunk(part.chunk)
+    teacher = None if models.teacher is None else models.teacher.chunk(part.chunk)
+    projected = student.projected
     if not all(group.is_resolved for group in groups):
-        own_labels = _labels_of(student, projected, part, models)
-        other_labels = _teacher_labels(models, other, part)
+        own_labels = _labels(student, part, models)
+        other_labels = None if teacher is None else _labels(teacher, part, models)
         groups = [group.resolve(own_labels, other_labels) for group in groups]
     for block, members in zip(part.blocks, part.members, strict=True):
-        rows = part.within(block)
-        log_p = _known(models.teacher, other, rows=rows, block=block, device=projected.device)
-        log_q = student.logits(projected[rows]).log_softmax(dim=1)
-        labels = _Labels.read(log_q, log_p, models.columns[block])
-        outputs.student_log_probs[block] = labels.student
-        if outputs.teacher_log_probs is not None and labels.teacher is not None:
-            outputs.teacher_log_probs[block] = labels.teacher
-        total = _run_block(log_q, log_p, groups, members, block=block, labels=labels, outputs=outputs)
+        within = part.within(block)
+        rows = _read_block(student, teacher, within, columns=models.columns[block])
+        outputs.student_log_probs[block] = rows.student_labels
+        if outputs.teacher_log_probs is not None and rows.teacher_labels is not None:
+            outputs.teacher_log_probs[block] = rows.teacher_labels
+        total = _run_block(rows, groups, members, start=block.start, outputs=outputs)
         if gradients.wanted:
-            total = student.projected_gradient(total, projected[rows])
+            total = models.student.projected_gradient(total, projected[within])
             gradients.add_bias(total)
-            projected[rows] = total
+            projected[within] = total
+        del rows, total  # before the next block takes their memory
     outputs.add_loss(groups, part)
-    del other  # before the gradient of the weight takes its memory
-    gradients.add(projected, part.chunk, weight=student.head.weight)
+    del teacher  # before the gradient of the weight takes its memory
+    gradients.add(projected, part.chunk, weight=models.student.head.weight)
 
 
-_Known: TypeAlias = Tensor | TopRows | LabelRows | None
-"""What is known of the teacher in some rows: all log-probabilities [row, column], or a part of them."""
-
-
-def _known(
-    teacher: TeacherRows | None,
-    projected: Float[Tensor, "chunk projected"] | None,
-    *,
-    rows: slice,
-    block: slice,
-    device: torch.device,
-) -> _Known:
-    if isinstance(teacher, Rows):
-        assert projected is not None
-        return teacher.logits(projected[rows].to(device)).log_softmax(dim=1)
-    return None if teacher is None else teacher[block]
+def _read_block(
+    student: WholeChunk, teacher: TeacherChunk | None, rows: slice, *, columns: Int[Tensor, " block"]
+) -> RowBlock:
+    known = None if teacher is None else teacher.block(rows, student.projected.device)
+    own = student.block(rows)
+    return RowBlock(
+        log_q=own.log_probs,
+        columns=columns,
+        student_labels=own.labels(columns),
+        teacher=known,
+        teacher_labels=None if known is None else known.labels(columns).to(own.log_probs),
+    )
 
 
 def _run_block(
-    log_q: Float[Tensor, "block column"],
-    log_p: _Known,
-    groups: Sequence[RowGroup],
-    members: Sequence[slice],
-    *,
-    block: slice,
-    labels: "_Labels",
-    outputs: _Outputs,
+    rows: RowBlock, groups: Sequence[RowGroup], members: Sequence[slice], *, start: int, outputs: _Outputs
 ) -> Float[Tensor, "block column"]:
-    """Fill in the groups' values and return the gradient of their weighted sum for the student's logits."""
-    total = None
+    """Fill in the groups' values and return the gradient of their weighted sum for the student's logits.
+
+    `members` are the positions, within each group, of its rows in this block, which begins at row `start`.
+    """
+    log_q, total = rows.log_q, None
     for group, member, row_values in zip(groups, members, outputs.row_values, strict=True):
         if member.start == member.stop:
             continue
         # A group that has every row of the block needs no copy of it.
         whole = member.stop - member.start == len(log_q)
-        rows = slice(None) if whole else group.rows[member] - block.start
-        values, gradient = _group_gradient(
-            group, member, log_q[rows], None if log_p is None else log_p[rows], labels.select(rows)
-        )
+        selection = slice(None) if whole else group.rows[member] - start
+        values, gradient = group.divergence_of(member).of_rows(rows.select(selection), group.target)
         assert isinstance(group.weight, Tensor)
         weight = group.weight[member].to(gradient.dtype)
+        # [member] to [member, 1]: each row's weight multiplies its whole gradient.
         gradient.mul_(weight[:, None])
         row_values[member] = values
         if total is None and whole:
             total = gradient
         else:
             total = torch.zeros_like(log_q) if total is None else total
-            total[rows] += gradient
+            total[selection] += gradient
     return torch.zeros_like(log_q) if total is None else total
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Labels:
-    """Where the labels of some rows stand in the vocabulary, and their log-probabilities."""
-
-    columns: Int[Tensor, " member"]
-    student: Float[Tensor, " member"]
-    teacher: Float[Tensor, " member"] | None
-
-    @staticmethod
-    def read(
-        log_q: Float[Tensor, "member column"],
-        log_p: _Known,
-        columns: Int[Tensor, " member"],
-    ) -> "_Labels":
-        teacher = label_log_probs(log_p, columns) if isinstance(log_p, Tensor) else None
-        if isinstance(log_p, TopRows | LabelRows):
-            teacher = log_p.label_log_probs.to(log_q)
-        return _Labels(columns=columns, student=label_log_probs(log_q, columns), teacher=teacher)
-
-    def select(self, rows: slice | Int[Tensor, " selected"]) -> "_Labels":
-        return _Labels(
-            columns=self.columns[rows],
-            student=self.student[rows],
-            teacher=None if self.teacher is None else self.teacher[rows],
-        )
-
-
-def _group_gradient(
-    group: RowGroup,
-    member: slice,
-    log_q: Float[Tensor, "member column"],
-    log_p: _Known,
-    labels: _Labels,
-) -> tuple[Float[Tensor, " member"], Float[Tensor, "member column"]]:
-    """Return values and gradients, unweighted, of the group's rows in `member`, which are given."""
-    divergence, alpha = group.divergence, group.parameter
-    if isinstance(divergence, NegativeLogLikelihood | SampledReverseKL):
-        return label_value_and_gradient(
-            divergence,
-            log_q,
-            columns=labels.columns,
-            student_log_probs=labels.student,
-            teacher_log_probs=labels.teacher,
-        )
-    assert isinstance(log_p, Tensor | TopRows), f"{divergence.kind} needs the teacher's distribution"
-    if alpha is not None:
-        assert isinstance(divergence, SkewKL | SkewReverseKL)
-        assert isinstance(alpha, Tensor)
-        alpha = alpha[member]
-    if isinstance(log_p, TopRows):
-        assert group.teacher_share == 1.0, "TAID mixes whole distributions"
-        return bucket_value_and_gradient(divergence, log_q, log_p, alpha=alpha)
-    if group.teacher_share != 1.0:
-        # Not lerp, which subtracts: a token that both lack would become NaN.
-        share = group.teacher_share
-        log_p = (log_q * (1 - share)).add_(log_p, alpha=share).log_softmax(dim=1)
-    return value_and_gradient(divergence, log_q, log_p, alpha=alpha)
 
 
 def _no_values(hidden: Tensor) -> Float[Tensor, " 0"]:

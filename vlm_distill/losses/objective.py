@@ -19,9 +19,9 @@ from vlm_distill.errors import DataError
 from vlm_distill.losses.linear import linear_divergence
 from vlm_distill.losses.pairs import PairBatch, PairTerm
 from vlm_distill.losses.response_sources import ResponseSource, Stored
+from vlm_distill.losses.row_blocks import TeacherRows
 from vlm_distill.losses.rows import Result, Rows
 from vlm_distill.losses.schedules import Clock, Schedule, SkewCurriculum
-from vlm_distill.losses.sparse import TeacherRows
 from vlm_distill.losses.terms import Term, TermBatch
 from vlm_distill.records import Author
 
@@ -62,7 +62,7 @@ class Objective:
     @property
     def stored_authors(self) -> frozenset[Author]:
         """Whose responses must exist before a stage: without a stored source not the student's."""
-        return self.authors if isinstance(self.source, Stored) else self.authors - {"student"}
+        return self.authors - {"student"} if self.source.samples else self.authors
 
     @property
     def needs_teacher(self) -> bool:
@@ -101,26 +101,26 @@ class Objective:
         for a check.
         """
         dtype = torch.promote_types(student.hidden.dtype, torch.float32)
-        shares = [term.share(responses, dtype) for term in self.terms]
+        batches = [term.batch(responses, dtype) for term in self.terms]
         # A denominator of 0 divides nothing: without responses in the whole step there are no rows here.
         factors = [
             term.weight_at(self.clock) / denominator.to(dtype)
             for term, denominator in zip(self.terms, denominators, strict=True)
         ]
-        groups = [share.group(factor, self.clock) for share, factor in zip(shares, factors, strict=True)]
+        groups = [batch.group(factor, self.clock) for batch, factor in zip(batches, factors, strict=True)]
         result = linear_divergence(
             student, teacher, groups=groups, labels=responses.labels, byte_budget=byte_budget
         )
         loss = result.loss
-        for share, factor in zip(shares, factors, strict=True):
-            if isinstance(share, PairBatch):
-                loss = loss + share.value(result, factor)
-        metrics = self._metrics(shares, result, responses, denominators)
+        for batch, factor in zip(batches, factors, strict=True):
+            if isinstance(batch, PairBatch):
+                loss = loss + batch.value(result, factor)
+        metrics = self._metrics(batches, result, responses, denominators)
         return ObjectiveLoss(loss=loss, metrics={"loss_sum": loss.detach()} | metrics)
 
     def _metrics(
         self,
-        shares: Sequence[TermBatch | PairBatch],
+        batches: Sequence[TermBatch | PairBatch],
         result: Result,
         responses: ResponseBatch,
         denominators: Float[Tensor, " term"],
@@ -128,8 +128,8 @@ class Objective:
         counts = self.counts(responses)
         # The micro-batches of a step, over all ranks, count as 1: the logged loss is a mean over steps.
         metrics = {"loss_count": counts.sum() / denominators.sum().clamp_min(1)}
-        for index, share in enumerate(shares):
-            metrics |= share.metrics(result, result.row_values[index], counts[index], self.clock)
+        for index, batch in enumerate(batches):
+            metrics |= batch.metrics(result, result.row_values[index], counts[index], self.clock)
         for term in self.terms:
             if isinstance(term, Term) and term.log_weight_as is not None:
                 name, weight = term.log_weight_as, term.weight_at(self.clock)

@@ -7,13 +7,14 @@ gradient is then that of the pair function, exactly.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from vlm_distill.batches import ResponseBatch
-from vlm_distill.losses.divergences import NegativeLogLikelihood
+from vlm_distill.losses.label_divergences import NegativeLogLikelihood
 from vlm_distill.losses.preferences import Preference, Side
 from vlm_distill.losses.rows import Result, RowGroup
 from vlm_distill.losses.schedules import Clock, Schedule
@@ -28,6 +29,8 @@ class PairTerm:
     one, is not trained; `<name>_unpaired` is the share of such responses. The mean is over pairs.
     """
 
+    compares_distributions: ClassVar[bool] = False
+    mixes_logits: ClassVar[bool] = False
     name: str
     function: Preference
     chosen: Author = "teacher"
@@ -60,8 +63,9 @@ class PairTerm:
         """Return the number of pairs."""
         return self._partners(responses).sum()
 
-    def share(self, responses: ResponseBatch, dtype: torch.dtype) -> "PairBatch":
+    def batch(self, responses: ResponseBatch, dtype: torch.dtype) -> "PairBatch":
         """Return the term's part in a micro-batch."""
+        # [response, response] to two lists of indices, [pair] each.
         chosen, rejected = self._partners(responses).nonzero().unbind(dim=1)
         num_tokens = responses.num_tokens
         is_paired = torch.zeros_like(num_tokens, dtype=torch.bool)
@@ -77,7 +81,7 @@ class PairTerm:
             chosen=chosen,
             rejected=rejected,
             num_candidates=candidates.sum(),
-            start_log_probs=responses.reference_log_probs,
+            initial_log_probs=responses.reference_log_probs,
             dtype=dtype,
         )
 
@@ -85,6 +89,7 @@ class PairTerm:
         """Return whether the row's response is chosen over the column's."""
         same_prompt = responses.prompt_index[:, None] == responses.prompt_index
         same_author = responses.author[:, None] == responses.author
+        # The number of a response among those of its author to its prompt: how many such stand before it.
         sample = (same_prompt & same_author).tril(diagonal=-1).sum(dim=1)
         present = responses.num_tokens > 0
         chosen, rejected = responses.is_by(self.chosen) & present, responses.is_by(self.rejected) & present
@@ -106,7 +111,7 @@ class PairBatch:
     chosen: Int[Tensor, " pair"]
     rejected: Int[Tensor, " pair"]
     num_candidates: Int[Tensor, ""]
-    start_log_probs: Float[Tensor, " response"] | None
+    initial_log_probs: Float[Tensor, " response"] | None
     dtype: torch.dtype
 
     def group(self, factor: Float[Tensor, ""], clock: Clock) -> RowGroup:
@@ -117,6 +122,7 @@ class PairBatch:
                 log_probs = self._sums(student).requires_grad_()
                 values = self.term.function(*self._sides(log_probs, teacher))
                 (gradient,) = torch.autograd.grad(values.sum(), log_probs)
+            # [response] to [group]: a response's log-probability is the sum of its rows'.
             return -factor * gradient[self.response]
 
         return RowGroup(divergence=NegativeLogLikelihood(), rows=self.rows, weight=weight, gradient_only=True)
@@ -171,8 +177,8 @@ class PairBatch:
             assert teacher_label_log_probs is not None, f"{self.term.name} needs teacher rows"
             return self._sums(teacher_label_log_probs)
         if self.term.needs_reference_model:
-            assert self.start_log_probs is not None, f"{self.term.name} needs reference_log_probs"
-            return self.start_log_probs.to(self.dtype)
+            assert self.initial_log_probs is not None, f"{self.term.name} needs reference_log_probs"
+            return self.initial_log_probs.to(self.dtype)
         return None
 
     def _sums(self, label_log_probs: Float[Tensor, " group"]) -> Float[Tensor, " response"]:

@@ -1,4 +1,4 @@
-"""Where the responses of an optimiser step come from, as a choice by numbers: store, live student or buffer.
+"""Where the responses of an optimiser step come from, as a choice by numbers: store, live student or replay.
 
 What the choice leads to, sampling and the replay buffer itself, is the trainer's.
 """
@@ -9,7 +9,7 @@ from typing import ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
 from vlm_distill.errors import ConfigError
 from vlm_distill.losses.schedules import Clock, State
 
-Choice: TypeAlias = Literal["stored", "fresh", "buffer"]
+Choice: TypeAlias = Literal["off_policy", "on_policy", "replay"]
 """Responses made before the stage, sampled from the live student now, or from the replay buffer."""
 
 
@@ -21,8 +21,12 @@ class ResponseSource(Protocol):
     def kind(self) -> str: ...
 
     @property
+    def samples(self) -> bool:
+        """Whether the student may be sampled during the stage, so that not all responses exist before it."""
+
+    @property
     def capacity(self) -> int:
-        """How many of the latest fresh responses the replay buffer holds; 0 is none."""
+        """How many of the latest on-policy responses the replay buffer holds; 0 is none."""
 
     @property
     def needs_validation(self) -> bool:
@@ -43,11 +47,12 @@ class Stored:
     """Always the responses that were made before the stage."""
 
     kind: Literal["stored"] = "stored"
+    samples: ClassVar[bool] = False
     capacity: ClassVar[int] = 0
     needs_validation: ClassVar[bool] = False
 
     def draw(self, uniform: float, clock: Clock, *, buffered: int) -> Choice:
-        return "stored"
+        return "off_policy"
 
     def observe_validation(self, loss: float) -> None:
         pass
@@ -61,10 +66,11 @@ class Stored:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OnPolicy:
-    """Fresh responses with probability `share`, else stored ones. GKD, arXiv:2306.13649."""
+    """On-policy responses with probability `share`, else stored ones. GKD, arXiv:2306.13649."""
 
     share: float
     kind: Literal["on_policy"] = "on_policy"
+    samples: ClassVar[bool] = True
     capacity: ClassVar[int] = 0
     needs_validation: ClassVar[bool] = False
 
@@ -73,7 +79,7 @@ class OnPolicy:
             raise ConfigError(f"on-policy share: expected 0 to 1, got {self.share}")
 
     def draw(self, uniform: float, clock: Clock, *, buffered: int) -> Choice:
-        return "fresh" if uniform < self.share else "stored"
+        return "on_policy" if uniform < self.share else "off_policy"
 
     def observe_validation(self, loss: float) -> None:
         pass
@@ -95,6 +101,7 @@ class AdaptiveOffPolicy:
     """
 
     kind = "adaptive_off_policy"
+    samples = True
     needs_validation = True
 
     def __init__(self, *, capacity: int = 1000, threshold_step: float = 0.1, margin: float = 0.1) -> None:
@@ -112,9 +119,9 @@ class AdaptiveOffPolicy:
 
     def draw(self, uniform: float, clock: Clock, *, buffered: int) -> Choice:
         if uniform >= self.threshold:
-            return "stored"
+            return "off_policy"
         is_full = buffered >= self.capacity
-        return "buffer" if is_full and uniform >= self.threshold * (1 - clock.fraction) else "fresh"
+        return "replay" if is_full and uniform >= self.threshold * (1 - clock.fraction) else "on_policy"
 
     def observe_validation(self, loss: float) -> None:
         if self.previous_loss is None:

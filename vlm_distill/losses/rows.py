@@ -14,8 +14,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from vlm_distill.batches import Head
-from vlm_distill.losses.divergences import Divergence, NegativeLogLikelihood, SampledReverseKL
 from vlm_distill.losses.products import float32_product, precision_of
+from vlm_distill.losses.row_blocks import Comparison, RowDivergence, Selection
+from vlm_distill.losses.targets import RowTarget, Teacher
 
 OUTSIDE = -1
 BYTES_PER_LOGIT = 12
@@ -25,7 +26,7 @@ The gradient replaces the student's logits.
 """
 BYTES_PER_BLOCK_LOGIT = 32
 """What a divergence in closed form makes of a block per row and column: log-probabilities, probabilities,
-their products and the gradient. Twice as much where autograd is at work (gradients.py).
+their products and the gradient. Twice as much where autograd is at work.
 """
 CPU_BLOCK_LOGITS = 2**18
 """Logits of a block per thread: about what the caches of a core hold, however large the budget."""
@@ -62,6 +63,9 @@ class Rows:
         weight = self.head.weight
         return replace(self, head=replace(self.head, weight=weight.to(precision_of(weight))))
 
+    def chunk(self, chunk: slice) -> "WholeChunk":
+        return WholeChunk(rows=self, projected=self.project(chunk))
+
     def project(self, chunk: slice) -> Float[Tensor, "chunk projected"]:
         """Return hidden @ weight.T + bias in float32 at least, without gradient.
 
@@ -76,6 +80,7 @@ class Rows:
         """Return the logits over the restricted vocabulary."""
         logits = projected
         if not isinstance(self.vocabulary, slice):
+            # [chunk, vocab] to [chunk, shared]
             logits = logits.index_select(1, self.vocabulary.to(logits.device))
         return self.head.scaled(logits)
 
@@ -84,12 +89,14 @@ class Rows:
     ) -> Float[Tensor, "chunk projected"]:
         """Return the gradient for the projection, given that for the logits, which it may overwrite."""
         if self.head.soft_cap is not None:
+            # d cap tanh(x / cap) / dx = 1 - tanh^2
             ratio = self.logits(projected).div_(self.head.soft_cap)
             gradient.addcmul_(gradient, ratio.square_(), value=-1)
         if self.head.scale != 1.0:
             gradient.mul_(self.head.scale)
         if isinstance(self.vocabulary, slice):
             return gradient
+        # [chunk, shared] back to [chunk, vocab]: ids that are left out have no gradient.
         whole = torch.zeros_like(projected, dtype=gradient.dtype)
         return whole.index_add_(1, self.vocabulary.to(whole.device), gradient)
 
@@ -98,9 +105,44 @@ class Rows:
         if isinstance(self.vocabulary, slice):
             column = labels - self.vocabulary.indices(len(self.head.weight))[0]
             return column.masked_fill((column < 0) | (column >= self.num_columns), OUTSIDE)
+        # [vocab], the inverse of the ids: where each one stands.
         table = torch.full((len(self.head.weight),), OUTSIDE, dtype=labels.dtype, device=labels.device)
         table[self.vocabulary] = torch.arange(len(self.vocabulary), dtype=labels.dtype, device=labels.device)
         return table[labels]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WholeChunk:
+    """A chunk of a model's rows, through the output layer once; the softmax is made block by block."""
+
+    rows: Rows
+    projected: Float[Tensor, "chunk projected"]
+
+    def logits(self) -> Float[Tensor, "chunk column"]:
+        return self.rows.logits(self.projected)
+
+    def block(self, rows: slice, device: torch.device | None = None) -> "WholeBlock":
+        # [block, projected], then [block, column]: ids narrow the vocabulary before the softmax.
+        projected = self.projected[rows].to(device)
+        return WholeBlock(log_probs=self.rows.logits(projected).log_softmax(dim=1))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WholeBlock:
+    """All log-probabilities of one model in some rows."""
+
+    log_probs: Float[Tensor, "row column"]
+
+    def __getitem__(self, rows: Selection) -> "WholeBlock":
+        return WholeBlock(log_probs=self.log_probs[rows])
+
+    def labels(self, columns: Int[Tensor, " row"]) -> Float[Tensor, " row"]:
+        return label_log_probs(self.log_probs, columns.to(self.log_probs.device)).to(columns.device)
+
+    def compare(
+        self, comparison: Comparison, log_q: Float[Tensor, "row column"], target: RowTarget
+    ) -> tuple[Float[Tensor, " row"], Float[Tensor, "row column"]]:
+        return comparison(log_q, target.log_probs(log_q, self.log_probs))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,23 +150,28 @@ class RowGroup:
     """Rows that share a divergence. A row may be in several groups.
 
     `rows` are indices in ascending order, without repetition. `weight` carries every factor, the denominator
-    included. `parameter` is one skew alpha per row for SkewKL or SkewReverseKL; without it the divergence's
-    own alpha holds. Either may be a function of label log-probabilities instead.
-
-    `teacher_share` below 1 replaces the teacher by the interpolation of TAID: its logits count that share,
-    the student's own, as constants, the rest. `gradient_only` keeps the group out of the value of the loss.
+    included. `parameter` is one number per row in place of the divergence's own, as the alpha of SkewKL.
+    Either may be a function of label log-probabilities instead. `target` is that of one step.
+    `gradient_only` keeps the group out of the value of the loss.
     """
 
-    divergence: Divergence | NegativeLogLikelihood | SampledReverseKL
+    divergence: RowDivergence
     rows: Int[Tensor, " group"]
     weight: Float[Tensor, " group"] | RowFunction
     parameter: Float[Tensor, " group"] | RowFunction | None = None
-    teacher_share: float = 1.0
+    target: RowTarget = field(default_factory=Teacher)
     gradient_only: bool = False
 
     @property
     def is_resolved(self) -> bool:
         return not (callable(self.weight) or callable(self.parameter))
+
+    def divergence_of(self, member: slice) -> RowDivergence:
+        """Return the divergence of some of the group's rows, with their own parameters if they have any."""
+        if self.parameter is None:
+            return self.divergence
+        assert isinstance(self.parameter, Tensor)
+        return self.divergence.at(self.parameter[member])
 
     def resolve(
         self, student_log_probs: Float[Tensor, " row"], teacher_log_probs: Float[Tensor, " row"] | None
@@ -193,8 +240,10 @@ def group_members(groups: Sequence[RowGroup], blocks: Sequence[slice]) -> list[l
     if not groups or not blocks:
         return [[] for _ in blocks]
     edges = torch.tensor([block.start for block in blocks] + [blocks[-1].stop], device=groups[0].rows.device)
+    # [group, edge]: how many of a group's rows come before each edge.
     positions = torch.stack([torch.searchsorted(group.rows, edges) for group in groups])
     disordered = torch.stack([(group.rows.diff() <= 0).sum() for group in groups])
+    # By edge, one number per group; last whether the group is out of order.
     *bounds, disorder = torch.cat([positions, disordered[:, None]], dim=1).T.tolist()
     assert not any(disorder), "rows of a group must ascend without repetition"
     assert bounds[-1] == [len(group.rows) for group in groups], "a group has a row that does not exist"

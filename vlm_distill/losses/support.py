@@ -8,13 +8,14 @@ from torch import Tensor
 
 from vlm_distill.batches import ResponseBatch
 from vlm_distill.errors import DataError
+from vlm_distill.losses.row_blocks import TeacherRows
 from vlm_distill.losses.rows import OUTSIDE, Rows, row_chunks
 
 
 @torch.no_grad()
 def explain_non_finite(
     student: Rows,
-    teacher: Rows | None,
+    teacher: TeacherRows | None,
     responses: ResponseBatch,
     *,
     names: Sequence[str],
@@ -22,7 +23,8 @@ def explain_non_finite(
 ) -> DataError | None:
     """Return the error to raise for a loss that is not finite: it names the response and the token id.
 
-    `names` are the names of the responses for the message.
+    `names` are the names of the responses for the message. A teacher that is known in part is not looked at:
+    it was finite when it was cached.
 
     None means that the cause is elsewhere: in another batch or process, or in a weight out of range.
     """
@@ -38,21 +40,23 @@ def explain_non_finite(
 
 def _find(
     student: Rows,
-    teacher: Rows | None,
+    teacher: TeacherRows | None,
     *,
     chunk: slice,
     labels: Int[Tensor, " chunk"],
     columns: Int[Tensor, " chunk"],
 ) -> tuple[int, str] | None:
     """Return the first row of the chunk that is wrong, and what is wrong with it."""
-    models = {"student": student} if teacher is None else {"student": student, "teacher": teacher}
-    logits = {name: rows.logits(rows.project(chunk)).to(columns.device) for name, rows in models.items()}
+    known: dict[str, Tensor | None] = {"student": student.chunk(chunk).logits()}
+    if teacher is not None:
+        known["teacher"] = teacher.chunk(chunk).logits()
+    logits = {name: values.to(columns.device) for name, values in known.items() if values is not None}
     for name, values in logits.items():
         for row in (values.isnan() | (values == torch.inf)).any(dim=1).nonzero()[:1, 0].tolist():
             return row, f"the {name}'s logits are not finite; did training diverge?"
     lost = {name: values == -torch.inf for name, values in logits.items()}
     for having, lacking in (("student", "teacher"), ("teacher", "student")):
-        if teacher is None:
+        if "teacher" not in lost:
             break
         for row, column in (lost[lacking] & ~lost[having]).nonzero()[:1].tolist():
             return row, (

@@ -12,10 +12,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from vlm_distill.batches import ResponseBatch
-from vlm_distill.losses.divergences import Divergence, NegativeLogLikelihood, SampledReverseKL
+from vlm_distill.losses.row_blocks import RowDivergence
 from vlm_distill.losses.rows import Result, RowFunction, RowGroup
 from vlm_distill.losses.schedules import Clock, Schedule, SkewCurriculum
-from vlm_distill.losses.targets import Interpolated, OneHot, Target, Teacher
+from vlm_distill.losses.targets import RowTarget, Teacher
 from vlm_distill.records import Author
 
 Reduction: TypeAlias = Literal["token", "sequence"]
@@ -31,16 +31,16 @@ class Term:
     """
 
     name: str
-    divergence: Divergence | NegativeLogLikelihood | SampledReverseKL
+    divergence: RowDivergence
     author: Author
-    target: Target = field(default_factory=Teacher)
+    target: RowTarget = field(default_factory=Teacher)
     weight: float | Schedule = 1.0
     reduction: Reduction = "sequence"
     skew: SkewCurriculum | None = None
     log_weight_as: str | None = None
 
     def __post_init__(self) -> None:
-        assert isinstance(self.target, OneHot) == isinstance(self.divergence, NegativeLogLikelihood)
+        assert self.target.needs_teacher == self.divergence.needs_teacher
         assert self.skew is None or self.skew.author == self.author
 
     @property
@@ -49,21 +49,28 @@ class Term:
 
     @property
     def needs_teacher(self) -> bool:
-        return not isinstance(self.target, OneHot)
+        return self.target.needs_teacher
 
     @property
     def needs_reference_model(self) -> bool:
         return False
 
     @property
+    def compares_distributions(self) -> bool:
+        """Whether the teacher must be known beyond the labels."""
+        return self.divergence.compares_distributions
+
+    @property
+    def mixes_logits(self) -> bool:
+        """Whether all logits of the teacher must be known."""
+        return self.target.mixes_logits
+
+    @property
     def schedules(self) -> Mapping[str, Schedule | SkewCurriculum]:
         """What the term learns during training, by its name in the saved state."""
-        found = {
-            f"{self.name}.weight": None if isinstance(self.weight, float) else self.weight,
-            f"{self.name}.skew": self.skew,
-            f"{self.name}.t": self.target.t if isinstance(self.target, Interpolated) else None,
-        }
-        return {name: schedule for name, schedule in found.items() if schedule is not None}
+        weight = None if isinstance(self.weight, float) else self.weight
+        found = {"weight": weight, "skew": self.skew, **self.target.schedules}
+        return {f"{self.name}.{key}": schedule for key, schedule in found.items() if schedule is not None}
 
     def weight_at(self, clock: Clock) -> float:
         return self.weight if isinstance(self.weight, float) else self.weight.value(clock)
@@ -73,7 +80,7 @@ class Term:
         num_tokens = responses.num_tokens * responses.is_by(self.author)
         return num_tokens.sum() if self.reduction == "token" else (num_tokens > 0).sum()
 
-    def share(self, responses: ResponseBatch, dtype: torch.dtype) -> "TermBatch":
+    def batch(self, responses: ResponseBatch, dtype: torch.dtype) -> "TermBatch":
         """Return the term's part in a micro-batch."""
         response_index = responses.response_index
         by_author = responses.is_by(self.author)
@@ -103,11 +110,12 @@ class TermBatch:
 
     def group(self, factor: Float[Tensor, ""], clock: Clock) -> RowGroup:
         """Return the rows to compare; `factor` is the term's weight over its denominator."""
-        skew, target = self.term.skew, self.term.target
+        skew = self.term.skew
         parameter: RowFunction | None = None
         if skew is not None and skew.adapts(clock):
 
             def parameter(student: Tensor, teacher: Tensor | None) -> Tensor:
+                # [response] to [group]: every row has the alpha of its response.
                 return skew.alphas(self.gaps(student, teacher), clock)[self.response]
 
         return RowGroup(
@@ -115,17 +123,18 @@ class TermBatch:
             rows=self.rows,
             weight=self.scale * factor,
             parameter=parameter,
-            teacher_share=target.t.value(clock) if isinstance(target, Interpolated) else 1.0,
+            target=self.term.target.at(clock),
         )
 
     def gaps(
         self, student_log_probs: Float[Tensor, " group"], teacher_log_probs: Float[Tensor, " group"] | None
     ) -> Float[Tensor, " response"]:
-        """Return the gap of each response, 0 for those without rows in this share."""
+        """Return the gap of each response, 0 for those without rows in this micro-batch."""
         assert self.term.skew is not None
         assert teacher_log_probs is not None
         num_tokens = self.num_tokens.clamp_min(1)
         zeros = student_log_probs.new_zeros(len(num_tokens))
+        # [group] to [response]: label log-probabilities are summed over the rows of each response.
         means = [
             zeros.index_add(0, self.response, log_probs) / num_tokens
             for log_probs in (student_log_probs, teacher_log_probs)
@@ -136,15 +145,15 @@ class TermBatch:
         self, result: Result, values: Float[Tensor, " group"], count: Float[Tensor, ""], clock: Clock
     ) -> dict[str, Float[Tensor, ""]]:
         """Return sums and counts; `values` are the group's row values, `count` the term's in this batch."""
-        name, target = self.term.name, self.term.target
+        name = self.term.name
         metrics = {f"{name}_sum": (values * self.scale).sum(), f"{name}_count": count}
-        if isinstance(target, Interpolated):
-            share = target.t.value(clock)
-            metrics |= {f"{name}_t_sum": count.new_full((), share), f"{name}_t_count": count.new_ones(())}
+        for key, schedule in self.term.target.schedules.items():
+            value = count.new_full((), schedule.value(clock))
+            metrics |= {f"{name}_{key}_sum": value, f"{name}_{key}_count": count.new_ones(())}
         return metrics | self._skew_metrics(result, clock)
 
     def _skew_metrics(self, result: Result, clock: Clock) -> dict[str, Float[Tensor, ""]]:
-        """Return gap and alpha of the share's responses, nothing for a term without a curriculum."""
+        """Return gap and alpha of the responses, nothing for a term without a curriculum."""
         skew = self.term.skew
         if skew is None:
             return {}

@@ -18,7 +18,7 @@ from vlm_distill.runs.prepare import millions, recipe_of, trains_tokenizer
 from vlm_distill.runs.teacher import load_options
 from vlm_distill.students.build import build_llava
 from vlm_distill.students.pruning import shrink_student
-from vlm_distill.teacher_cache.fill import bytes_per_token
+from vlm_distill.teacher_cache.tiers import tier_of
 from vlm_distill.training.config import TrainConfig
 
 TEXT_TOKENS = 64
@@ -66,10 +66,10 @@ def _cache(config: RunConfig, found: Inspected) -> list[str]:
     assert config.cache is not None
     assert config.teacher is not None
     assert found.teacher is not None
-    head = found.teacher.head.weight
-    known = head.dtype if config.teacher.dtype == "auto" else getattr(torch, config.teacher.dtype)
-    size = bytes_per_token(config.cache, found.teacher, dtype=known)
-    layer = head.numel() * known.itemsize / 2**20
+    head = found.teacher.head
+    known = head.weight.dtype if config.teacher.dtype == "auto" else getattr(torch, config.teacher.dtype)
+    size = tier_of(config.cache).bytes_per_token(head, dtype=known)
+    layer = head.weight.numel() * known.itemsize / 2**20
     return [
         f"cache: tier {config.cache.tier}, {size:,} bytes per response token; the teacher's output layer "
         f"({layer:,.1f} MiB) is all that training loads of it"

@@ -15,8 +15,7 @@ from vlm_distill.models.feature_store import VisionCacheConfig
 from vlm_distill.records import Author
 from vlm_distill.students.build import BuildConfig
 from vlm_distill.students.pruning import ShrinkConfig
-from vlm_distill.teacher_cache.fill import require_tier
-from vlm_distill.teacher_cache.store import CacheConfig
+from vlm_distill.teacher_cache.tiers import CacheConfig, require_tier
 from vlm_distill.training.config import TrainConfig
 
 Objective = Annotated[ObjectiveConfig, Field(discriminator="kind")]

@@ -27,7 +27,8 @@ from vlm_distill.runs.evaluator import Evaluator, HeldOut, draw_held_out
 from vlm_distill.runs.plan import HELD_OUT, Step, compares
 from vlm_distill.runs.teacher import Teacher, load
 from vlm_distill.teacher_cache.fill import CachePlan, fill_cache
-from vlm_distill.teacher_cache.store import CacheConfig, CacheReader
+from vlm_distill.teacher_cache.store import CacheReader
+from vlm_distill.teacher_cache.tiers import CacheConfig
 
 
 class Context:
@@ -123,12 +124,12 @@ class Context:
         if found is None or self.config.cache is None:
             return found
         # Agreement compares whole distributions, whatever tier is trained on.
-        exact = CacheConfig(batch_size=self.config.cache.batch_size)
+        plan = self.cache_plan(CacheConfig(batch_size=self.config.cache.batch_size))
         answered = [one for one in found.examples if one.id in found.responses]
         items = [TrainItem(example=one, responses=(found.responses[one.id],)) for one in answered]
-        store = fill_cache(self.cache_plan(exact), items, name=HELD_OUT)
+        store = fill_cache(plan, items, name=HELD_OUT)
         self.mark_cached(self.steps[f"{HELD_OUT}.cache"], num_items=len(items))
-        return replace(found, cache=CacheReader([store]))
+        return replace(found, cache=CacheReader([store], tier=plan.tier))
 
     def evaluator(self, held_out: HeldOut | None = None) -> Evaluator:
         assert self.config.evaluate is not None

@@ -1,7 +1,7 @@
-"""Computing the teacher cache, and what of it an objective can be trained on.
+"""Computing the teacher cache: the teacher's forward over responses whose rows are missing.
 
-Storage is in data/teacher_cache.py. The teacher's body runs in its own dtype, whatever the precision of the
-student's training.
+What is kept of its hidden states is the tier's (tiers.py), the files are in store.py. The teacher's body runs
+in its own dtype, whatever the precision of the student's training.
 """
 
 import shutil
@@ -16,63 +16,23 @@ from torch import Tensor
 from vlm_distill.adapters.adapter import LoadedModel
 from vlm_distill.batches import PromptBatch, ResponseBatch, TrainItem, pad_responses
 from vlm_distill.data.images import ImageLoader
-from vlm_distill.errors import ConfigError, DataError
+from vlm_distill.errors import DataError
 from vlm_distill.files import hash_json
 from vlm_distill.forward import response_hidden
 from vlm_distill.generation.decoding import evaluating
 from vlm_distill.generation.prompts import unpadded
-from vlm_distill.losses import Objective, Rows, Term
-from vlm_distill.losses.rows import label_log_probs, row_chunks
-from vlm_distill.losses.sparse import LabelRows, TeacherRows, TopRows, top_rows
-from vlm_distill.losses.targets import Interpolated
+from vlm_distill.losses import Rows
 from vlm_distill.models.output_layer import require_same_head
 from vlm_distill.processes import num_processes, on_main, rank, wait
 from vlm_distill.progress import Log, progress
 from vlm_distill.records import Author
-from vlm_distill.teacher_cache.store import (
-    HIDDEN,
-    IDS,
-    LABEL_LOG_PROBS,
-    LOG_PROBS,
-    CacheConfig,
-    CachedResponse,
-    CacheReader,
-    CacheStore,
-    content_hash,
-)
+from vlm_distill.teacher_cache.store import CachedResponse, CacheReader, CacheStore, content_hash
+from vlm_distill.teacher_cache.tiers import CacheConfig, Tier, tier_of
 
 # A kill loses what was computed since the last shard.
 SHARD_BYTES, SHARD_SECONDS = 256 * 2**20, 15.0
 # How many prompts are encoded again when a cache is continued or read.
 PROBES = 16
-LOGIT_BYTES = 64 * 2**20
-
-
-def require_tier(objective: Objective, config: CacheConfig, *, name: str) -> None:
-    """Refuse an objective that needs more of the teacher than the cache holds.
-
-    Raises:
-        ConfigError: its responses are drawn during training, or it needs a distribution that is not there.
-    """
-    if not objective.needs_teacher:
-        return
-    if objective.stored_authors != objective.authors:
-        raise ConfigError(
-            f"cache: objective {name} draws responses during training, and no cache can hold them; "
-            "leave `cache` out"
-        )
-    needing = [term for term in objective.terms if isinstance(term, Term) and term.needs_teacher]
-    if config.tier == "sampled" and needing:
-        raise ConfigError(
-            f"cache.tier: objective {name} compares distributions, and `sampled` keeps the log-probability "
-            "of the response token alone; expected hidden or top_k, or an objective on pairs such as dpo "
-            "with `reference: teacher`"
-        )
-    if config.tier == "top_k" and any(isinstance(term.target, Interpolated) for term in needing):
-        raise ConfigError(
-            f"cache.tier: the target of objective {name} lies between all logits of both models, and `top_k` "
-            "keeps some; expected hidden"
-        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,26 +52,16 @@ class CachePlan:
     log: Log
 
     @property
+    def tier(self) -> Tier:
+        return tier_of(self.config)
+
+    @property
     def key(self) -> dict[str, object]:
         """What rows depend on beside the responses; the fingerprint covers processor and tokenizer."""
-        head = self.light.head
-        key: dict[str, object] = {"teacher": self.light.fingerprint, "dtype": str(head.weight.dtype)}
-        key |= {"tier": self.config.tier}
-        if self.config.tier == "hidden":
-            return key | {"stored dtype": self.config.dtype}
-        if self.config.tier == "top_k":
-            key |= {"k": self.config.k}
-        start, stop, _ = self.vocabulary.indices(len(head.weight))
-        return key | {"vocabulary": [start, stop]}
-
-
-def bytes_per_token(config: CacheConfig, teacher: LoadedModel, *, dtype: torch.dtype) -> int:
-    """Return what a response token takes on disk, headers aside; `dtype` is that of the teacher's numbers."""
-    columns, width = teacher.head.weight.shape
-    if config.tier == "hidden":
-        return width * (2 if config.dtype == "bfloat16" else dtype.itemsize)
-    # Ids and log-probabilities, those of the rest and of the response token.
-    return 4 if config.tier == "sampled" else 8 * min(config.k, columns - 1) + 8
+        weight = self.light.head.weight
+        start, stop, _ = self.vocabulary.indices(len(weight))
+        key = {"teacher": self.light.fingerprint, "dtype": str(weight.dtype), "tier": self.config.tier}
+        return key | self.tier.key((start, stop))
 
 
 def cached_by_author(
@@ -125,7 +75,7 @@ def cached_by_author(
             for item in items
         ]
         stores.append(fill_cache(plan, by_author, name=name))
-    return CacheReader(stores)
+    return CacheReader(stores, tier=plan.tier)
 
 
 def fill_cache(plan: CachePlan, items: Sequence[TrainItem], *, name: str) -> CacheStore:
@@ -191,8 +141,8 @@ def _announce(
     plan: CachePlan, items: Sequence[TrainItem], *, num_stored: int, folder: Path, label: str
 ) -> None:
     num_tokens = sum(item.num_tokens for item in items)
-    dtype = plan.light.head.weight.dtype
-    size = num_tokens * bytes_per_token(plan.config, plan.light, dtype=dtype)
+    head = plan.light.head
+    size = num_tokens * plan.tier.bytes_per_token(head, dtype=head.weight.dtype)
     count = sum(len(item.responses) for item in items)
     plan.log(
         f"{label}: the teacher is loaded for {count:,} responses of {num_tokens:,} tokens "
@@ -268,37 +218,5 @@ def _tensors(
             f"teacher cache: hidden states are not finite in the batch of example {items[0].example.id!r}; "
             "load the teacher in float32 or bfloat16"
         )
-    config = plan.config
-    if config.tier == "hidden":
-        return {HIDDEN: hidden.cpu().to(torch.bfloat16 if config.dtype == "bfloat16" else hidden.dtype)}
     rows = Rows(hidden=hidden, head=body.head, vocabulary=plan.vocabulary)
-    columns = rows.columns(padded.labels)
-    # Not only now and then: a chunk of all columns may be as large as the body's own activations.
-    chunks = row_chunks(rows, LOGIT_BYTES)
-    found = [_of_chunk(config, rows, chunk, columns[chunk]) for chunk in chunks]
-    return {name: torch.cat([one[name] for one in found]) for name in found[0]} if found else {}
-
-
-def _of_chunk(config: CacheConfig, rows: Rows, chunk: slice, columns: Tensor) -> dict[str, Tensor]:
-    logits = rows.logits(rows.project(chunk))
-    columns = columns.to(logits.device)
-    if config.tier == "sampled":
-        return {LABEL_LOG_PROBS: label_log_probs(logits.log_softmax(dim=1), columns).float().cpu()}
-    top = top_rows(logits, columns, k=config.k)
-    return {
-        IDS: top.columns.int().cpu(),
-        LOG_PROBS: top.log_probs.float().cpu(),
-        LABEL_LOG_PROBS: top.label_log_probs.float().cpu(),
-    }
-
-
-def cached_rows(cached: Mapping[str, Tensor], light: LoadedModel, vocabulary: slice) -> TeacherRows:
-    """Return what the loss core reads of a teacher from what is cached of a micro-batch."""
-    if HIDDEN in cached:
-        head = light.head
-        return Rows(hidden=cached[HIDDEN].to(head.weight.dtype), head=head, vocabulary=vocabulary)
-    if LOG_PROBS in cached:
-        return TopRows(
-            columns=cached[IDS], log_probs=cached[LOG_PROBS], label_log_probs=cached[LABEL_LOG_PROBS]
-        )
-    return LabelRows(label_log_probs=cached[LABEL_LOG_PROBS])
+    return plan.tier.keep(rows, padded.labels)

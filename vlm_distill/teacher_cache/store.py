@@ -1,8 +1,7 @@
 """What a teacher says about stored responses, on disk: append-only safetensors shards and their manifests.
 
-A row group is one response: the teacher's numbers for each of its tokens, joined by response id. Three tiers
-share the format: final hidden states (`hidden`), the most probable tokens with what is left (`top_k`), the
-log-probability of the sampled token alone (`sampled`). Their values come from training/teacher_cache.py.
+A row group is one response: the teacher's numbers for each of its tokens, joined by response id. Which
+tensors they are is the tier's (tiers.py), what they hold comes from fill.py.
 
 Every process writes a part of its own, `rank_K`; all parts are read, however many processes there are.
 """
@@ -11,19 +10,18 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vlm_distill.config import Record
 from vlm_distill.errors import DataError
 from vlm_distill.files import atomic_path, hash_json, read_json, sha256_file, write_json
 from vlm_distill.progress import progress
 from vlm_distill.records import Example, Response
+from vlm_distill.teacher_cache.tiers import Tier
 
 FORMAT_VERSION = 1
 MANIFEST, PART, PARTS = "manifest.json", "rank_{}", "rank_*"
@@ -31,22 +29,6 @@ MANIFEST, PART, PARTS = "manifest.json", "rank_{}", "rank_*"
 MAX_OPEN = 64
 # From so many bytes on, reading all of a cache takes long enough to be watched.
 LARGE = 2**30
-HIDDEN, IDS, LOG_PROBS, LABEL_LOG_PROBS = "hidden", "ids", "log_probs", "label_log_probs"
-Tier = Literal["hidden", "top_k", "sampled"]
-
-
-class CacheConfig(Record):
-    """What of the teacher is kept, so that training loads its output layer at most.
-
-    `hidden`: the final hidden states of response tokens, exact as the teacher computes them or, with `dtype`
-    bfloat16, rounded. `top_k`: the `k` most probable tokens, the rest as one bucket. `sampled`: the
-    log-probability of the response token alone. `batch_size` prompts are forwarded together.
-    """
-
-    tier: Tier = "hidden"
-    dtype: Literal["teacher", "bfloat16"] = "teacher"
-    k: int = Field(default=128, ge=1)
-    batch_size: int = Field(default=32, ge=1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -181,7 +163,8 @@ class CacheStore:
 class CacheReader:
     """Rows of several stores of one tier, by response id."""
 
-    def __init__(self, stores: Sequence[CacheStore]):
+    def __init__(self, stores: Sequence[CacheStore], *, tier: Tier):
+        self.tier = tier
         self._places = {id: place for store in stores for id, place in store.places.items()}
         self._handles: dict[Path, Any] = {}
 

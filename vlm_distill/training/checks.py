@@ -1,7 +1,6 @@
 """What cannot work is refused before the first step."""
 
 from vlm_distill.errors import ConfigError, DataError
-from vlm_distill.losses import Stored
 from vlm_distill.training.config import TrainConfig
 from vlm_distill.training.step import Stage
 
@@ -24,7 +23,7 @@ def check_stage(config: TrainConfig, stage: Stage) -> None:
             "train.evaluate_every: nothing to evaluate on; it needs a teacher, `evaluate` with "
             "agreement_examples, and a recipe that holds prompts out"
         )
-    if isinstance(source, Stored) and not any(item.num_tokens for item in stage.items):
+    if not source.samples and not any(item.num_tokens for item in stage.items):
         raise DataError("training items: every response is empty, so there is nothing to train on")
 
 
@@ -34,7 +33,7 @@ def check_sharded(config: TrainConfig, stage: Stage, *, num_processes: int) -> N
     Also steps in which the processes would not run the same layers equally often, and so wait forever.
     """
     hint = "launch with data parallelism (MULTI_GPU) instead of FSDP"
-    if not isinstance(stage.objective.source, Stored):
+    if stage.objective.source.samples:
         raise ConfigError(
             f"objective: sampling during training needs the whole student on every process; {hint} or choose "
             "an objective on stored responses"

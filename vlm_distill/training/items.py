@@ -20,7 +20,7 @@ from vlm_distill.training.grouping import group_steps
 class TrainBatch:
     """A micro-batch: one prompt encoding per model, one response batch for both.
 
-    `cached` is what a cache holds of the teacher (data/teacher_cache.py), which then gets no prompts.
+    `cached` is what a cache holds of the teacher (teacher_cache/store.py), which then gets no prompts.
     """
 
     student_prompts: PromptBatch

@@ -13,8 +13,7 @@ from vlm_distill.batches import TrainItem
 from vlm_distill.files import append_jsonl
 from vlm_distill.forward import shares_prefixes
 from vlm_distill.generation.decoding import evaluating
-from vlm_distill.losses import RowGroup, linear_divergence
-from vlm_distill.losses.divergences import NegativeLogLikelihood
+from vlm_distill.losses import NegativeLogLikelihood, RowGroup, linear_divergence
 from vlm_distill.progress import Log, progress
 from vlm_distill.training.config import TrainConfig
 from vlm_distill.training.items import collate

@@ -21,10 +21,10 @@ Gather = Callable[[list[Any]], list[Any]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepItems:
-    """This process's items of a step; `is_fresh` where the student itself wrote them during the stage."""
+    """This process's items of a step; `is_on_policy` where the student wrote them during the stage."""
 
     items: list[TrainItem]
-    is_fresh: bool
+    is_on_policy: bool
 
 
 @dataclass(kw_only=True, slots=True)
@@ -46,13 +46,14 @@ class Responses:
         generator = torch.Generator().manual_seed(self.stage.seed * 1_000_003 + step)
         uniform = float(torch.rand((), generator=generator))
         choice = objective.source.draw(uniform, objective.clock, buffered=len(self.buffer))
-        if choice == "stored":
-            return StepItems(items=[self.stage.items[index] for index in self._own(indices)], is_fresh=False)
-        if choice == "fresh":
-            return StepItems(items=self._sample(step, self._own(indices)), is_fresh=True)
+        if choice == "off_policy":
+            stored = [self.stage.items[index] for index in self._own(indices)]
+            return StepItems(items=stored, is_on_policy=False)
+        if choice == "on_policy":
+            return StepItems(items=self._sample(step, self._own(indices)), is_on_policy=True)
         drawn = torch.randperm(len(self.buffer), generator=generator)[: len(indices)].tolist()
         replayed = [self._item(*self.buffer[position]) for position in self._own(drawn)]
-        return StepItems(items=replayed, is_fresh=True)
+        return StepItems(items=replayed, is_on_policy=True)
 
     def _own(self, indices: Sequence[int]) -> Sequence[int]:
         return indices[self.process_index :: self.num_processes]

@@ -13,9 +13,8 @@ from vlm_distill.batches import TrainItem
 from vlm_distill.data.images import ImageLoader
 from vlm_distill.forward import response_hidden, single_forward_hidden
 from vlm_distill.losses import Objective, ObjectiveLoss, Rows
-from vlm_distill.losses.sparse import TeacherRows
+from vlm_distill.losses.row_blocks import TeacherRows
 from vlm_distill.records import Example, Response
-from vlm_distill.teacher_cache.fill import cached_rows
 from vlm_distill.teacher_cache.store import CacheReader
 from vlm_distill.training.items import TrainBatch
 
@@ -91,8 +90,9 @@ def model_rows(
     """
     student_hidden = single_forward_hidden if is_sharded else response_hidden
     teacher: TeacherRows | None = None
-    if stage.teacher is not None and batch.cached is not None:
-        teacher = cached_rows(batch.cached, stage.teacher, stage.vocabulary)
+    if stage.teacher is not None and stage.cache is not None and batch.cached is not None:
+        head = stage.teacher.head
+        teacher = stage.cache.tier.rows(batch.cached, head, stage.vocabulary)
     elif stage.teacher is not None and batch.teacher_prompts is not None:
         with torch.no_grad():
             hidden = response_hidden(stage.teacher, batch.teacher_prompts, batch.responses)

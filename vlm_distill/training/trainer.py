@@ -30,7 +30,7 @@ from torch.distributed.fsdp import FSDPModule
 from vlm_distill.batches import TrainItem, pad_responses
 from vlm_distill.errors import ConfigError, DataError, did_you_mean
 from vlm_distill.forward import shares_prefixes
-from vlm_distill.losses import Rows, Stored, explain_non_finite
+from vlm_distill.losses import explain_non_finite
 from vlm_distill.models.gradient_checkpointing import keep_activations, recompute_activations
 from vlm_distill.models.vision_cache import without_vision_cache
 from vlm_distill.processes import wait
@@ -162,8 +162,8 @@ class Trainer:
         self.optimizer.zero_grad()
         self.step, self.trained_tokens = step + 1, self.trained_tokens + num_tokens
         self.stage.objective.update(reduced, fraction=min(1.0, self.fraction))
-        if not isinstance(self.stage.objective.source, Stored):
-            reduced |= {"fresh_sum": float(drawn.is_fresh), "fresh_count": 1.0}
+        if self.stage.objective.source.samples:
+            reduced |= {"fresh_sum": float(drawn.is_on_policy), "fresh_count": 1.0}
         return reduced | {"learning_rate": rate, "grad_norm": norm}
 
     def _seed(self, step: int) -> None:
@@ -192,9 +192,7 @@ class Trainer:
             names = [f"{item.example.id!r} by the {one.author}" for item in chunk for one in item.responses]
             with self.accelerator.autocast():
                 student, teacher = model_rows(self.stage, batch)
-                # A teacher that is known in part was finite when it was cached.
-                whole = teacher if isinstance(teacher, Rows) else None
-                found = explain_non_finite(student, whole, batch.responses, names=names, byte_budget=budget)
+                found = explain_non_finite(student, teacher, batch.responses, names=names, byte_budget=budget)
             if found is not None:
                 return DataError(f"{where}: {found}")
         return DataError(

@@ -3,38 +3,24 @@
 import pytest
 import torch
 from loss_batches import LARGE, random_batch, run, toy_batch
+from loss_oracle import DIVERGENCES, name_of
 from torch import Tensor
 
 from vlm_distill.losses import (
     DPO,
     KD,
-    AdaptiveKL,
-    AlphaBeta,
+    TAID,
     DistiLLM2,
     ForwardKL,
-    JensenShannon,
-    ReverseKL,
+    RowGroup,
     Rows,
     SkewKL,
-    SkewReverseKL,
-    SymmetricKL,
-    TotalVariation,
+    Teacher,
     linear_divergence,
 )
-from vlm_distill.losses.rows import BYTES_PER_LOGIT, RowGroup
-from vlm_distill.losses.sparse import LabelRows, TopRows, bucket_value_and_gradient, top_rows
-
-DIVERGENCES = [
-    ForwardKL(),
-    ReverseKL(),
-    SkewKL(),
-    SkewReverseKL(),
-    JensenShannon(),
-    TotalVariation(),
-    SymmetricKL(),
-    AdaptiveKL(),
-    AlphaBeta(),
-]
+from vlm_distill.losses.row_blocks import TeacherBlock, TeacherChunk, TeacherRows
+from vlm_distill.losses.rows import BYTES_PER_LOGIT
+from vlm_distill.losses.teacher_rows import LabelRows, TopRows, top_rows
 
 
 def known(teacher: Rows, student: Rows, labels: Tensor, *, k: int) -> TopRows:
@@ -65,7 +51,7 @@ def test_forward_kl_on_two_tokens_and_the_rest_by_hand() -> None:
     assert float(found.teacher_label_log_probs.exp()) == pytest.approx(0.15)
 
 
-@pytest.mark.parametrize("divergence", DIVERGENCES, ids=lambda one: one.kind)
+@pytest.mark.parametrize("divergence", DIVERGENCES, ids=name_of)
 def test_values_and_gradients_are_those_of_a_dense_computation_on_the_buckets(divergence) -> None:
     student, teacher, responses = random_batch([3, 2, 4], authors=[0, 1, 0])
     top = known(teacher, student, responses.labels, k=3)
@@ -162,11 +148,36 @@ def test_pairs_need_no_more_than_the_log_probabilities_of_the_labels() -> None:
     torch.testing.assert_close(gradient, expected)
 
 
+def test_what_is_not_known_is_refused() -> None:
+    student, teacher, responses = random_batch([3], authors=[0])
+    top = known(teacher, student, responses.labels, k=2)
+    with pytest.raises(AssertionError, match="needs all logits"):
+        run(TAID().build(), (student, top, responses))
+    with pytest.raises(AssertionError, match="has no distribution to compare"):
+        run(KD().build(), (student, LabelRows(label_log_probs=top.label_log_probs), responses))
+
+
+@pytest.mark.parametrize("part", ["whole", "top", "labels"])
+def test_a_block_of_a_chunk_is_the_same_rows_of_the_teacher(part: str) -> None:
+    student, teacher, responses = random_batch([4, 3], authors=[0, 0])
+    top = known(teacher, student, responses.labels, k=2)
+    rows = {"whole": teacher, "top": top, "labels": LabelRows(label_log_probs=top.label_log_probs)}[part]
+    assert isinstance(rows, TeacherRows)
+    chunk = rows.in_precision().chunk(slice(2, 6))
+    assert isinstance(chunk, TeacherChunk)
+    block = chunk.block(slice(1, 3))
+    assert isinstance(block, TeacherBlock)
+    columns = student.columns(responses.labels)[3:5]
+    torch.testing.assert_close(block.labels(columns), top.label_log_probs[3:5])
+    torch.testing.assert_close(block[torch.tensor([1])].labels(columns[1:]), top.label_log_probs[4:5])
+    assert (chunk.logits() is None) == (part != "whole")
+
+
 def test_a_rest_without_probability_has_finite_gradients() -> None:
     logits = torch.tensor([[0.0, 1.0, -torch.inf, -torch.inf]], dtype=torch.float64)
     top = top_rows(torch.tensor([[1.0, 0.0, -torch.inf, -torch.inf]]), torch.tensor([0]), k=2)
     for divergence in DIVERGENCES:
-        values, gradient = bucket_value_and_gradient(divergence, logits.log_softmax(dim=1), top)
+        values, gradient = top.compare(divergence.value_and_gradient, logits.log_softmax(dim=1), Teacher())
         whole = divergence(logits[:, :2], torch.tensor([[1.0, 0.0]], dtype=torch.float64))
         torch.testing.assert_close(values, whole)
         assert gradient.isfinite().all()
