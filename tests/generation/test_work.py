@@ -190,7 +190,7 @@ class Killed(test_work.Recorded):
         return completions
 
 work.SHARD_SECONDS = 0.0
-test_work.llava_job(Killed(test_run.llava_engine()), Path(sys.argv[1]))
+test_work.llava_job(Killed(test_work.llava_engine()), Path(sys.argv[1]))
 """
 
 

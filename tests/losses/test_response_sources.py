@@ -23,7 +23,9 @@ def shares(source: ResponseSource, clock: Clock, buffered: int) -> dict[str, flo
     return {choice: choices.count(choice) / len(choices) for choice in sorted(set(choices))}
 
 
-@pytest.mark.parametrize("source", [Stored(), OnPolicy(share=0.3), AdaptiveOffPolicy()], ids=repr)
+@pytest.mark.parametrize(
+    "source", [Stored(), OnPolicy(share=0.3), AdaptiveOffPolicy()], ids=lambda source: source.kind
+)
 def test_sources_satisfy_the_protocol(source) -> None:
     assert isinstance(source, ResponseSource)
     assert source.needs_validation == isinstance(source, AdaptiveOffPolicy)
