@@ -1,5 +1,7 @@
 """Tiny random models built in memory, for every test that needs a real model."""
 
+import copy
+from dataclasses import replace
 from functools import lru_cache
 
 import torch
@@ -64,6 +66,11 @@ def tiny_llava(seed: int = 0, *, hidden_size: int = 16, **settings: object) -> L
         }
     )
     return build_llava(config, teacher=None, texts=TEXTS, seed=seed)
+
+
+def fresh(loaded: LoadedModel) -> LoadedModel:
+    """Return a copy of a shared model, which may be trained."""
+    return replace(loaded, model=copy.deepcopy(loaded.model))
 
 
 def picture(color: str = "red", *, size: tuple[int, int] = (IMAGE_SIZE, IMAGE_SIZE)) -> Picture.Image:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.tiny import example, picture
+from tests.tiny import example, fresh, picture
 from tests.tiny_qwen import FAMILIES, tiny_qwen
 from vlm_distill.adapters.adapter import LoadedModel
 from vlm_distill.adapters.block_mask import takes_block_mask
@@ -213,7 +213,7 @@ def test_sequential_positions_would_be_wrong():
 
 @every_family
 def test_what_the_model_remembers_of_other_prompts_changes_nothing_and_nothing_is_remembered(family: str):
-    loaded = replace(tiny_qwen(family), model=copy.deepcopy(tiny_qwen(family).model))
+    loaded = fresh(tiny_qwen(family))
     responses = responses_of(RESPONSES)
     with torch.no_grad():
         before = [f(loaded, prompts_of(loaded), responses) for f in (unshared_hidden, prefix_shared_hidden)]

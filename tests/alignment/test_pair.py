@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny import LANGUAGE, VISION, tiny_llava, tiny_text_model
+from tests.tiny import LANGUAGE, VISION, fresh, tiny_llava, tiny_text_model
 from vlm_distill.adapters.adapter import LoadedModel
 from vlm_distill.alignment.pair import count_parameters, pair_report, share_stops, side_of
 from vlm_distill.errors import AdapterError
@@ -111,7 +111,7 @@ def test_another_stop_id_of_the_teacher_stops_the_student_too_also_after_saving(
     report = pair_report(teacher, plain)
     assert report.added_stops == (0,)
     assert any("will stop too: [0]" in line for line in report.lines())
-    student = replace(plain, model=copy.deepcopy(plain.model))
+    student = fresh(plain)
     assert share_stops(student, plain) is student
     save_model(share_stops(student, teacher), tmp_path / "saved")
     assert set(load_model(str(tmp_path / "saved")).stop_ids) == {0, 1}

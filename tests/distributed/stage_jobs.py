@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 
 from tests.distributed.training_jobs import Case, shard
-from tests.training.test_trainer import config
+from tests.stages import config
 from vlm_distill import processes
 from vlm_distill.adapters.adapter import LoadOptions
 from vlm_distill.errors import UserError

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from tests.tiny import tiny_llava, tiny_text_model
-from tests.training.test_trainer import config, fresh, make_items, make_stage
+from tests.stages import config, make_items, make_stage
+from tests.tiny import fresh, tiny_llava, tiny_text_model
 from vlm_distill import processes
 from vlm_distill.adapters.adapter import LoadedModel
 from vlm_distill.files import write_json

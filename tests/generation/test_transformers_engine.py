@@ -4,7 +4,7 @@ import dataclasses
 import pytest
 import torch
 
-from tests.tiny import example, picture, tiny_llava, tiny_text_model
+from tests.tiny import example, fresh, picture, tiny_llava, tiny_text_model
 from vlm_distill.adapters.adapter import LoadedModel
 from vlm_distill.files import hash_json
 from vlm_distill.generation.decoding import own_suppressed_ids
@@ -228,7 +228,7 @@ def test_rows_with_logits_that_are_not_finite_are_aborted() -> None:
 
 
 def test_an_image_placeholder_is_never_generated() -> None:
-    loaded = dataclasses.replace(tiny_llava(), model=copy.deepcopy(tiny_llava().model))
+    loaded = fresh(tiny_llava())
     placeholder = loaded.model.config.image_token_id
     assert loaded.tokenizer.decode([placeholder]) == "<image>"
     # Without the hint that built students carry, as in a checkpoint from elsewhere.

@@ -1,4 +1,3 @@
-import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +9,7 @@ from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from tests.test_forward import RESPONSES, prompts_of, responses_of
-from tests.tiny import tiny_llava, tiny_text_model
+from tests.tiny import fresh, tiny_llava, tiny_text_model
 from vlm_distill.adapters.adapter import LoadedModel
 from vlm_distill.batches import PromptBatch
 from vlm_distill.errors import AdapterError
@@ -26,10 +25,6 @@ PAIRS = {
     "llava language": (tiny_llava, {"language": PLAIN}),
     "llava mixed": (tiny_llava, {"vision": Lora(rank=2, alpha=4), "projector": DORA, "language": PLAIN}),
 }
-
-
-def fresh(loaded: LoadedModel) -> LoadedModel:
-    return replace(loaded, model=copy.deepcopy(loaded.model))
 
 
 def with_lora(loaded: LoadedModel, lora: dict[str, Lora], *, moved: bool = True) -> LoadedModel:

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from tests.test_forward import IMAGES, PROMPTS, RESPONSES, responses_of
-from tests.tiny import picture, tiny_llava, tiny_text_model
+from tests.tiny import fresh, picture, tiny_llava, tiny_text_model
 from vlm_distill.adapters.adapter import LoadedModel
 from vlm_distill.adapters.qwen_vl import QWEN_VL
 from vlm_distill.adapters.vision_features import FEATURES, PIXELS
@@ -47,9 +47,10 @@ def count_tower_passes(loaded: LoadedModel) -> list[int]:
     return passes
 
 
-def fresh(loaded: LoadedModel) -> LoadedModel:
+def with_frozen_tower(loaded: LoadedModel) -> LoadedModel:
     """Return a copy in training mode with a frozen tower."""
-    copied = replace(loaded, model=copy.deepcopy(loaded.model).train())
+    copied = fresh(loaded)
+    copied.model.train()
     copied.model.base_model.vision_tower.requires_grad_(False)
     return copied
 
@@ -67,8 +68,8 @@ def loss_and_gradients(
 @pytest.mark.parametrize("selection", SELECTIONS.values(), ids=SELECTIONS)
 def test_loss_and_gradients_equal_those_without_the_cache(selection, forward) -> None:
     loaded = tiny_llava(**selection)
-    loss, gradients = loss_and_gradients(fresh(loaded), forward)
-    cached = fresh(loaded)
+    loss, gradients = loss_and_gradients(with_frozen_tower(loaded), forward)
+    cached = with_frozen_tower(loaded)
     cached = with_vision_cache(cached, store())
     found, found_gradients = loss_and_gradients(cached, forward)
     torch.testing.assert_close(found, loss, rtol=1e-5, atol=0)
@@ -80,7 +81,7 @@ def test_loss_and_gradients_equal_those_without_the_cache(selection, forward) ->
 
 
 def test_the_tower_runs_once_per_image_whatever_asks_for_it() -> None:
-    loaded = fresh(tiny_llava())
+    loaded = with_frozen_tower(tiny_llava())
     passes = count_tower_passes(loaded)
     cached = with_vision_cache(loaded, store())
     for forward in (unshared_hidden, prefix_shared_hidden, unshared_hidden):
@@ -119,16 +120,16 @@ def test_student_and_teacher_with_one_tower_share_its_passes(tmp_path: Path) -> 
 def test_another_tower_layer_or_image_has_another_key() -> None:
     loaded = tiny_llava()
     keys = [tower_key(loaded), tower_key(tiny_llava(1)), tower_key(tiny_llava(vision_feature_layer=-2))]
-    learned = fresh(loaded)
+    learned = with_frozen_tower(loaded)
     with torch.no_grad():
         next(learned.model.base_model.vision_tower.parameters()).add_(1e-6)
     keys.append(tower_key(learned))
     assert len(set(keys)) == 4
-    assert tower_key(fresh(loaded)) == keys[0]
+    assert tower_key(with_frozen_tower(loaded)) == keys[0]
 
 
 def test_features_found_in_inference_mode_serve_a_later_backward_pass() -> None:
-    cached = with_vision_cache(fresh(tiny_llava()), store())
+    cached = with_vision_cache(with_frozen_tower(tiny_llava()), store())
     with torch.inference_mode():
         cached.encode(PROMPTS, IMAGES)
     _, gradients = loss_and_gradients(cached, unshared_hidden)
@@ -156,7 +157,7 @@ def test_what_is_computed_does_not_depend_on_what_was_there() -> None:
 
 def test_the_mode_of_the_tower_is_left_as_it_was() -> None:
     for mode in (True, False):
-        loaded = fresh(tiny_llava())
+        loaded = with_frozen_tower(tiny_llava())
         loaded.model.train(mode)
         with_vision_cache(loaded, store()).encode(PROMPTS, IMAGES)
         assert loaded.model.base_model.vision_tower.training is mode

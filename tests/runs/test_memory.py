@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from tests.tiny import tiny_llava, tiny_text_model
+from tests.tiny import fresh, tiny_llava, tiny_text_model
 from vlm_distill.adapters.adapter import LoadedModel, LoadOptions
 from vlm_distill.runs.memory import MemoryEstimate, MicroBatchShape, estimate, layer_elements, teacher_bytes
 from vlm_distill.training.config import TrainConfig
@@ -111,7 +111,7 @@ def test_a_budget_of_tokens_needs_what_so_many_prompts_need():
 
 
 def test_a_prefix_that_no_mask_can_share_is_counted_once_a_response():
-    windowed = replace(tiny_llava(), model=copy.deepcopy(tiny_llava().model))
+    windowed = fresh(tiny_llava())
     windowed.model.get_decoder().config.sliding_window = 64
     recomputed = {"student": windowed, "gradient_checkpointing": True}
     # A prompt takes 2 x (30 + 8) positions.

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.tiny import picture, tiny_llava, tiny_text_model
-from tests.training.test_trainer import COLORS, assert_same, config, fresh, make_items, make_stage, weights
+from tests.stages import KilledError, assert_same, config, load_images, make_items, make_stage, weights
+from tests.tiny import fresh, tiny_llava, tiny_text_model
 from vlm_distill.adapters.adapter import LoadedModel, LoadOptions
 from vlm_distill.batches import pad_responses
 from vlm_distill.errors import AdapterError, ConfigError, DataError
@@ -24,10 +24,6 @@ from vlm_distill.teacher_cache.store import HIDDEN, CacheConfig
 from vlm_distill.training.train import train
 
 NAMES = {"teacher": "teacher", "student": "student_round_1"}
-
-
-def load_images(one: Example) -> list[object]:
-    return [picture(COLORS[int(one.id[1:]) % 6]) for _ in one.images]
 
 
 class Teacher:
@@ -186,10 +182,6 @@ def test_what_is_cached_is_not_computed_again_and_the_teacher_not_loaded(tmp_pat
     assert (teacher.num_loads, len(teacher.forwarded)) == (1, 4)
     fill_cache(teacher.plan(tmp_path / "cache"), items, name="x")
     assert sorted(teacher.forwarded) == sorted(item.example.id for item in items)
-
-
-class KilledError(RuntimeError):
-    pass
 
 
 def test_a_kill_loses_no_row_that_was_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.stages import response
 from tests.tiny import example
-from tests.training.test_items import response
 from vlm_distill.errors import DataError
 from vlm_distill.teacher_cache.store import CachedResponse, CacheReader, CacheStore, content_hash
 

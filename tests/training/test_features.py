@@ -11,16 +11,8 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
-from tests.tiny import tiny_text_model
-from tests.training.test_trainer import (
-    assert_same,
-    config,
-    fresh,
-    make_items,
-    make_stage,
-    stop_after,
-    weights,
-)
+from tests.stages import assert_same, config, make_items, make_stage, stop_after, weights
+from tests.tiny import fresh, tiny_text_model
 from vlm_distill.errors import ConfigError
 from vlm_distill.losses import DPO, SimPER
 from vlm_distill.models.lora import Lora
@@ -138,7 +130,7 @@ def test_tensorboard_gets_the_metrics(tmp_path: Path) -> None:
 FULL_DISK = """
 import resource, sys
 from pathlib import Path
-from tests.training.test_trainer import config, make_stage
+from tests.stages import config, make_stage
 from vlm_distill.errors import DataError
 from vlm_distill.training.trainer import Trainer
 trainer = Trainer(config(steps=9), make_stage(Path(sys.argv[1])), print)

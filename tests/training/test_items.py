@@ -1,25 +1,12 @@
 import pytest
 import torch
 
+from tests.stages import response
 from tests.tiny import example
 from vlm_distill.batches import pad_responses
 from vlm_distill.errors import DataError
-from vlm_distill.records import AUTHORS, Author, Response, response_id
+from vlm_distill.records import AUTHORS
 from vlm_distill.training.items import TrainOrder, build_items
-
-
-def response(example_id: str, author: Author, ids: tuple[int, ...], sample_index: int = 0) -> Response:
-    return Response(
-        id=response_id(example_id, author, round=1, sample_index=sample_index),
-        example_id=example_id,
-        author=author,
-        round=1,
-        sample_index=sample_index,
-        text="",
-        token_ids=ids,
-        finish="stop",
-        model_fingerprint="m",
-    )
 
 
 @pytest.mark.parametrize(("num_items", "batch_size"), [(10, 3), (4, 9), (5, 5), (1, 4)])

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.training.test_trainer import assert_same, config, make_stage, stop_after, weights
+from tests.stages import assert_same, config, make_stage, stop_after, weights
 from vlm_distill.errors import ConfigError
 from vlm_distill.training.config import TrainConfig
 from vlm_distill.training.early_stop import EarlyStop

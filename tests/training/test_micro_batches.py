@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.tiny import tiny_llava
-from tests.training.test_trainer import assert_same, config, fresh, make_stage, stop_after, weights
+from tests.stages import assert_same, config, make_stage, stop_after, weights
+from tests.tiny import fresh, tiny_llava
 from vlm_distill.config import decode
 from vlm_distill.errors import ConfigError
 from vlm_distill.losses import DPO, DistiLLM2, SeqKD

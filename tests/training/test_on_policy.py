@@ -8,18 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.tiny import picture, tiny_llava
-from tests.training.test_items import response
-from tests.training.test_trainer import (
-    COLORS,
+from tests.stages import (
     assert_same,
     config,
-    fresh,
+    load_images,
     make_items,
     make_stage,
+    response,
     stop_after,
     weights,
 )
+from tests.tiny import fresh, tiny_llava
 from vlm_distill.errors import ConfigError, DataError
 from vlm_distill.generation.engine import Sampling
 from vlm_distill.generation.live import sample_responses
@@ -37,7 +36,7 @@ def live_stage(folder: Path, **settings: object) -> Stage:
     student = fresh(tiny_llava(0))
     engine = TransformersEngine(
         loaded=student,
-        load_images=lambda one: [picture(COLORS[int(one.id[1:]) % 6]) for _ in one.images],
+        load_images=load_images,
         batch_size=4,
     )
 

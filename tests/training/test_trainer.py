@@ -1,4 +1,3 @@
-import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -6,9 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.tiny import example, picture, tiny_llava, tiny_text_model
-from tests.training.test_items import response
-from vlm_distill.adapters.adapter import LoadedModel
+from tests.stages import assert_same, config, make_items, make_stage, response, stop_after, weights
+from tests.tiny import example, fresh, tiny_llava, tiny_text_model
 from vlm_distill.batches import TrainItem
 from vlm_distill.errors import AdapterError, ConfigError, DataError
 from vlm_distill.losses import SFT, DistiLLM2, SeqKD
@@ -17,72 +15,8 @@ from vlm_distill.models.vision_cache import with_vision_cache
 from vlm_distill.training.budget import Budget, learning_rate
 from vlm_distill.training.config import Trainable, TrainConfig
 from vlm_distill.training.parts import prepare_parts
-from vlm_distill.training.step import Stage
 from vlm_distill.training.train import finished, train
 from vlm_distill.training.trainer import Trainer
-
-COLORS = ("red", "green", "blue", "teal", "black", "gray")
-
-
-def fresh(loaded: LoadedModel) -> LoadedModel:
-    return replace(loaded, model=copy.deepcopy(loaded.model))
-
-
-def make_items(count: int = 6, *, num_images: int = 1) -> list[TrainItem]:
-    items = []
-    for index in range(count):
-        name = f"e{index}"
-        # Unequal lengths, so that a wrong denominator shows.
-        teacher = response(name, "teacher", tuple(range(10, 11 + index % 4)))
-        student = response(name, "student", tuple(range(30, 31 + (2 * index) % 5)))
-        question = example(name, "What color is the shape?" + " blue" * (index % 3), num_images=num_images)
-        items.append(TrainItem(example=question, responses=(teacher, student)))
-    return items
-
-
-def make_stage(
-    folder: Path,
-    *,
-    student: LoadedModel | None = None,
-    teacher: LoadedModel | None = None,
-    **settings: object,
-) -> Stage:
-    fields = {
-        "student": student or fresh(tiny_llava(0)),
-        "teacher": teacher or tiny_llava(1, hidden_size=32),
-        "vocabulary": slice(None),
-        "objective": DistiLLM2().build(),
-        "items": make_items(),
-        "load_images": lambda one: [picture(COLORS[int(one.id[1:]) % 6]) for _ in one.images],
-        "folder": folder,
-        "key": "key",
-        "label": "test",
-        "seed": 1,
-        **settings,
-    }
-    return Stage(**fields)
-
-
-def config(**settings: object) -> TrainConfig:
-    fields = {
-        "steps": 6,
-        "batch_size": 4,
-        "micro_batch_size": 4,
-        "learning_rate": 1e-2,
-        "checkpoint_every": 2,
-        "log_every": 1,
-    }
-    return TrainConfig(**(fields | settings))
-
-
-def weights(loaded: LoadedModel) -> dict[str, torch.Tensor]:
-    return {name: value.clone() for name, value in loaded.model.state_dict().items()}
-
-
-def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
-    assert first.keys() == second.keys()
-    for name, value in first.items():
-        assert torch.equal(value, second[name]), name
 
 
 @pytest.mark.parametrize(
@@ -114,23 +48,6 @@ def test_training_lowers_the_loss(tmp_path: Path) -> None:
     train(config(steps=30), make_stage(tmp_path), log=print)
     losses = [json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
-
-
-class KilledError(RuntimeError):
-    pass
-
-
-def stop_after(trainer: Trainer, steps: int) -> None:
-    real = trainer.optimizer_step
-
-    def step() -> dict[str, float]:
-        if trainer.step == steps:
-            raise KilledError
-        return real()
-
-    trainer.optimizer_step = step
-    with pytest.raises(KilledError):
-        trainer.run()
 
 
 def test_a_run_killed_between_checkpoints_ends_with_the_weights_of_an_undisturbed_one(tmp_path: Path) -> None:
