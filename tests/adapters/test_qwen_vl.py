@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.prompts import responses_of
 from tests.tiny import example, fresh, picture
 from tests.tiny_qwen import FAMILIES, tiny_qwen
 from vlm_distill.adapters.adapter import LoadedModel
@@ -17,7 +18,7 @@ from vlm_distill.adapters.catalog import find_adapter
 from vlm_distill.adapters.chat import sequential_positions
 from vlm_distill.adapters.qwen_vl import QWEN_VL
 from vlm_distill.alignment.pair import pair_report
-from vlm_distill.batches import PromptBatch, ResponseBatch
+from vlm_distill.batches import PromptBatch
 from vlm_distill.forward import (
     prefix_shared_hidden,
     response_hidden,
@@ -49,16 +50,6 @@ RESPONSES = [(0, [40, 50, 258]), (2, [60, 258]), (0, [70, 71, 72, 73, 258]), (1,
 
 def prompts_of(loaded: LoadedModel) -> PromptBatch:
     return loaded.encode(PROMPTS, IMAGES)
-
-
-def responses_of(pairs: list[tuple[int, list[int]]]) -> ResponseBatch:
-    width = max(len(ids) for _, ids in pairs)
-    return ResponseBatch(
-        prompt_index=torch.tensor([prompt for prompt, _ in pairs]),
-        input_ids=torch.tensor([ids + [7] * (width - len(ids)) for _, ids in pairs]),
-        mask=torch.tensor([[True] * len(ids) + [False] * (width - len(ids)) for _, ids in pairs]),
-        author=torch.zeros(len(pairs), dtype=torch.long),
-    )
 
 
 def own_inputs(loaded: LoadedModel, row: int) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.test_forward import RESPONSES, prompts_of, responses_of
+from tests.prompts import RESPONSES, prompts_of, responses_of
 from tests.tiny import tiny_llava, tiny_text_model
 from vlm_distill.adapters.adapter import LoadedModel
 from vlm_distill.errors import AdapterError

@@ -8,7 +8,7 @@ from peft.tuners.lora import LoraLayer
 from pydantic import ValidationError
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-from tests.test_forward import RESPONSES, prompts_of, responses_of
+from tests.prompts import RESPONSES, prompts_of, responses_of
 from tests.tiny import fresh, tiny_llava, tiny_text_model
 from vlm_distill.adapters.adapter import LoadedModel
 from vlm_distill.batches import PromptBatch

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tests.test_forward import IMAGES, PROMPTS, RESPONSES, responses_of
+from tests.prompts import IMAGES, PROMPTS, RESPONSES, responses_of
 from tests.tiny import fresh, picture, tiny_llava, tiny_text_model
 from vlm_distill.adapters.adapter import LoadedModel
 from vlm_distill.adapters.qwen_vl import QWEN_VL
