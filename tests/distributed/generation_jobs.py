@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from tests.evaluation import test_evaluation_run
-from tests.generation import test_run
+from tests import color_task, engines
 from vlm_distill import processes
 from vlm_distill.errors import EngineError, UserError
 from vlm_distill.files import write_json
@@ -21,7 +20,7 @@ from vlm_distill.generation.engine import Completion, Sampling
 from vlm_distill.records import Example
 
 
-class Killed(test_run.Recorded):
+class Killed(engines.Recorded):
     """Dies in the second process when its first batch is stored."""
 
     def generate(self, examples: Sequence[Example], sampling: Sampling) -> list[Completion]:
@@ -31,7 +30,7 @@ class Killed(test_run.Recorded):
         return completions
 
 
-class Broken(test_run.Recorded):
+class Broken(engines.Recorded):
     """Fails in the second process."""
 
     def generate(self, examples: Sequence[Example], sampling: Sampling) -> list[Completion]:
@@ -44,11 +43,11 @@ def share(folder: Path) -> None:
     """Generate in an empty folder and in one that holds a part, and evaluate."""
     facts = {}
     for name in ("fresh", "half"):
-        engine = test_run.Recorded(test_run.llava_engine())
-        facts[name] = [asdict(row) for row in test_run.llava_job(engine, folder / name)]
+        engine = engines.Recorded(engines.llava_engine())
+        facts[name] = [asdict(row) for row in engines.llava_job(engine, folder / name)]
         facts[f"asked_{name}"] = engine.asked
-    counting = test_evaluation_run.scripted()
-    result = test_evaluation_run.Bench(folder).evaluate(counting)
+    counting = color_task.scripted()
+    result = color_task.Bench(folder).evaluate(counting)
     facts["scores"] = {name: asdict(value["all"]) for name, value in result.metrics.items()}
     facts["asked_eval"] = [example.id for example in counting.asked]
     write_json(folder / f"{processes.rank()}.json", facts)
@@ -62,7 +61,7 @@ def main(name: str, folder: Path) -> int:
             share(folder)
         else:
             kind = {"killed": Killed, "broken": Broken}[name]
-            test_run.llava_job(kind(test_run.llava_engine()), folder)
+            engines.llava_job(kind(engines.llava_engine()), folder)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

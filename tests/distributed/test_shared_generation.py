@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from tests.color_task import scripted, write_bench
 from tests.distributed.torchrun import torchrun
-from tests.evaluation.test_harness import Bench, bench, scripted  # noqa: F401 (a fixture)
-from tests.generation.test_transformers_engine import prompts_of
-from tests.generation.test_work import Recorded, generate, llava_engine, llava_job
+from tests.engines import Recorded, generate, llava_engine, llava_job, prompts_of
 from vlm_distill.data.store import ResponseStore
 from vlm_distill.errors import DataError, EngineError
 from vlm_distill.files import read_json
@@ -49,10 +48,9 @@ def as_json(rows: list[Any]) -> list[dict[str, Any]]:
 
 
 def test_two_processes_share_the_batches_and_get_the_rows_of_one(
-    bench: Bench,  # noqa: F811
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = bench.folder
+    folder, bench = tmp_path, write_bench(tmp_path)
     monkeypatch.setattr(work, "SHARD_SECONDS", 0.0)
     whole = as_json(llava_job(llava_engine(), folder / "whole"))
     with pytest.raises(EngineError, match="power"):

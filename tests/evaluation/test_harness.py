@@ -1,119 +1,22 @@
 """A whole evaluation on a small data set: files, predictions, scores, resume, re-scoring, comparison."""
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from tests.color_task import ANSWERS, ROWS, TOKENIZER, Bench, CountingEngine, scripted, write_bench
 from tests.scripted_engine import ScriptedEngine
-from tests.tiny import TEXTS, picture, tiny_llava
-from vlm_distill.config import decode
-from vlm_distill.data.images import ImageStore
+from tests.tiny import tiny_llava
 from vlm_distill.errors import DataError, EngineError
 from vlm_distill.evaluation.compare import compare
-from vlm_distill.evaluation.harness import evaluate_task
 from vlm_distill.evaluation.results import TaskResult, read_result
-from vlm_distill.evaluation.selection import Selection
-from vlm_distill.evaluation.task import Task
-from vlm_distill.generation.engine import Completion, Engine, Sampling
 from vlm_distill.generation.transformers_engine import TransformersEngine
-from vlm_distill.records import Example
-from vlm_distill.students.tokenizer import BpeSettings, train_tokenizer
-
-COLORS = ("red", "green", "blue", "black")
-ROWS = [
-    row
-    for color in COLORS
-    for row in (
-        {"id": f"{color}-what", "question": "What color is it?", "answer": color, "image": f"{color}.png"},
-        {"id": f"{color}-red", "question": "Is it red?", "answer": "no", "image": f"{color}.png"},
-    )
-]
-ANSWERS = {
-    row["id"]: ["yes." if row["id"] == "red-red" else " Red" if "what" in row["id"] else "no."]
-    for row in ROWS
-}
-TOKENIZER = train_tokenizer(TEXTS, settings=BpeSettings(vocab_size=300))
-
-
-@dataclass
-class CountingEngine:
-    """Passes everything on to a real engine, counts prompts, and fails after `budget` of them."""
-
-    engine: Engine
-    budget: int = 1000
-    asked: list[Example] = field(default_factory=list)
-
-    @property
-    def fingerprint(self) -> str:
-        return self.engine.fingerprint
-
-    @property
-    def settings(self) -> Mapping[str, str]:
-        return self.engine.settings
-
-    def plan(self, examples: Sequence[Example], sampling: Sampling) -> list[list[int]]:
-        return self.engine.plan(examples, sampling)
-
-    def generate(self, examples: Sequence[Example], sampling: Sampling) -> list[Completion]:
-        if len(self.asked) + len(examples) > self.budget:
-            raise EngineError("the power went out")
-        self.asked += examples
-        return self.engine.generate(examples, sampling)
-
-
-def scripted(answers: Mapping[str, Sequence[str]] = ANSWERS, **options: Any) -> CountingEngine:
-    engine = ScriptedEngine(script=answers, tokenizer=TOKENIZER, stop_id=TOKENIZER.eos_token_id, batch_size=2)
-    return CountingEngine(engine=engine, **options)
-
-
-@dataclass
-class Bench:
-    """A folder with the data set, and what an evaluation needs."""
-
-    folder: Path
-
-    def task(self, **changes: Any) -> Task:
-        columns = {"id": "id", "question": "question", "references": "answer", "image": "image"}
-        data = {"kind": "files", "paths": str(self.folder / "rows.jsonl"), "columns": columns}
-        metrics = [{"kind": "exact_match", "ignore_punctuation": True}]
-        subsets = {"open": {"references_not_in": ["yes", "no"]}}
-        values = {
-            "name": "colors",
-            "version": 1,
-            "data": data,
-            "prompt": "{{ question }}",
-            "metrics": metrics,
-        }
-        return decode(Task, {**values, "subsets": subsets, "verified": True, **changes}, where="colors.yaml")
-
-    @property
-    def images(self) -> ImageStore:
-        return ImageStore(self.folder / "images")
-
-    def evaluate(
-        self, engine: Engine, *, run: str = "run", task: Task | None = None, **options: Any
-    ) -> TaskResult:
-        self.log: list[str] = []
-        return evaluate_task(
-            task or self.task(),
-            engine,
-            selection=Selection(**options),
-            folder=self.folder / run,
-            images=self.images,
-            log=self.log.append,
-        )
 
 
 @pytest.fixture
 def bench(tmp_path: Path) -> Bench:
-    for color in COLORS:
-        picture(color).save(tmp_path / f"{color}.png")
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    return Bench(folder=tmp_path)
+    return write_bench(tmp_path)
 
 
 def test_scores_are_reported_for_the_whole_set_and_its_subsets(bench: Bench) -> None:

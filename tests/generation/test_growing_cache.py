@@ -2,7 +2,7 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from tests.generation.test_transformers_engine import KINDS, engine_of, prompts_of, run_plan
+from tests.engines import KINDS, engine_of, prompts_of, run_plan
 from vlm_distill.generation import decoding
 from vlm_distill.generation.engine import Sampling
 from vlm_distill.generation.growing_cache import SPARE, GrowingLayer, grow_in_place

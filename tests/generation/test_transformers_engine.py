@@ -4,53 +4,14 @@ import dataclasses
 import pytest
 import torch
 
-from tests.tiny import example, fresh, picture, tiny_llava, tiny_text_model
-from vlm_distill.adapters.adapter import LoadedModel
+from tests.engines import KINDS, engine_of, load_pictures, prompts_of, run_plan
+from tests.tiny import fresh, tiny_llava, tiny_text_model
 from vlm_distill.files import hash_json
 from vlm_distill.generation.decoding import own_suppressed_ids
-from vlm_distill.generation.engine import Completion, Sampling
+from vlm_distill.generation.engine import Sampling
 from vlm_distill.generation.sampling import choose_tokens, row_uniforms
 from vlm_distill.generation.transformers_engine import TransformersEngine
 from vlm_distill.records import Example
-
-QUESTIONS = (
-    "What color is it?",
-    "Shape?",
-    "Is there a red circle in the image, or a blue one?",
-    "no",
-    "yes no yes",
-    "red?",
-)
-COLORS = ("red", "green", "blue", "black")
-KINDS = ("text", "llava")
-
-
-def load_pictures(one: Example) -> list:
-    return [picture(COLORS[sum(map(ord, name)) % 4]) for name in one.images]
-
-
-def with_many_stops(loaded: LoadedModel) -> LoadedModel:
-    """Random models hardly ever emit the one stop token: let every fifth token stop them."""
-    return dataclasses.replace(loaded, stop_ids=(*loaded.stop_ids, *range(10, 300, 5)))
-
-
-def engine_of(kind: str, *, batch_size: int = 4, loaded: LoadedModel | None = None) -> TransformersEngine:
-    loaded = loaded or with_many_stops(tiny_text_model() if kind == "text" else tiny_llava())
-    return TransformersEngine(loaded=loaded, load_images=load_pictures, batch_size=batch_size)
-
-
-def prompts_of(kind: str) -> list[Example]:
-    images = {"text": [0] * 6, "llava": [1, 1, 2, 0, 1, 2]}[kind]
-    return [example(str(i), text, num_images=images[i]) for i, text in enumerate(QUESTIONS)]
-
-
-def run_plan(
-    engine: TransformersEngine, examples: list[Example], sampling: Sampling
-) -> dict[tuple[str, int], Completion]:
-    batches = [
-        engine.generate([examples[i] for i in batch], sampling) for batch in engine.plan(examples, sampling)
-    ]
-    return {(one.example_id, one.sample_index): one for batch in batches for one in batch}
 
 
 def recomputed(

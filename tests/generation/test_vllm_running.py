@@ -15,8 +15,15 @@ import numpy as np
 import pytest
 import torch
 
-from tests.generation.test_transformers_engine import load_pictures, prompts_of, with_many_stops
-from tests.generation.test_vllm_engine import CONFIG, INSTALLED, KINDS, engine_of
+from tests.engines import (
+    KINDS,
+    VLLM_CONFIG,
+    VLLM_INSTALLED,
+    load_pictures,
+    prompts_of,
+    vllm_engine_of,
+    with_many_stops,
+)
 from tests.tiny import tiny_llava, tiny_text_model
 from vlm_distill.adapters.adapter import LoadedModel
 from vlm_distill.data.store import ResponseStore
@@ -36,7 +43,7 @@ CPU_SETTINGS = {"VLLM_CPU_KVCACHE_SPACE": "1", "TORCHDYNAMO_DISABLE": "1", "OMP_
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not INSTALLED, reason="vllm is not installed"),
+    pytest.mark.skipif(not VLLM_INSTALLED, reason="vllm is not installed"),
     pytest.mark.filterwarnings("ignore"),  # its dependencies warn when they are imported
     pytest.mark.timeout(900),
 ]
@@ -61,7 +68,9 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Vllm
     with pytest.MonkeyPatch.context() as patch:
         for name, value in CPU_SETTINGS.items():
             patch.setenv(name, value)
-        engines = {kind: engine_of(saved_model(kind, tmp_path_factory.mktemp(kind) / "m")) for kind in KINDS}
+        engines = {
+            kind: vllm_engine_of(saved_model(kind, tmp_path_factory.mktemp(kind) / "m")) for kind in KINDS
+        }
         yield engines
         for engine in engines.values():
             engine.close()
@@ -186,7 +195,9 @@ def test_a_prompt_that_vllm_reads_in_other_ids_is_an_error(
 
 
 def test_a_refused_option_is_one_line(running: dict[str, VllmEngine]) -> None:
-    engine = dataclasses.replace(running["text"], config=CONFIG.model_copy(update={"max_model_len": 10**6}))
+    engine = dataclasses.replace(
+        running["text"], config=VLLM_CONFIG.model_copy(update={"max_model_len": 10**6})
+    )
     with pytest.raises(EngineError, match=r"vllm cannot start: .*max_model_len") as error:
         engine.generate(prompts_of("text"), Sampling(max_new_tokens=1))
     assert "\n" not in str(error.value)
@@ -205,7 +216,7 @@ def test_a_killed_stage_resumes_and_leaves_no_process_behind(
     assert {one.example_id for one in before} == {"0", "1"}
     assert wait_until_gone(processes, seconds=60) == []
 
-    with Recorded(engine_of(with_many_stops(load_model(str(folder))))) as engine:
+    with Recorded(vllm_engine_of(with_many_stops(load_model(str(folder))))) as engine:
         resumed = stored_job(engine, tmp_path / "killed")
     assert engine.asked == ["2", "3", "4", "5"]
     assert engine.processes
@@ -257,11 +268,12 @@ class Recorded:
 KILLED_JOB = """
 import sys
 from pathlib import Path
+from tests import engines
 from tests.generation import test_vllm_running as tests
 from vlm_distill.generation import work
 
 work.SHARD_SECONDS = 0.0
-engine = tests.engine_of(tests.with_many_stops(tests.load_model(sys.argv[1])))
+engine = engines.vllm_engine_of(engines.with_many_stops(tests.load_model(sys.argv[1])))
 tests.stored_job(tests.Recorded(engine, kill_at=4), Path(sys.argv[2]))
 """
 

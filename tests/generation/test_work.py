@@ -2,67 +2,21 @@ import dataclasses
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from tests.generation.test_transformers_engine import engine_of, prompts_of
-from tests.scripted_engine import ScriptedEngine
+from tests.engines import EXAMPLES, SAMPLING, SCRIPT, Recorded, generate, llava_engine, llava_job, scripted
 from tests.tiny import example, tiny_text_model
 from vlm_distill.data.store import ResponseStore
 from vlm_distill.errors import DataError, EngineError
 from vlm_distill.generation import work
-from vlm_distill.generation.engine import Completion, Engine, Sampling
-from vlm_distill.generation.work import Counts, Job, generate_responses, read_counts
-from vlm_distill.records import Example, Response, response_id
+from vlm_distill.generation.engine import Completion, Sampling
+from vlm_distill.generation.work import Counts, read_counts
+from vlm_distill.records import Example, response_id
 
 ROOT = Path(__file__).resolve().parents[2]
-EXAMPLES = [example(f"e{number}", "?") for number in range(7)]
-SCRIPT = {one.id: (f"answer {one.id}", f"other {one.id}") for one in EXAMPLES}
-SAMPLING = Sampling(num_samples=2, max_new_tokens=32)
-
-
-@dataclasses.dataclass
-class Recorded:
-    """An engine that notes which examples it was asked for, and can abort all answers."""
-
-    inner: Engine
-    asked: list[str] = dataclasses.field(default_factory=list)
-    abort: bool = False
-    overlong: int = 0
-
-    @property
-    def fingerprint(self) -> str:
-        return self.inner.fingerprint
-
-    @property
-    def settings(self) -> Mapping[str, str]:
-        return self.inner.settings
-
-    def plan(self, examples: Sequence[Example], sampling: Sampling) -> list[list[int]]:
-        return self.inner.plan(examples[self.overlong :], sampling)
-
-    def generate(self, examples: Sequence[Example], sampling: Sampling) -> list[Completion]:
-        self.asked += [one.id for one in examples]
-        completions = self.inner.generate(examples, sampling)
-        return (
-            [dataclasses.replace(one, finish="aborted") for one in completions] if self.abort else completions
-        )
-
-
-def scripted(script: Mapping[str, Sequence[str]] = SCRIPT, **changes: object) -> Recorded:
-    tokenizer = tiny_text_model().tokenizer
-    engine = ScriptedEngine(script=script, tokenizer=tokenizer, stop_id=tokenizer.eos_token_id, batch_size=2)
-    return Recorded(dataclasses.replace(engine, **changes))
-
-
-def generate(
-    engine: Engine, folder: Path, *, lines: list[str] | None = None, **changes: object
-) -> list[Response]:
-    job = Job(examples=EXAMPLES, sampling=SAMPLING, author="teacher", round=1, label="teacher")
-    log = (lambda _: None) if lines is None else lines.append
-    return generate_responses(engine, dataclasses.replace(job, **changes), folder=folder, log=log)
 
 
 def test_responses_come_in_example_order_with_their_provenance(tmp_path: Path) -> None:
@@ -179,10 +133,10 @@ def test_user_errors_name_the_cause(tmp_path: Path) -> None:
 KILLED_JOB = """
 import os, signal, sys
 from pathlib import Path
-from tests.generation import test_work
+from tests import engines
 from vlm_distill.generation import work
 
-class Killed(test_work.Recorded):
+class Killed(engines.Recorded):
     def generate(self, examples, sampling):
         completions = super().generate(examples, sampling)
         if len(self.asked) == 3:
@@ -190,17 +144,8 @@ class Killed(test_work.Recorded):
         return completions
 
 work.SHARD_SECONDS = 0.0
-test_work.llava_job(Killed(test_work.llava_engine()), Path(sys.argv[1]))
+engines.llava_job(Killed(engines.llava_engine()), Path(sys.argv[1]))
 """
-
-
-def llava_engine() -> Engine:
-    return engine_of("llava", batch_size=2)
-
-
-def llava_job(engine: Engine, folder: Path) -> list[Response]:
-    sampling = Sampling(max_new_tokens=6, num_samples=2)
-    return generate(engine, folder, examples=prompts_of("llava"), sampling=sampling)
 
 
 def test_a_killed_stage_resumes_to_the_same_rows(tmp_path: Path) -> None:
