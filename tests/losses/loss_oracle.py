@@ -49,6 +49,10 @@ def name_of(value: object) -> str | None:
     return repr(value).replace("kind=", "").replace(" ", "") if is_dataclass(value) else None
 
 
+def log_of(*probabilities: list[float], dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.tensor(probabilities, dtype=dtype).log()
+
+
 def plain_divergence(
     divergence: object, z_s: Tensor, z_t: Tensor, alpha: Tensor | float | None = None
 ) -> Tensor:

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from loss_oracle import DIVERGENCES, TOY_MASK, name_of, plain_divergence, toy_logits
+from loss_oracle import DIVERGENCES, TOY_MASK, log_of, name_of, plain_divergence, toy_logits
 from torch import Tensor
 
 from vlm_distill.errors import ConfigError
@@ -43,10 +43,6 @@ def random_logits(
     generator = torch.Generator().manual_seed(seed)
     z_s, z_t = (2 * torch.randn(rows, vocab, generator=generator, dtype=torch.float64) for _ in range(2))
     return z_s.to(dtype), z_t.to(dtype)
-
-
-def log_of(*probabilities: list[float], dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.tensor(probabilities, dtype=dtype).log()
 
 
 @every_divergence

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from loss_oracle import DIVERGENCES, name_of, plain_divergence
+from loss_oracle import DIVERGENCES, log_of, name_of, plain_divergence
 from torch import Tensor
 
 from vlm_distill.losses import (
@@ -36,10 +36,6 @@ def random_logits(rows: int = 5, vocab: int = 9) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     z_s, z_t = (2 * torch.randn(rows, vocab, generator=generator, dtype=torch.float64) for _ in range(2))
     return z_s, z_t
-
-
-def log_of(*probabilities: list[float], dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.tensor(probabilities, dtype=dtype).log()
 
 
 def expected(divergence, z_s: Tensor, z_t: Tensor, alpha: Tensor | None = None) -> tuple[Tensor, Tensor]:

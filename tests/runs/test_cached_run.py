@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.runs.test_pipeline import error_of
+from tests.commands import error_of
 from tests.tiny_run import write_run
 from vlm_distill.cli import main
 from vlm_distill.generation.engine import Engine

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.commands import error_of, run
 from tests.tiny import tiny_llava, tiny_text_model
 from tests.tiny_run import write_run
 from vlm_distill.cli import main
@@ -16,18 +17,6 @@ from vlm_distill.evaluation.agreement import Answers, agreement
 from vlm_distill.losses import ReverseKL
 from vlm_distill.models.load import load_model
 from vlm_distill.models.save import save_model
-
-
-def run(config: Path, *overrides: str) -> int:
-    return main(["run", str(config), *overrides])
-
-
-def error_of(capsys: pytest.CaptureFixture[str], code: int) -> str:
-    """Return the one line that a failed command printed last."""
-    assert code == 2
-    last = capsys.readouterr().err.rstrip("\n").splitlines()[-1]
-    assert last.startswith("vlm-distill: error: ")
-    return last
 
 
 @pytest.fixture(scope="module")
