@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from tests.runs.test_pipeline import error_of, run
+from tests.commands import error_of, run
 from tests.tiny_run import write_run
 from vlm_distill.cli import main
 from vlm_distill.runs.plan import read_plan
