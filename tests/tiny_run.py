@@ -12,6 +12,14 @@ from vlm_distill.models.save import save_model
 
 COLORS = ("red", "green", "blue", "teal", "black", "gray", "brown", "yellow", "white", "pink", "navy", "lime")
 QUESTIONS = ("What color is the shape?", "Is there a red circle in the image?")
+STAGE = {
+    "steps": 6,
+    "batch_size": 4,
+    "micro_batch_size": 2,
+    "learning_rate": 1e-3,
+    "checkpoint_every": 2,
+    "log_every": 2,
+}
 
 
 def write_rows(folder: Path, name: str, colors: tuple[str, ...]) -> Path:
@@ -58,14 +66,6 @@ def write_run(folder: Path, **changes: object) -> Path:
     suite = {"name": "tiny", "tasks": [str(folder / "task.yaml")]}
     if not (folder / "teacher").exists():
         save_model(tiny_llava(1, hidden_size=32), folder / "teacher")
-    stage = {
-        "steps": 6,
-        "batch_size": 4,
-        "micro_batch_size": 2,
-        "learning_rate": 1e-3,
-        "checkpoint_every": 2,
-        "log_every": 2,
-    }
     config = {
         "name": "tiny",
         "output": str(folder / "run"),
@@ -75,14 +75,14 @@ def write_run(folder: Path, **changes: object) -> Path:
         "student": {
             "build": {"vision": {"from": "teacher"}, "language": LANGUAGE, "vision_feature_layer": -1}
         },
-        "warmup": {"objective": {"kind": "seqkd"}, "train": stage},
+        "warmup": {"objective": {"kind": "seqkd"}, "train": STAGE},
         "rounds": 2,
         "generate": {
             "engine": {"kind": "transformers", "batch_size": 4},
             "sampling": {"temperature": 0.8, "top_p": 0.95, "max_new_tokens": 5},
         },
         "objective": {"kind": "distillm2"},
-        "train": stage,
+        "train": STAGE,
         "controls": [{"name": "seqkd", "objective": {"kind": "seqkd"}}],
         "evaluate": {"suite": str(folder / "suite.yaml"), "agreement_tokens": 5},
         **changes,

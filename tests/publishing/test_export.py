@@ -1,5 +1,4 @@
 import json
-import os
 import re
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from tests.tiny import tiny_text_model
-from tests.tiny_run import write_run
+from tests.whole_runs import Copy
 from vlm_distill.cli import main
 from vlm_distill.errors import AdapterError, ConfigError
 from vlm_distill.files import read_json, write_json
@@ -24,23 +23,30 @@ from vlm_distill.models.save import save_model
 from vlm_distill.publishing.export import export
 from vlm_distill.publishing.model_card import CARD, public_name
 
-ALONE = "import sys; sys.modules['vlm_distill'] = None\n"
+# Runs programs in folders, none of which can import this package, and prints what each of them printed.
+ALONE = """
+import contextlib, io, json, os, sys
+
+sys.modules["vlm_distill"] = None
+found = {}
+for name, (folder, program) in json.load(sys.stdin).items():
+    os.chdir(folder)
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        exec(program, {"__name__": "__main__"})
+    found[name] = printed.getvalue()
+print(json.dumps(found))
+"""
+LOAD = """
+from transformers import AutoModelForImageTextToText
+model, report = AutoModelForImageTextToText.from_pretrained('.', output_loading_info=True)
+print(type(model).__name__, sorted(report['missing_keys']), sorted(report['unexpected_keys']))
+"""
 TOKEN = "hf_secretsecretsecret"
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("run")
-    short = ["train.steps=2", "warmup.train.steps=2", "evaluate.shuffle_images=false"]
-    assert main(["run", str(write_run(folder)), *short]) == 0
-    recipe = folder / "recipe.yaml"
-    recipe.write_text("# Pictures drawn by a test, CC0.\n# Two questions each.\n" + recipe.read_text())
-    return folder / "run"
-
-
-@pytest.fixture(scope="module")
-def exported(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export(run, tmp_path_factory.mktemp("out") / "student", log=print)
+def exported(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export(finished, tmp_path_factory.mktemp("out") / "student", log=print)
 
 
 @pytest.fixture
@@ -57,46 +63,64 @@ def snippet_of(folder: Path) -> str:
     return re.search(r"```python\n(.*?)```", card_of(folder), flags=re.DOTALL)[1]
 
 
-def run_alone(code: str, folder: Path) -> str:
-    """Run code in a process that cannot import this package, and return what it prints."""
+@pytest.fixture(scope="module")
+def half(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export(finished, tmp_path_factory.mktemp("out") / "half", dtype="bfloat16", log=print)
+
+
+@pytest.fixture(scope="module")
+def text_only_exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("text")
+    save_model(tiny_text_model(), folder / "model")
+    return export(folder / "model", folder / "exported", log=print)
+
+
+@pytest.fixture(scope="module")
+def printed(exported: Path, half: Path, text_only_exported: Path) -> dict[str, str]:
+    """Return what is printed where this package cannot be imported: by a load, and by the cards' snippets."""
+    programs = {"load": (str(exported), LOAD)} | {
+        name: (str(folder), snippet_of(folder) + "print(output.shape[1] > inputs['input_ids'].shape[1])")
+        for name, folder in {"images": exported, "half": half, "text": text_only_exported}.items()
+    }
     done = subprocess.run(
-        [sys.executable, "-I", "-c", ALONE + code], cwd=folder, capture_output=True, text=True, check=False
+        [sys.executable, "-I", "-c", ALONE],
+        input=json.dumps(programs),
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_the_last_round_is_exported_with_its_weights(run: Path, exported: Path) -> None:
-    ours = load_file(run / "round_2" / "model" / "model.safetensors")
+def test_the_last_round_is_exported_with_its_weights(finished: Path, exported: Path) -> None:
+    ours = load_file(finished / "round_2" / "model" / "model.safetensors")
     theirs = load_file(exported / "model.safetensors")
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert {path.name for path in exported.iterdir()} == {
-        path.name for path in (run / "round_2" / "model").iterdir()
+        path.name for path in (finished / "round_2" / "model").iterdir()
     } | {CARD}
     assert all(path.stat().st_mode & 0o444 == 0o444 for path in exported.iterdir())
     assert [path.name for path in exported.parent.iterdir()] == [exported.name]
 
 
-def test_it_loads_with_plain_transformers_where_this_package_cannot_be_imported(exported: Path) -> None:
-    code = (
-        "from transformers import AutoModelForImageTextToText\n"
-        "model, report = AutoModelForImageTextToText.from_pretrained('.', output_loading_info=True)\n"
-        "print(type(model).__name__, sorted(report['missing_keys']), sorted(report['unexpected_keys']))"
-    )
-    assert run_alone(code, exported).strip() == "LlavaForConditionalGeneration [] []"
+def test_it_loads_with_plain_transformers_where_this_package_cannot_be_imported(
+    printed: dict[str, str],
+) -> None:
+    assert printed["load"] == "LlavaForConditionalGeneration [] []\n"
 
 
-def test_the_snippet_of_the_card_runs_for_images_and_for_text(exported: Path, text_model: Path) -> None:
-    run_alone(snippet_of(exported) + "print(output.shape[1] > inputs['input_ids'].shape[1])", exported)
-    alone = export(text_model, text_model.parent / "copy", log=print)
-    assert "AutoModelForCausalLM" in snippet_of(alone)
-    code = snippet_of(alone) + "print(output.shape[1] > inputs['input_ids'].shape[1])"
-    assert run_alone(code, alone).splitlines()[-1] == "True"
+def test_the_snippet_of_the_card_runs_for_images_and_for_text(
+    printed: dict[str, str], text_only_exported: Path
+) -> None:
+    assert printed["images"].splitlines()[-1] == "True"
+    assert "AutoModelForCausalLM" in snippet_of(text_only_exported)
+    assert printed["text"].splitlines()[-1] == "True"
 
 
-def test_the_card_has_method_data_scores_and_provenance_of_the_run(run: Path, exported: Path) -> None:
-    card, rows = card_of(exported), read_json(run / "summary.json")["rows"]
+def test_the_card_has_method_data_scores_and_provenance_of_the_run(finished: Path, exported: Path) -> None:
+    card, rows = card_of(exported), read_json(finished / "summary.json")["rows"]
     front = ModelCard(card).data.to_dict()
     assert front["library_name"] == "transformers"
     assert front["pipeline_tag"] == "image-text-to-text"
@@ -116,76 +140,74 @@ def test_the_card_has_method_data_scores_and_provenance_of_the_run(run: Path, ex
     assert re.search(
         r"^\| tiny exact_match +\| \d+\.\d \[.*\] +\| \d+\.\d \[.*\] +\| 10 ", card, re.MULTILINE
     )
-    assert read_json(run / "provenance.json")["teacher"] in card
+    assert read_json(finished / "provenance.json")["teacher"] in card
     assert fingerprint(exported) in card
 
 
-def test_the_card_names_no_path_of_this_machine(run: Path, exported: Path) -> None:
-    assert str(run.parent) not in card_of(exported)
+def test_the_card_names_no_path_of_this_machine(finished: Path, exported: Path) -> None:
+    assert str(finished.parent) not in card_of(exported)
     assert "`teacher` (a local model)" in card_of(exported)
     assert public_name("Qwen/Qwen2-7B-Instruct") == "`Qwen/Qwen2-7B-Instruct`"
 
 
-def test_a_stage_is_chosen_by_its_name_on_disk_or_in_tables(run: Path, tmp_path: Path) -> None:
+def test_a_stage_is_chosen_by_its_name_on_disk_or_in_tables(finished: Path, tmp_path: Path) -> None:
     for number, (name, folder) in enumerate(
         {"warm-up": "warmup", "round 1": "round_1", "seqkd": "seqkd"}.items()
     ):
-        found = export(run, tmp_path / str(number), stage=name, log=print)
-        assert fingerprint(found) == fingerprint(run / folder / "model")
+        found = export(finished, tmp_path / str(number), stage=name, log=print)
+        assert fingerprint(found) == fingerprint(finished / folder / "model")
         stages = re.findall(r"^\| (warm-up|round 1|round 2|seqkd) +\|", card_of(found), flags=re.MULTILINE)
         assert stages == list(dict.fromkeys(["warm-up", name]))
         assert "student round 2" not in card_of(found)
 
 
-def test_a_stage_that_does_not_exist_is_an_error_that_names_the_nearest(run: Path, tmp_path: Path) -> None:
+def test_a_stage_that_does_not_exist_is_an_error_that_names_the_nearest(
+    finished: Path, tmp_path: Path
+) -> None:
     with pytest.raises(
         ConfigError, match=r"'round_3' is not trained.*did you mean 'round_\d'.*seqkd.*warmup"
     ):
-        export(run, tmp_path / "out", stage="round_3", log=print)
+        export(finished, tmp_path / "out", stage="round_3", log=print)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_run_whose_last_round_is_missing_is_not_exported_by_default(run: Path, tmp_path: Path) -> None:
-    done = run / "round_2" / "stage.json"
-    done.rename(run / "round_2" / "aside.json")
-    try:
-        with pytest.raises(ConfigError, match="'round_2' is not trained; finish the run"):
-            export(run, tmp_path / "out", log=print)
-    finally:
-        (run / "round_2" / "aside.json").rename(done)
+def test_a_run_whose_last_round_is_missing_is_not_exported_by_default(
+    finished: Path, copy: Copy, tmp_path: Path
+) -> None:
+    run = copy(finished)
+    (run / "round_2" / "stage.json").unlink()
+    with pytest.raises(ConfigError, match="'round_2' is not trained; finish the run"):
+        export(run, tmp_path / "out", log=print)
 
 
-def test_weights_are_rounded_to_another_dtype_and_the_card_says_so(run: Path, tmp_path: Path) -> None:
-    found = export(run, tmp_path / "half", dtype="bfloat16", log=print)
-    ours = load_file(run / "round_2" / "model" / "model.safetensors")
-    theirs = load_file(found / "model.safetensors")
+def test_weights_are_rounded_to_another_dtype_and_the_card_says_so(
+    finished: Path, half: Path, printed: dict[str, str]
+) -> None:
+    ours = load_file(finished / "round_2" / "model" / "model.safetensors")
+    theirs = load_file(half / "model.safetensors")
     assert all(torch.equal(ours[name].bfloat16(), theirs[name]) for name in ours)
-    assert read_json(found / "config.json")["dtype"] == "bfloat16"
-    assert "measured before the weights were rounded to bfloat16" in card_of(found)
-    run_alone(snippet_of(found), found)
+    assert read_json(half / "config.json")["dtype"] == "bfloat16"
+    assert "measured before the weights were rounded to bfloat16" in card_of(half)
+    assert printed["half"].splitlines()[-1] == "True"
 
 
-def test_scores_of_other_weights_are_not_shown(run: Path, tmp_path: Path) -> None:
-    summary = (run / "summary.json").read_bytes()
-    values = json.loads(summary)
+def test_scores_of_other_weights_are_not_shown(finished: Path, copy: Copy, tmp_path: Path) -> None:
+    run = copy(finished)
+    values = read_json(run / "summary.json")
     for row in values["rows"]:
         row["fingerprint"] = "0" * 64
     write_json(run / "summary.json", values)
-    try:
-        found = export(run, tmp_path / "out", log=print)
-    finally:
-        (run / "summary.json").write_bytes(summary)
+    found = export(run, tmp_path / "out", log=print)
     assert "Not measured: the run has no scores of these weights." in card_of(found)
 
 
-def test_a_changed_recipe_is_not_quoted(run: Path, tmp_path: Path) -> None:
-    recipe = run.parent / "recipe.yaml"
-    before = recipe.read_text()
-    recipe.write_text(before.replace("held_out: 0.25", "held_out: 0.5"))
-    try:
-        found = export(run, tmp_path / "out", log=print)
-    finally:
-        recipe.write_text(before)
+def test_a_changed_recipe_is_not_quoted(finished: Path, copy: Copy, tmp_path: Path) -> None:
+    recipe, changed, run = finished.with_name("recipe.yaml"), tmp_path / "recipe.yaml", copy(finished)
+    changed.write_text(recipe.read_text().replace("held_out: 0.25", "held_out: 0.5"))
+    config = (run / "config.yaml").read_text()
+    assert str(recipe) in config
+    (run / "config.yaml").write_text(config.replace(str(recipe), str(changed)))
+    found = export(run, tmp_path / "out", log=print)
     assert "The recipe says" not in card_of(found)
 
 
@@ -202,9 +224,9 @@ def test_a_model_folder_keeps_the_licence_of_its_card_and_claims_no_method(text_
     assert "## Method" not in card_of(found)
 
 
-def test_a_stage_exported_as_a_model_folder_points_to_its_run(run: Path, tmp_path: Path) -> None:
+def test_a_stage_exported_as_a_model_folder_points_to_its_run(finished: Path, tmp_path: Path) -> None:
     lines: list[str] = []
-    export(run / "round_1" / "model", tmp_path / "out", log=lines.append)
+    export(finished / "round_1" / "model", tmp_path / "out", log=lines.append)
     assert "--stage round_1" in lines[0]
 
 
@@ -269,24 +291,24 @@ def refusing_hub() -> Iterator[tuple[str, list[tuple[str, str]]]]:
 
 
 def test_a_push_that_the_hub_refuses_is_one_line_without_the_token(
-    text_model: Path, tmp_path: Path, refusing_hub
+    text_model: Path,
+    tmp_path: Path,
+    refusing_hub,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     address, asked = refusing_hub
-    # huggingface_hub reads its address once, when it is imported.
-    environment = {**os.environ, "HF_ENDPOINT": address, "HF_TOKEN": TOKEN, "HF_HUB_OFFLINE": "0"}
-    arguments = ["export", str(text_model), str(tmp_path / "out"), "--push", "owner/name"]
-    done = subprocess.run(
-        [sys.executable, "-m", "vlm_distill.cli", *arguments],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 2, done.stderr
-    last = done.stderr.rstrip("\n").splitlines()[-1]
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    # huggingface_hub reads these once, when it is imported.
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    code = main(["export", str(text_model), str(tmp_path / "out"), "--push", "owner/name"])
+    printed = capsys.readouterr()
+    assert code == 2, printed.err
+    last = printed.err.rstrip("\n").splitlines()[-1]
     assert last.startswith("vlm-distill: error: --push owner/name: the hub did not take it")
     assert "hf upload owner/name" in last
-    assert TOKEN not in done.stdout + done.stderr
+    assert TOKEN not in printed.out + printed.err
     assert asked == [("/api/repos/create", f"Bearer {TOKEN}")]
     with safe_open(tmp_path / "out" / "model.safetensors", framework="pt") as file:
         assert file.keys()

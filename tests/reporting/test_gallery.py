@@ -2,8 +2,8 @@ import json
 from collections import Counter
 from pathlib import Path
 
-from tests.reporting.conftest import Copy
 from tests.tiny import example
+from tests.whole_runs import Copy
 from vlm_distill.config import read_yaml
 from vlm_distill.reporting.gallery import MAX_CARDS, choose, clipped, read_gallery
 from vlm_distill.reporting.run_files import open_run

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.reporting.conftest import HOSTILE, Copy
+from tests.whole_runs import HOSTILE, Copy
 from vlm_distill.data.store import ResponseStore
 from vlm_distill.errors import DataError
 from vlm_distill.reporting import page, write_report

@@ -1,36 +1,32 @@
 """`vlm-distill cache`, and `run` with a cache: the students of a live teacher without its body."""
 
 import json
+import weakref
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+from transformers import LlamaModel
 
-from tests.commands import error_of
+from tests.commands import error_of, run
+from tests.tiny import VOCAB_SIZE
 from tests.tiny_run import write_run
+from tests.whole_runs import Copy, config_of
 from vlm_distill.cli import main
-from vlm_distill.generation.engine import Engine
-from vlm_distill.generation.work import Job
-from vlm_distill.runs import stages
 from vlm_distill.runs.config import ModelConfig
 from vlm_distill.runs.teacher import Teacher
 from vlm_distill.teacher_cache.tiers import HIDDEN
-from vlm_distill.training.trainer import Trainer
 
 STAGES = ("warmup", "round_1", "round_2", "seqkd")
-EVERY = "train.evaluate_every=3"
 
 
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+@pytest.fixture
+def pair(finished: Path, cached: Path) -> tuple[Path, Path]:
     """Return the folders of one run with a live teacher and one with a cache."""
-    folder = tmp_path_factory.mktemp("cached")
-    config = str(write_run(folder))
-    assert main(["run", config, f"output={folder / 'live'}", EVERY]) == 0
-    assert main(["run", config, f"output={folder / 'cached'}", "cache.tier=hidden", EVERY]) == 0
-    return folder / "live", folder / "cached"
+    return finished, cached
 
 
 def test_a_run_from_the_cache_trains_the_students_of_a_live_teacher(pair: tuple[Path, Path]) -> None:
@@ -68,48 +64,38 @@ def test_a_live_teacher_is_frozen(tmp_path: Path) -> None:
     assert not any(parameter.requires_grad for parameter in teacher.loaded.model.parameters())
 
 
-def test_a_run_goes_on_after_other_held_out_answers(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    config = str(write_run(tmp_path, rounds=1, controls=[], cache={"tier": "hidden"}))
-    assert main(["run", config]) == 0
-    leftover = tmp_path / "run" / "cache" / "teacher" / "rank_0" / ".rows-00001.safetensors.1.tmp"
+def test_a_run_goes_on_after_other_held_out_answers(cached: Path, copy: Copy) -> None:
+    folder = copy(cached)
+    leftover = folder / "cache" / "teacher" / "rank_0" / ".rows-00001.safetensors.1.tmp"
     leftover.write_text("of a killed process")
-    assert main(["run", config, "evaluate.agreement_tokens=4"]) == 0
+    other = ["cache.tier=hidden", "evaluate.agreement_tokens=4", f"output={folder}"]
+    assert run(config_of(cached), *other) == 0
     assert not leftover.exists()
 
 
-def test_no_student_trains_or_answers_with_the_body_of_the_teacher_in_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    teachers: list[Teacher] = []
-    held: list[bool] = []
-    plain_init, plain_run, plain_generate = (
-        Teacher.__init__,
-        Trainer.run,
-        stages.generate_responses,
-    )
+def test_no_student_trains_or_answers_with_the_body_of_the_teacher_in_memory(tmp_path: Path) -> None:
+    bodies: list[weakref.ref[LlamaModel]] = []
+    trains: list[bool] = []
+    answers: list[bool] = []
 
-    def watched_generate(engine: Engine, job: Job, **settings: Any) -> Any:
-        if job.author == "student":
-            held.append(teachers[0]._full is not None)
-        return plain_generate(engine, job, **settings)
+    def watch(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        if isinstance(module, LlamaModel) and module.config.hidden_size == 32:
+            bodies.append(weakref.ref(module))
+        elif isinstance(module, nn.Embedding) and module.weight.shape == (VOCAB_SIZE, 16):
+            # The student's words, in training or one at a time.
+            is_held = any(body() is not None for body in bodies)
+            if module.training:
+                trains.append(is_held)
+            elif trains and inputs[0].shape[1] == 1:
+                answers.append(is_held)
 
-    def watched_init(self: Teacher, *arguments: object, **settings: object) -> None:
-        teachers.append(self)
-        plain_init(self, *arguments, **settings)
-
-    def watched_run(self: Trainer) -> None:
-        held.append(teachers[0]._full is not None)
-        weights = teachers[0].loaded.model.parameters()
-        assert sum(not parameter.is_meta for parameter in weights) == 1
-        plain_run(self)
-
-    monkeypatch.setattr(Teacher, "__init__", watched_init)
-    monkeypatch.setattr(Trainer, "run", watched_run)
-    monkeypatch.setattr(stages, "generate_responses", watched_generate)
-    short = write_run(tmp_path, rounds=1, evaluate={"agreement_tokens": 5})
-    assert main(["run", str(short), "cache.tier=hidden", EVERY]) == 0
-    # The warm-up, the student's responses (sampled, then read to be cached and trained on), round, control.
-    assert held == [False] * 6
+    config = write_run(tmp_path, rounds=1, evaluate={"agreement_tokens": 5})
+    with register_module_forward_pre_hook(watch):
+        assert run(config, "cache.tier=hidden", "train.evaluate_every=3") == 0
+    assert bodies
+    assert trains
+    assert answers
+    assert not any(trains + answers)
 
 
 def test_the_verb_fills_the_cache_and_the_run_uses_it(
@@ -137,13 +123,13 @@ def test_the_verb_fills_the_cache_and_the_run_uses_it(
 
 @pytest.mark.parametrize("settings", ["{tier: top_k, k: 290}", "{tier: hidden, dtype: bfloat16}"])
 def test_smaller_tiers_end_near_the_student_of_a_live_teacher(
-    pair: tuple[Path, Path], tmp_path: Path, settings: str
+    finished: Path, tmp_path: Path, settings: str
 ) -> None:
-    short = write_run(tmp_path, rounds=1, controls=[], evaluate={"agreement_tokens": 5})
-    assert main(["run", str(short), f"cache={settings}"]) == 0
-    live = load_file(pair[0] / "round_1" / "model" / "model.safetensors")
+    short = ["rounds=1", "controls=[]", "evaluate={agreement_tokens: 5}", f"output={tmp_path / 'run'}"]
+    assert run(config_of(finished), f"cache={settings}", *short) == 0
+    live = load_file(finished / "round_1" / "model" / "model.safetensors")
     found = load_file(tmp_path / "run" / "round_1" / "model" / "model.safetensors")
-    start = load_file(pair[0] / "warmup" / "model" / "model.safetensors")
+    start = load_file(finished / "warmup" / "model" / "model.safetensors")
     moved = sum((live[name] - start[name]).square().sum() for name in live)
     off = sum((live[name] - found[name]).square().sum() for name in live)
     assert 0 < off < 0.05 * moved
