@@ -6,81 +6,32 @@ from pathlib import Path
 
 import pytest
 
+from tests.plain_run import CONTROLS, config_of, finish, write_folder
 from tests.reporting.conftest import Copy
-from vlm_distill.config import dump_yaml
 from vlm_distill.errors import DataError
-from vlm_distill.files import write_json
 from vlm_distill.reporting import write_report
 from vlm_distill.reporting.facts import Run, open_run
 from vlm_distill.reporting.scores import read_scores
-from vlm_distill.runs.config import RunConfig
-from vlm_distill.runs.plan import plan, write_plan
-
-# Names that say nothing, and one that says something wrong.
-CONTROLS = [
-    {"name": "pound_round", "objective": {"kind": "kd"}, "rounds": 2, "learning_rate": 0.5},
-    {"name": "warm_up", "objective": {"kind": "seqkd"}},
-]
-
-
-def config_of(**changes: object) -> RunConfig:
-    stage = {"steps": 2, "learning_rate": 1e-3}
-    values = {
-        "name": "made_up",
-        "data": {"recipe": "easy_vqa"},
-        "teacher": {"model": "some/teacher"},
-        "student": {"model": "some/student"},
-        "warmup": {"objective": {"kind": "seqkd"}, "train": stage},
-        "rounds": 2,
-        "objective": {"kind": "distillm2"},
-        "train": stage,
-        "controls": CONTROLS,
-        "evaluate": {},
-        **changes,
-    }
-    return RunConfig.model_validate(values)
-
-
-def write_folder(folder: Path, config: RunConfig) -> Path:
-    """Write the config and plan of a run; where there is a plan already, the run changes."""
-    folder.mkdir(exist_ok=True)
-    (folder / "config.yaml").write_text(dump_yaml(config.model_dump(mode="json")))
-    write_plan(folder, plan(config))
-    return folder
-
-
-def train(folder: Path, *names: str) -> None:
-    for name in names:
-        write_json(folder / name / "stage.json", {"steps": 2, "tokens": 20, "left_out": 0})
-
-
-def evaluate(folder: Path, *names: str) -> None:
-    for number, name in enumerate(names):
-        values = {"token_kl": 1.0 + number, "own_kl": None, "top1": 0.5, "same_answer": 0.5}
-        write_json(folder / "eval" / name / "agreement.json", {"values": values})
 
 
 @pytest.fixture
-def made_up(tmp_path: Path) -> Path:
-    folder = write_folder(tmp_path / "run", config_of())
-    train(folder, "warmup", "round_1", "round_2", "pound_round_round_1", "pound_round_round_2", "warm_up")
-    evaluate(folder, "student", "warm-up", "round_1", "round_2", "pound_round", "warm_up")
-    return folder
+def plain(tmp_path: Path) -> Path:
+    return finish(write_folder(tmp_path / "run", config_of()))
 
 
 def path(run: Run, stage: str) -> list[str]:
     return [one.label for one in run.path_to(next(one for one in run.trainings if one.step.stage == stage))]
 
 
-def test_what_led_to_a_student_is_what_its_steps_started_from(made_up: Path) -> None:
-    run = open_run(made_up)
+def test_what_led_to_a_student_is_what_its_steps_started_from(plain: Path) -> None:
+    run = open_run(plain)
     assert path(run, "round_2") == ["warm-up", "round 1", "round 2"]
     assert path(run, "pound_round_round_2") == ["warm-up", "pound_round round 1", "pound_round round 2"]
     assert path(run, "warm_up") == ["warm-up", "warm_up"]
 
 
-def test_the_last_student_is_that_of_the_last_round_whatever_controls_are_called(made_up: Path) -> None:
-    scores = read_scores(open_run(made_up))
+def test_the_last_student_is_that_of_the_last_round_whatever_controls_are_called(plain: Path) -> None:
+    scores = read_scores(open_run(plain))
     assert [row.label for row in scores.rows] == [
         *("student", "warm-up", "round 1", "round 2", "pound_round", "warm_up")
     ]
@@ -90,9 +41,9 @@ def test_the_last_student_is_that_of_the_last_round_whatever_controls_are_called
     assert scores.start.label == "student"
 
 
-def test_results_of_an_earlier_config_stand_behind_those_of_this_one(made_up: Path) -> None:
-    write_folder(made_up, config_of(rounds=1, controls=CONTROLS[1:]))
-    run, scores = open_run(made_up), read_scores(open_run(made_up))
+def test_results_of_an_earlier_config_stand_behind_those_of_this_one(plain: Path) -> None:
+    write_folder(plain, config_of(rounds=1, controls=CONTROLS[1:]))
+    run, scores = open_run(plain), read_scores(open_run(plain))
     assert [one.label for one in run.trainings] == [
         *("warm-up", "round 1", "warm_up", "round 2", "pound_round round 1", "pound_round round 2")
     ]
@@ -101,17 +52,17 @@ def test_results_of_an_earlier_config_stand_behind_those_of_this_one(made_up: Pa
     assert scores.last.label == "round 1", "the config asks for one round"
 
 
-def test_a_control_with_more_rounds_than_before_is_measured_once(made_up: Path) -> None:
-    write_folder(made_up, config_of(controls=[{**CONTROLS[0], "rounds": 3}]))
-    labels = [one.label for one in open_run(made_up).evaluations]
+def test_a_control_with_more_rounds_than_before_is_measured_once(plain: Path) -> None:
+    write_folder(plain, config_of(controls=[{**CONTROLS[0], "rounds": 3}]))
+    labels = [one.label for one in open_run(plain).evaluations]
     assert labels.count("pound_round") == 1
 
 
-def test_what_an_earlier_config_left_half_done_is_not_missed(made_up: Path) -> None:
-    (made_up / "round_2" / "stage.json").unlink()
-    assert "round 2: not trained yet" in write_report(made_up).read_text()
-    write_folder(made_up, config_of(rounds=1))
-    assert "round 2: not trained yet" not in write_report(made_up).read_text()
+def test_what_an_earlier_config_left_half_done_is_not_missed(plain: Path) -> None:
+    (plain / "round_2" / "stage.json").unlink()
+    assert "round 2: not trained yet" in write_report(plain).read_text()
+    write_folder(plain, config_of(rounds=1))
+    assert "round 2: not trained yet" not in write_report(plain).read_text()
 
 
 def test_nothing_is_due_where_nothing_can_be_measured(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from vlm_distill.runs.plan import Step
 
 
 def row(label: str, track: str, mean: float | None, *, same_answer: float | None = None) -> Row:
-    scores = {} if mean is None else {"vqa": Score(mean=mean, low=mean - 0.1, high=mean + 0.1, num_items=9)}
+    scores = {} if mean is None else {"vqa": Score(mean=mean, low=mean - 0.1, high=mean + 0.1, n=9)}
     values = {} if same_answer is None else {"token_kl": 0.25, "same_answer": same_answer}
     step = Step(stage=track, kind="evaluate", label=label, folder="", track=track)
     return Row(step=step, fingerprint="", scores=scores, drops={}, values=values)

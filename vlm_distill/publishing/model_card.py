@@ -20,13 +20,12 @@ from vlm_distill import __version__
 from vlm_distill.config import decode, dump_yaml, find_yaml
 from vlm_distill.data.recipe import Recipe, load_recipe
 from vlm_distill.data.sources import Source
-from vlm_distill.evaluation.measures import LEGEND, MEASURES
-from vlm_distill.evaluation.table import format_table, per_cent, words
+from vlm_distill.evaluation.table import format_table, words
 from vlm_distill.evaluation.task import ALL
 from vlm_distill.reporting.facts import Run, Training
 from vlm_distill.reporting.page import templates
 from vlm_distill.reporting.provenance import origins, student_origin, versions
-from vlm_distill.reporting.scores import Row, Score, read_scores
+from vlm_distill.reporting.scores import Row, read_scores
 from vlm_distill.training.config import MECHANICAL
 
 CARD = "README.md"
@@ -67,21 +66,20 @@ class Exported:
 def model_card(exported: Exported, student: Student | None) -> str:
     """Return the card; without a run it says what the files tell and nothing about how they came to be."""
     run = student.run if student else None
-    front, facts = _front_matter(exported), {"provenance": _provenance(exported, run)}
+    front = _front_matter(exported)
+    facts: Values = {"provenance": _provenance(exported, run)}
     if student is not None:
         scores = read_scores(student.run)
         own = next((row for row in scores.rows if row.fingerprint == exported.source_fingerprint), None)
         front |= _known_to_the_hub(student, front["tags"])
         if own is not None and not exported.converted:
             front |= _eval_results(student.run, own, exported, task_type=front["pipeline_tag"])
-        facts |= _method(student) | _data(student)
-        facts["scores"] = _score_rows(own, scores.teacher) if own is not None else []
+        facts |= {**_method(student), **_data(student), "own": own, "teacher": scores.teacher}
     front |= exported.settings
     environment = templates(Path(__file__).parent)
     environment.filters |= {"code": code, "prose": _prose, "table": _table, "yaml": _yaml}
-    environment.globals |= {"legend": LEGEND, "home": HOME}
     text = environment.get_template("model_card.md.j2").render(
-        facts, exported=exported, student=student, licence=front.get("license")
+        facts, exported=exported, student=student, licence=front.get("license"), home=HOME
     )
     return str(ModelCard(f"---\n{ModelCardData(**front).to_yaml()}\n---\n\n{text}\n"))
 
@@ -191,22 +189,10 @@ def _method(student: Student) -> Values:
         for one in path
     }
     return {
-        "teacher": public_name(run.setting("teacher.model")) if run.setting("teacher") else None,
+        "distilled_from": public_name(run.setting("teacher.model")) if run.setting("teacher") else None,
         "origin": student_origin(run, public_name),
-        "trainings": [_training_row(one) for one in path],
+        "path": path,
         "settings": {**settings, "sampling": run.setting("generate.sampling")},
-    }
-
-
-def _training_row(one: Training) -> Mapping[str, object]:
-    train = one.step.settings["train"]
-    return {
-        "stage": one.label,
-        "objective": one.step.settings["objective"]["kind"],
-        "steps": f"{one.result['steps']:,}",
-        "trained tokens": f"{one.result['tokens']:,}",
-        "prompts a step": train["batch_size"],
-        "learning rate": train["learning_rate"],
     }
 
 
@@ -249,40 +235,6 @@ def _recipe_comment(run: Run) -> str:
             break
         lines.append(line.removeprefix("#").strip())
     return " ".join(lines) if unchanged else ""
-
-
-def _score_rows(own: Row, teacher: Row | None) -> list[Mapping[str, object]]:
-    """Return this model beside its teacher."""
-    scores, drops = (teacher.scores, teacher.drops) if teacher else ({}, {})
-    rows: list[Mapping[str, object]] = [
-        {
-            "score": name,
-            "this model": _interval(score),
-            "teacher": _interval(scores.get(name)),
-            "questions": f"{score.num_items:,}",
-        }
-        for name, score in own.scores.items()
-    ]
-    rows += [
-        {"score": f"{task} drop", "this model": _known(drop), "teacher": _known(drops.get(task))}
-        for task, drop in own.drops.items()
-    ]
-    values = ((measure, own.values.get(name)) for name, measure in MEASURES.items())
-    return rows + [
-        {"score": measure.column, "this model": measure.format(value), "teacher": measure.of_teacher}
-        for measure, value in values
-        if value is not None
-    ]
-
-
-def _interval(score: Score | None) -> str:
-    if score is None or score.mean is None:
-        return "-"
-    return f"{per_cent(score.mean)} [{_known(score.low)}, {_known(score.high)}]"
-
-
-def _known(value: float | None) -> str:
-    return "?" if value is None else per_cent(value)
 
 
 def _provenance(exported: Exported, run: Run | None) -> list[Mapping[str, object]]:

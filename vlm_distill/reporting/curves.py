@@ -5,11 +5,10 @@ new objectives need no change.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vlm_distill.evaluation.table import words
-from vlm_distill.reporting.facts import Run, Values, is_number
+from vlm_distill.reporting.facts import Run
 from vlm_distill.reporting.scores import Scores
 from vlm_distill.runs.plan import ROUNDS, STUDENT, WARMUP
 
@@ -72,7 +71,7 @@ def read_charts(run: Run, scores: Scores) -> list[Chart]:
     for one in run.trainings:
         for name in dict.fromkeys(name for row in one.rows for name in row):
             subject, label = _place(name)
-            points = _points(one.rows, name, start=one.start)
+            points = one.points(name)
             finite = [point for point in points if math.isfinite(point[1])]
             left_out[subject] = left_out.get(subject, 0) + len(points) - len(finite)
             if finite and name not in POSITION:
@@ -94,10 +93,6 @@ def _place(name: str) -> tuple[str, str]:
     if author in AUTHORS and stem:
         return stem, f"{author}'s responses"
     return name, words(name)
-
-
-def _points(rows: Sequence[Values], name: str, *, start: int) -> list[tuple[float, float]]:
-    return [(float(start + row["step"]), float(row[name])) for row in rows if is_number(row.get(name))]
 
 
 def _after_stages(run: Run, scores: Scores) -> list[list[tuple[float, float]]]:

@@ -5,7 +5,6 @@ elsewhere: lengths of responses (response_sets.py) and answers (gallery.py).
 """
 
 import json
-import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,27 +59,13 @@ class Training:
     def has_begun(self) -> bool:
         return self.end > self.start
 
-    @property
-    def tokens(self) -> int | None:
-        """The response tokens that the log says are trained."""
-        numbers = self._numbers("tokens")
-        return int(numbers[-1]) if numbers else None
+    def points(self, name: str) -> list[tuple[float, float]]:
+        """Return what is logged under a name, each value behind its place on the axis."""
+        found = [row for row in self.rows if is_number(row.get(name))]
+        return [(float(self.start + row["step"]), float(row[name])) for row in found]
 
-    @property
-    def first_loss(self) -> float | None:
-        return next(iter(self._numbers("loss")), None)
-
-    @property
-    def last_loss(self) -> float | None:
-        return next(reversed(self._numbers("loss")), None)
-
-    @property
-    def tokens_per_second(self) -> float | None:
-        numbers = self._numbers("tokens_per_second")
-        return statistics.median(numbers) if numbers else None
-
-    def _numbers(self, name: str) -> list[float]:
-        return [float(row[name]) for row in self.rows if is_number(row.get(name))]
+    def values(self, name: str) -> list[float]:
+        return [value for _, value in self.points(name)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

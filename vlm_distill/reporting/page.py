@@ -7,6 +7,7 @@ import base64
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from jinja2 import FileSystemLoader, StrictUndefined
@@ -74,23 +75,24 @@ def _contents(run: Run) -> dict[str, Any]:
 
 
 def templates(folder: Path) -> ImmutableSandboxedEnvironment:
-    """Return the templates of a folder. Whatever comes from data is escaped in them."""
-    return ImmutableSandboxedEnvironment(
+    """Return the templates of a folder, which know the measures. Whatever comes from data is escaped."""
+    environment = ImmutableSandboxedEnvironment(
         loader=FileSystemLoader(folder),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters |= {"per_cent": per_cent, "points": points, "p_value": p_value}
+    environment.globals |= {"measures": MEASURES, "score_column": score_column}
+    environment.globals |= {"scores_legend": SCORES_LEGEND, "measures_legend": MEASURES_LEGEND}
+    return environment
 
 
 def _render(contents: Mapping[str, Any]) -> str:
     """Return the page; styles and script are admitted by their hash."""
     environment = templates(HERE)
-    environment.filters |= {"points": points, "p_value": p_value, "per_cent": per_cent}
-    environment.filters |= {"short": _short, "count": _count}
-    environment.globals |= {"measures": MEASURES, "score_column": score_column}
-    environment.globals |= {"scores_legend": SCORES_LEGEND, "measures_legend": MEASURES_LEGEND}
+    environment.filters |= {"short": _short, "count": _count, "median": median}
     style, script = ((HERE / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
     return environment.get_template("report.html.j2").render(
         contents,
@@ -111,5 +113,5 @@ def _short(value: float | None) -> str:
     return "–" if value is None else number(value)  # noqa: RUF001 (a dash for nothing)
 
 
-def _count(value: int | None) -> str:
-    return "–" if value is None else f"{value:,}"  # noqa: RUF001
+def _count(value: float | int | None) -> str:
+    return "–" if value is None else f"{value:,.0f}"  # noqa: RUF001

@@ -16,12 +16,12 @@ from vlm_distill.runs.plan import ROUNDS, STUDENT, TEACHER, Step
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Score:
-    """A mean with its 95 % interval, all three between 0 and 1; None for what could not be computed."""
+    """The mean of n answers with its 95 % interval, between 0 and 1; None for what could not be computed."""
 
     mean: float | None
     low: float | None
     high: float | None
-    num_items: int
+    n: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,10 +101,7 @@ def _from_summary(step: Step, row: Mapping[str, Any]) -> Row:
     return Row(
         step=step,
         fingerprint=row["fingerprint"],
-        scores={
-            name: Score(mean=one["mean"], low=one["low"], high=one["high"], num_items=one["n"])
-            for name, one in row["scores"].items()
-        },
+        scores={name: Score(**one) for name, one in row["scores"].items()},
         drops=row["image_shuffle_drop"],
         values={name: row[name] for name in MEASURES},
     )
@@ -113,7 +110,7 @@ def _from_summary(step: Step, row: Mapping[str, Any]) -> Row:
 def _from_results(evaluation: Evaluation) -> Row:
     """Return a row without the drops, which are paired differences that the end of the run computes."""
     scores = {
-        column: Score(mean=one["mean"], low=one["low"], high=one["high"], num_items=one["num_items"])
+        column: Score(mean=one["mean"], low=one["low"], high=one["high"], n=one["num_items"])
         for result in evaluation.results
         for column, one in score_columns(result["task"], result["metrics"])
     }
