@@ -48,6 +48,7 @@ def test_results_of_an_earlier_config_stand_behind_those_of_this_one(plain: Path
         *("warm-up", "round 1", "warm_up", "round 2", "pound_round round 1", "pound_round round 2")
     ]
     assert [row.label for row in scores.rows][-2:] == ["round 2", "pound_round"]
+    assert [one.label for one in run.track("rounds")] == ["round 1"]
     assert scores.last is not None
     assert scores.last.label == "round 1", "the config asks for one round"
 
