@@ -18,11 +18,11 @@ from typing import Any
 
 from scipy.stats import t as student_t
 
+from vlm_distill.evaluation.measures import MEASURES
 from vlm_distill.files import read_json
-from vlm_distill.runs.config import STARTS, RunConfig, load_run
+from vlm_distill.runs.config import RunConfig, load_run
 from vlm_distill.runs.pipeline import run
-
-NOT_METHODS = ("teacher", *STARTS, "warm-up")
+from vlm_distill.runs.plan import ROUNDS, STUDENT, TEACHER, WARMUP, read_plan
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -48,50 +48,42 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def rows_of(config: RunConfig, folder: Path) -> list[dict[str, Any]]:
     """Return one row per model of a finished run: scores, tokens and seconds of its own stages."""
     rows = []
-    last = f"round {config.rounds}"
+    steps = [step for step in read_plan(folder) if step.is_planned]
+    measured = {step.label: step for step in steps if step.kind == "evaluate"}
     for one in read_json(folder / "summary.json")["rows"]:
-        label = one["model"]
-        if label.startswith("round ") and label != last:
+        step = measured[one["model"]]
+        if step.track == ROUNDS and step.round < step.num_rounds:
             continue
         assert config.objective is not None
-        name = config.objective.kind if label == last else label
-        stages = [read_json(path) for path in _stage_files(folder, label)]
+        # The stages behind a model: all trainings of its track.
+        trained = [other.folder for other in steps if (other.kind, other.track) == ("train", step.track)]
+        stages = [read_json(folder / name / "stage.json") for name in trained]
         seconds = sum(stage["seconds"]["responses"] + stage["seconds"]["training"] for stage in stages)
         scores = {column: score["mean"] for column, score in one["scores"].items()}
         rows.append(
             {
-                "method": name,
+                "method": config.objective.kind if step.track == ROUNDS else step.label,
+                "track": step.track,
                 "seed": config.seed,
                 "tokens": sum(stage["tokens"] for stage in stages),
                 "steps": sum(stage["steps"] for stage in stages),
                 "seconds": seconds,
                 "scores": scores,
-                "token_kl": one["token_kl"],
-                "own_kl": one["own_kl"],
-                "top1": one["top1"],
-                "same_answer": one["same_answer"],
+                **{name: one[name] for name in MEASURES},
             }
         )
     return rows
 
 
-def _stage_files(folder: Path, label: str) -> list[Path]:
-    """Return the stage records behind a model: all rounds of its track."""
-    if label.startswith("round "):
-        return sorted(folder.glob("round_*/stage.json"))
-    name = label.replace(" ", "_").replace("warm-up", "warmup")
-    return sorted({*folder.glob(f"{name}/stage.json"), *folder.glob(f"{name}_round_*/stage.json")})
-
-
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Return the rows of all seeds as a Markdown table, the run's own objective first among the methods."""
-    methods = list(dict.fromkeys(row["method"] for row in rows))
-    own = next((name for name in methods if name not in NOT_METHODS), None)
+    tracks = {row["method"]: row["track"] for row in rows}
+    own = next((name for name, track in tracks.items() if track == ROUNDS), None)
     columns = list(rows[0]["scores"])
     header = ["method", *columns, "KL", "own KL", "same answer", f"KL minus {own}'s"]
     header += ["tokens", "steps", "seconds"]
     lines = ["| " + " | ".join(header) + " |", "| " + " | ".join(["---"] * len(header)) + " |"]
-    for name in methods:
+    for name, track in tracks.items():
         mine = sorted((row for row in rows if row["method"] == name), key=lambda row: row["seed"])
         cells = [name, *(interval([100 * row["scores"][column] for row in mine], 1) for column in columns)]
         if mine[0]["token_kl"] is None:
@@ -101,7 +93,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
             cells.append(own_kl([row["own_kl"] for row in mine]))
             cells.append(interval([100 * row["same_answer"] for row in mine], 1))
             reference = {row["seed"]: row["token_kl"] for row in rows if row["method"] == own}
-            is_other = name != own and name not in NOT_METHODS
+            is_other = track not in (TEACHER, STUDENT, WARMUP, ROUNDS)
             gaps = [row["token_kl"] - reference[row["seed"]] for row in mine] if is_other else []
             cells.append(interval(gaps, 4, sign=True) if gaps else "")
         costs = [statistics.mean(row[key] for row in mine) for key in ("tokens", "steps", "seconds")]

@@ -136,7 +136,7 @@ def test_the_card_has_method_data_scores_and_provenance_of_the_run(finished: Pat
     assert "The recipe says: Pictures drawn by a test, CC0. Two questions each." in card
     assert re.search(r"^\| student round 2 .*\| 18 ", card, flags=re.MULTILINE)
     kl = next(row["token_kl"] for row in rows if row["model"] == "round 2")
-    assert re.search(rf"^\| KL +\| {kl:.4f} +\| 0 ", card, flags=re.MULTILINE)
+    assert re.search(rf"^\| KL +\| {kl:.4f} +\| 0.0000 ", card, flags=re.MULTILINE)
     assert re.search(
         r"^\| tiny exact_match +\| \d+\.\d \[.*\] +\| \d+\.\d \[.*\] +\| 10 ", card, re.MULTILINE
     )

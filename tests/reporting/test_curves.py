@@ -5,14 +5,15 @@ import pytest
 
 from tests.whole_runs import Copy
 from vlm_distill.reporting.charts.line_chart import draw_chart, is_log
-from vlm_distill.reporting.curves import MAX_POINTS, Band, Chart, read_bands, read_charts
-from vlm_distill.reporting.run_files import open_run
+from vlm_distill.reporting.curves import MAX_POINTS, Chart, read_charts
+from vlm_distill.reporting.facts import Training, open_run
 from vlm_distill.reporting.scores import read_scores
+from vlm_distill.runs.plan import ROUNDS, WARMUP, Step
 
 
 def charts(folder: Path) -> dict[str, Chart]:
     run = open_run(folder)
-    return {one.subject.title: one for one in read_charts(run, read_scores(run), read_bands(run))}
+    return {one.subject.title: one for one in read_charts(run, read_scores(run))}
 
 
 def write_log(folder: Path, rows: list[dict[str, object]]) -> None:
@@ -20,9 +21,9 @@ def write_log(folder: Path, rows: list[dict[str, object]]) -> None:
 
 
 def test_stages_follow_one_another_on_one_axis(finished: Path) -> None:
-    bands = read_bands(open_run(finished))
-    assert [band.label for band in bands] == ["warm-up", "round 1", "round 2", "seqkd"]
-    assert [(band.first, band.last) for band in bands[:3]] == [(0, 6), (6, 12), (12, 18)]
+    trainings = open_run(finished).trainings
+    assert [one.label for one in trainings] == ["warm-up", "round 1", "round 2", "seqkd"]
+    assert [(one.start, one.end) for one in trainings[:3]] == [(0, 6), (6, 12), (12, 18)]
 
 
 def test_logged_values_are_the_points_of_the_curves(finished: Path) -> None:
@@ -36,7 +37,7 @@ def test_logged_values_are_the_points_of_the_curves(finished: Path) -> None:
 def test_the_kl_after_each_stage_joins_the_rounds_and_not_the_control(finished: Path) -> None:
     live, after = charts(finished)["KL to the teacher, held out"].series
     assert live.label == "during training"
-    kl = {row.label: row.token_kl for row in read_scores(open_run(finished)).rows}
+    kl = {row.label: row.values["token_kl"] for row in read_scores(open_run(finished)).rows}
     names = ["random", "warm-up", "round 1", "round 2"]
     assert after.segments[0] == [(6.0 * index, kl[name]) for index, name in enumerate(names)]
     assert [value for _, value in after.segments[1]] == [kl["seqkd"]]
@@ -72,15 +73,25 @@ def test_factors_show_on_a_logarithmic_axis(finished: Path, copy: Copy) -> None:
     write_log(run / "warmup", [{"step": 1, "loss": 1000.0}, {"step": 6, "loss": 1.0}])
     chart = charts(run)["Training loss"]
     assert is_log(chart)
-    drawing = draw_chart(chart, read_bands(open_run(run)))
+    drawing = draw_chart(chart, open_run(run).trainings)
     assert ">1,000</text>" in drawing
     assert ">0.1</text>" in drawing or ">1</text>" in drawing
 
 
-@pytest.mark.parametrize(("last", "expected"), [(100, "warm-up"), (3, "w"), (1, None)])
-def test_a_stage_is_named_as_far_as_there_is_room(finished: Path, last: int, expected: str | None) -> None:
-    chart = charts(finished)["Training loss"]
-    bands = [Band(label="warm-up", first=0, last=last), Band(label="round 1", first=last, last=100 + last)]
-    drawing = str(draw_chart(chart, bands))
-    names = [name for name in ("warm-up", "w") if f">{name}</text>" in drawing]
-    assert names == ([expected] if expected else [])
+def training(label: str, track: str, *, start: int, end: int) -> Training:
+    step = Step(stage="", kind="train", label=label, folder="", track=track, round=12)
+    result = {"steps": end - start}
+    return Training(step=step, folder=Path(), result=result, rows=[], num_unreadable=0, start=start)
+
+
+@pytest.mark.parametrize(
+    ("width", "expected"),
+    [(100, ["warm-up", "round 12"]), (20, ["w", "r12"]), (12, ["w", "12"]), (3, [])],
+)
+def test_a_stage_is_named_as_far_as_there_is_room(finished: Path, width: int, expected: list[str]) -> None:
+    first = training("warm-up", WARMUP, start=0, end=width)
+    second = training("round 12", ROUNDS, start=width, end=2 * width)
+    third = training("the rest", "the rest", start=2 * width, end=220)
+    drawing = str(draw_chart(charts(finished)["Training loss"], [first, second, third]))
+    names = ("warm-up", "w", "round 12", "r12", "12")
+    assert [name for name in names if f'text-anchor="middle">{name}</text>' in drawing] == expected

@@ -4,9 +4,8 @@ from pathlib import Path
 
 from tests.tiny import example
 from tests.whole_runs import Copy
-from vlm_distill.config import read_yaml
+from vlm_distill.reporting.facts import open_run
 from vlm_distill.reporting.gallery import MAX_CARDS, choose, clipped, read_gallery
-from vlm_distill.reporting.run_files import open_run
 
 RARE, USUAL = ("wrong", "disagreement"), ("right", "agreement")
 
@@ -60,9 +59,3 @@ def test_without_a_student_there_is_no_gallery(finished: Path) -> None:
 def test_long_texts_are_cut_and_say_so() -> None:
     assert clipped("short", 10) == "short"
     assert clipped("x" * 1300, 300) == "x" * 300 + "… (1,000 more characters)"
-
-
-def test_the_config_names_the_student_before_training(finished: Path, text_only: Path) -> None:
-    assert read_yaml(finished / "config.yaml")["student"]["build"]
-    assert open_run(finished).start_label == "random"
-    assert open_run(text_only).start_label == "student"

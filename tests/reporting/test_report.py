@@ -13,6 +13,8 @@ from tests.whole_runs import HOSTILE, Copy
 from vlm_distill.data.store import ResponseStore
 from vlm_distill.errors import DataError
 from vlm_distill.reporting import page, write_report
+from vlm_distill.runs.config import load_run
+from vlm_distill.runs.plan import plan, write_plan
 
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 
@@ -195,7 +197,8 @@ def test_prompts_that_a_stage_could_not_train_on_appear(finished: Path, copy: Co
 def test_a_folder_with_only_a_config_gets_a_page_that_names_every_missing_part(
     finished: Path, tmp_path: Path
 ) -> None:
-    shutil.copy(finished / "config.yaml", tmp_path)
+    for name in ("config.yaml", "stages.json"):
+        shutil.copy(finished / name, tmp_path)
     text = read(tmp_path).text()
     assert "unfinished" in text
     for part in ("data: not prepared yet", "warm-up: not trained yet", "seqkd: not trained yet"):
@@ -238,6 +241,7 @@ def test_a_run_without_evaluation_has_curves_and_responses_and_no_table_of_score
     (run / "config.yaml").write_text(re.sub(r"\nevaluate:\n(  .*\n)+", "\nevaluate: null\n", config))
     for path in ("eval", "held_out"):
         shutil.rmtree(run / path)
+    write_plan(run, plan(load_run(str(run / "config.yaml"))))
     (run / "summary.json").unlink()
     parsed = read(run)
     text = parsed.text()

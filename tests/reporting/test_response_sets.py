@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from vlm_distill.data.store import ResponseStore
-from vlm_distill.reporting.response_sets import bin_edges, draw_histograms, read_response_sets
-from vlm_distill.reporting.run_files import open_run
+from vlm_distill.reporting.charts.histogram import bin_edges, draw_histograms
+from vlm_distill.reporting.facts import open_run
+from vlm_distill.reporting.response_sets import read_response_sets
 
 
 @pytest.mark.parametrize(("longest", "width"), [(1, 1), (8, 1), (23, 1), (24, 2), (64, 5), (2048, 100)])
@@ -25,7 +26,7 @@ def test_sets_are_those_of_the_stores_in_order(finished: Path) -> None:
         stored = ResponseStore(finished / "responses" / one.label.replace(" ", "_")).read()
         assert one.num_stopped + one.num_cut == len(stored)
         assert one.num_cut == sum(response.finish == "length" for response in stored)
-        assert one.unanswered == one.prompts - len({response.example_id for response in stored})
+        assert one.num_unanswered == one.counts["prompts"] - len({response.example_id for response in stored})
         assert float(one.mean) == pytest.approx(
             sum(len(response.token_ids) for response in stored) / len(stored), abs=0.051
         )

@@ -1,21 +1,39 @@
-"""Plain tables for terminals, logs and Markdown files."""
+"""Plain tables for terminals, logs and Markdown files, and how the numbers in them are written."""
 
 from collections.abc import Mapping, Sequence
 
 from vlm_distill.evaluation.statistics import Estimate
 
 
-def format_estimate(estimate: Estimate, *, scale: float = 100.0) -> str:
-    """Return `mean ± half the 95 % interval`, in per cent unless `scale` says otherwise; "-" without items.
+def format_estimate(estimate: Estimate) -> str:
+    """Return `mean ± half the 95 % interval` in per cent; "-" without items.
 
     "± ?" stands for an interval that one cluster cannot give.
     """
     if estimate.mean is None:
         return "-"
-    mean = f"{estimate.mean * scale:.1f}"
-    if estimate.high is None:
-        return f"{mean} ± ?"
-    return f"{mean} ± {(estimate.high - estimate.mean) * scale:.1f}"
+    half = "?" if estimate.high is None else per_cent(estimate.high - estimate.mean)
+    return f"{per_cent(estimate.mean)} ± {half}"
+
+
+def per_cent(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
+def points(value: float) -> str:
+    """Return a difference in points of per cent, with its sign."""
+    return f"{100 * value:+.1f}"
+
+
+def p_value(value: float | None) -> str:
+    if value is None:
+        return "?"
+    return "< 0.0001" if value < 1e-4 else f"{value:.4f}"
+
+
+def words(key: str) -> str:
+    """Return a key of a record or a JSON file as words."""
+    return key.replace("_", " ")
 
 
 def format_table(rows: Sequence[Mapping[str, object]]) -> str:

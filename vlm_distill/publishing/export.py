@@ -1,7 +1,6 @@
 """Writing a trained student for publication: its files, checked, with a model card, and on the hub."""
 
 import os
-import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -18,10 +17,17 @@ from vlm_distill.models.load import load_model
 from vlm_distill.models.names import resolve
 from vlm_distill.models.save import save_model
 from vlm_distill.progress import Log
-from vlm_distill.publishing.model_card import CARD, HUB_ID, LICENCE, Exported, card_settings, model_card
-from vlm_distill.reporting.run_files import RunFiles, Stage, open_run, read_mapping
-
-WARM_UP = "warmup"
+from vlm_distill.publishing.model_card import (
+    CARD,
+    HUB_ID,
+    LICENCE,
+    Exported,
+    Student,
+    card_settings,
+    model_card,
+)
+from vlm_distill.reporting.facts import Run, Training, open_run, read_mapping
+from vlm_distill.runs.plan import ROUNDS, WARMUP
 
 
 def export(
@@ -47,16 +53,17 @@ def export(
     _require_empty(target)
     if push_to is not None:
         _require_login(push_to)
-    run, chosen = _open(source, stage, log)
-    folder = chosen.folder / "model" if chosen is not None else resolve(str(source))
-    title = _title(source, run, chosen, push_to)
+    student = _open(source, stage, log)
+    folder = student.training.folder / "model" if student is not None else resolve(str(source))
+    title = _title(source, student, push_to)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
     try:
         files = temporary / "model"
+        run = student.run if student is not None else None
         exported = _write(folder, files, title=title, name=push_to, dtype=dtype, run=run)
         with atomic_path(files / CARD) as card:
-            card.write_text(model_card(exported, run, chosen), encoding="utf-8")
+            card.write_text(model_card(exported, student), encoding="utf-8")
         # An empty folder may stand in its place.
         os.replace(files, target)
     finally:
@@ -68,7 +75,7 @@ def export(
 
 
 def _write(
-    folder: Path, files: Path, *, title: str, name: str | None, dtype: str | None, run: RunFiles | None
+    folder: Path, files: Path, *, title: str, name: str | None, dtype: str | None, run: Run | None
 ) -> Exported:
     """Write the model to `files`; return what its card says of it."""
     trusted = run is not None and run.setting("student.trust_remote_code") is True
@@ -84,30 +91,27 @@ def _write(
     )
 
 
-def choose_stage(run: RunFiles, name: str | None) -> Stage:
-    """Return the trained stage of that name, by default the last round that the config asks for."""
-    trained = {stage.folder.name: stage for stage in run.stages if stage.is_trained}
+def choose_training(run: Run, name: str | None) -> Training:
+    """Return the trained stage of that name, as in tables, on disk or in the plan; by default the last round.
+
+    Without rounds it is the warm-up. The last round is that which the config asks for, trained or not.
+    """
+    reason = "choose another stage"
     if name is None:
-        rounds = int(run.setting("rounds") or 0)
-        wanted, reason = f"round_{rounds}" if rounds else WARM_UP, "finish the run, or choose a stage"
-    else:
-        wanted, reason = _folder_name(name), "choose another stage"
-    if wanted not in trained:
-        raise ConfigError(
-            f"{run.folder}: stage {wanted!r} is not trained; {reason}; {did_you_mean(wanted, trained)}"
-        )
-    return trained[wanted]
+        name = (run.track(ROUNDS) or run.track(WARMUP))[-1].step.stage
+        reason = "finish the run, or choose a stage"
+    trained = [one for one in run.trainings if one.is_trained]
+    for one in trained:
+        if name in (one.step.label, one.step.folder, one.step.stage):
+            return one
+    known = did_you_mean(name, [one.step.stage for one in trained])
+    raise ConfigError(f"{run.folder}: stage {name!r} is not trained; {reason}; {known}")
 
 
-def _folder_name(stage: str) -> str:
-    """Return the folder of a stage that is named as in tables or as on disk."""
-    return WARM_UP if stage == "warm-up" else re.sub(r"[ -](?=round|\d)", "_", stage)
-
-
-def _open(source: Path, stage: str | None, log: Log) -> tuple[RunFiles | None, Stage | None]:
+def _open(source: Path, stage: str | None, log: Log) -> Student | None:
     if (source / "config.yaml").is_file():
         run = open_run(source)
-        return run, choose_stage(run, stage)
+        return Student(run=run, training=choose_training(run, stage))
     if stage is not None:
         raise ConfigError(f"--stage {stage}: {source} is not the folder of a run; leave the option out")
     around = source.resolve().parent
@@ -116,7 +120,7 @@ def _open(source: Path, stage: str | None, log: Log) -> tuple[RunFiles | None, S
             f"export: {source} belongs to the run {around.parent}; export that folder with "
             f"--stage {around.name} for a card with method, data and scores"
         )
-    return None, None
+    return None
 
 
 def _require_empty(target: Path) -> None:
@@ -161,13 +165,15 @@ def _identity(loaded: LoadedModel, *, save_to: Path | None = None) -> tuple[dict
     return must_survive, facts
 
 
-def _title(source: Path, run: RunFiles | None, stage: Stage | None, push_to: str | None) -> str:
+def _title(source: Path, student: Student | None, push_to: str | None) -> str:
     if push_to is not None:
         return push_to.rpartition("/")[2]
-    return f"{run.name}, {stage.label}" if run is not None and stage is not None else source.resolve().name
+    if student is None:
+        return source.resolve().name
+    return f"{student.run.config['name']}, {student.training.label}"
 
 
-def _settings(folder: Path, run: RunFiles | None) -> dict[str, Any]:
+def _settings(folder: Path, run: Run | None) -> dict[str, Any]:
     """Return what an older card says: of a run's start the licence, of a model all that still holds."""
     if run is None:
         return card_settings(folder, (*LICENCE, "base_model", "datasets", "language"))

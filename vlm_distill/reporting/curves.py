@@ -5,14 +5,12 @@ new objectives need no change.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from vlm_distill.files import read_json
-from vlm_distill.reporting.run_files import RunFiles
+from vlm_distill.evaluation.table import words
+from vlm_distill.reporting.facts import Run
 from vlm_distill.reporting.scores import Scores
-from vlm_distill.reporting.stage_log import is_number, read_log
+from vlm_distill.runs.plan import ROUNDS, STUDENT, WARMUP
 
 # What a row says about the position of a stage, not about how it goes.
 POSITION = ("step", "steps", "round", "tokens", "fraction")
@@ -28,15 +26,6 @@ class Subject:
     title: str
     unit: str = ""
     may_be_log: bool = False
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Band:
-    """A stage on the axis of steps, which runs through all stages; `first` is the last step before it."""
-
-    label: str
-    first: int
-    last: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,34 +64,19 @@ TERMS = {"skl": "skew KL", "srkl": "skew reverse KL", "nll": "negative log-likel
 AUTHORS = ("teacher", "student", "reference")
 
 
-def read_bands(run: RunFiles) -> list[Band]:
-    """Return the stages that have logged or finished something, one after the other."""
-    bands: list[Band] = []
-    for stage in run.stages:
-        steps = [int(row["step"]) for row in read_log(stage.folder).rows]
-        if stage.is_trained:
-            steps.append(int(read_json(stage.folder / "stage.json")["steps"]))
-        if steps:
-            first = bands[-1].last if bands else 0
-            bands.append(Band(label=stage.label, first=first, last=first + max(steps)))
-    return bands
-
-
-def read_charts(run: RunFiles, scores: Scores, bands: Sequence[Band]) -> list[Chart]:
+def read_charts(run: Run, scores: Scores) -> list[Chart]:
     """Return a chart per subject, the known ones first."""
-    first_steps = {band.label: band.first for band in bands}
     values: dict[str, dict[str, list[list[tuple[float, float]]]]] = {}
     left_out: dict[str, int] = {}
-    for stage in run.stages:
-        rows = read_log(stage.folder).rows
-        for name in dict.fromkeys(name for row in rows for name in row):
+    for one in run.trainings:
+        for name in dict.fromkeys(name for row in one.rows for name in row):
             subject, label = _place(name)
-            points = _points(rows, name, first_step=first_steps.get(stage.label, 0))
+            points = one.points(name)
             finite = [point for point in points if math.isfinite(point[1])]
             left_out[subject] = left_out.get(subject, 0) + len(points) - len(finite)
             if finite and name not in POSITION:
                 values.setdefault(subject, {}).setdefault(label, []).append(finite)
-    found = _after_stages(run, scores, bands)
+    found = _after_stages(run, scores)
     if found:
         values.setdefault(AGREEMENT, {})["after a stage"] = found
     order = [*SUBJECTS, *sorted(values.keys() - SUBJECTS.keys())]
@@ -118,35 +92,29 @@ def _place(name: str) -> tuple[str, str]:
     stem, _, author = name.rpartition("_")
     if author in AUTHORS and stem:
         return stem, f"{author}'s responses"
-    return name, name.replace("_", " ")
+    return name, words(name)
 
 
-def _points(rows: Sequence[dict[str, Any]], name: str, *, first_step: int) -> list[tuple[float, float]]:
-    return [(float(first_step + row["step"]), float(row[name])) for row in rows if is_number(row.get(name))]
-
-
-def _after_stages(run: RunFiles, scores: Scores, bands: Sequence[Band]) -> list[list[tuple[float, float]]]:
+def _after_stages(run: Run, scores: Scores) -> list[list[tuple[float, float]]]:
     """Return the KL that evaluations found: the rounds joined from the start on, each control by itself."""
-    ends = {run.start_label: 0} | {band.label: band.last for band in bands}
-    track: list[tuple[float, float]] = []
+    ends = {one.step.stage: one.end for one in run.trainings if one.has_begun}
+    if not ends:
+        return []
+    ends[run.start.stage] = 0
+    joined: list[tuple[float, float]] = []
     alone: list[tuple[float, float]] = []
     for row in scores.rows:
-        if row.token_kl is None or not math.isfinite(row.token_kl) or not bands:
-            continue
-        # The last round of a control is measured under the control's name.
-        names = [label for label in ends if label == row.label or label.startswith(f"{row.label} round ")]
-        if not names:
-            continue
-        point = (float(max(ends[name] for name in names)), row.token_kl)
-        is_main = row.label in (run.start_label, "warm-up") or row.label.startswith("round ")
-        (track if is_main else alone).append(point)
-    return [segment for segment in (track, *([point] for point in alone)) if segment]
+        token_kl = row.values.get("token_kl")
+        if token_kl is not None and math.isfinite(token_kl) and row.step.stage in ends:
+            is_joined = row.step.track in (STUDENT, WARMUP, ROUNDS)
+            (joined if is_joined else alone).append((float(ends[row.step.stage]), token_kl))
+    return [segment for segment in (joined, *([point] for point in alone)) if segment]
 
 
 def _chart(name: str, series: dict[str, list[list[tuple[float, float]]]], num_left_out: int) -> Chart:
     is_long = any(len(segment) > MAX_POINTS for segments in series.values() for segment in segments)
     return Chart(
-        subject=SUBJECTS.get(name, Subject(title=name.replace("_", " ").capitalize())),
+        subject=SUBJECTS.get(name, Subject(title=words(name).capitalize())),
         series=[
             Series(label=label, segments=[_thin(segment) for segment in segments])
             for label, segments in series.items()

@@ -1,13 +1,11 @@
 """Everything that a run skipped, dropped or cut, with its count."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from vlm_distill.files import read_json
-from vlm_distill.generation.work import COUNTS
+from vlm_distill.evaluation.table import words
+from vlm_distill.reporting.facts import Run, Values
 from vlm_distill.reporting.response_sets import ResponseSet
-from vlm_distill.reporting.run_files import RunFiles, read_mapping, result_folders
 
 DATA_WORDS = {
     "read": "rows read",
@@ -38,14 +36,14 @@ class Table:
     rows: Sequence[tuple[str, Sequence[int | None]]]
 
 
-def count_tables(run: RunFiles, sets: Sequence[ResponseSet]) -> list[Table]:
+def count_tables(run: Run, sets: Sequence[ResponseSet]) -> list[Table]:
     """Return the counts of data, responses and evaluations, without empty tables."""
     tables = [_data(run), _responses(run, sets), _training(run), _evaluations(run)]
     return [table for table in tables if table.rows]
 
 
-def _data(run: RunFiles) -> Table:
-    counts = read_mapping(run.folder / "data" / "manifest.json").get("counts", {})
+def _data(run: Run) -> Table:
+    counts = run.data.get("counts", {})
     order = [*DATA_WORDS, *(name for name in counts if name not in DATA_WORDS)]
     rows = [(_data_words(name), (counts[name],)) for name in order if name in counts]
     limit = run.setting("data.limit")
@@ -57,45 +55,40 @@ def _data(run: RunFiles) -> Table:
 def _data_words(name: str) -> str:
     source, slash, reason = name.rpartition("/")
     if reason.startswith("filtered_"):
-        words = f"rows dropped by the filter {reason.removeprefix('filtered_')}"
+        meaning = f"rows dropped by the filter {reason.removeprefix('filtered_')}"
     else:
-        words = DATA_WORDS.get(reason, reason.replace("_", " "))
-    return f"{words} (source {source})" if slash else words
+        meaning = DATA_WORDS.get(reason, words(reason))
+    return f"{meaning} (source {source})" if slash else meaning
 
 
-def _responses(run: RunFiles, sets: Sequence[ResponseSet]) -> Table:
+def _responses(run: Run, sets: Sequence[ResponseSet]) -> Table:
+    dropped = ("prompts", "overlong", "empty", "aborted")
     rows: list[tuple[str, Sequence[int | None]]] = [
-        (one.label, (one.prompts, one.overlong, one.empty, one.aborted, one.num_cut, one.unanswered))
+        (one.label, (*(one.counts.get(name) for name in dropped), one.num_cut, one.num_unanswered))
         for one in sets
     ]
-    for label, path in _held_out_counts(run):
-        counts = read_mapping(path)
-        numbers = [counts[name] for name in ("prompts", "overlong", "empty", "aborted", "length")]
-        # One greedy response a prompt: what is not stored is unanswered.
-        rows.append((f"held out: {label}", (*numbers, sum(numbers[1:4]))))
+    held_out = [(run.held_out.label, run.held_out.counts)] if run.held_out else []
+    held_out += [(one.label, one.answer_counts) for one in run.evaluations]
+    for label, counts in held_out:
+        if counts:
+            numbers = [counts[name] for name in (*dropped, "length")]
+            # One greedy response a prompt: what is not stored is unanswered.
+            rows.append((f"held out: {label}", (*numbers, sum(numbers[1:4]))))
     return Table(title="Responses", columns=RESPONSE_COLUMNS, rows=rows)
 
 
-def _held_out_counts(run: RunFiles) -> Iterator[tuple[str, Any]]:
-    places = [("teacher", run.folder / "held_out" / "teacher")]
-    places += [(label, run.evaluation(label) / "held_out") for label in run.found_labels]
-    for label, folder in places:
-        if (folder / COUNTS).is_file():
-            yield label, folder / COUNTS
-
-
-def _training(run: RunFiles) -> Table:
-    found = ((path.parent.name, read_json(path)) for path in sorted(run.folder.glob("*/stage.json")))
-    rows = [(name, (stage["left_out"], stage["steps"], stage["tokens"])) for name, stage in found]
+def _training(run: Run) -> Table:
+    found = [(one.step.stage, one.result) for one in run.trainings if one.is_trained]
+    rows = [(name, (result["left_out"], result["steps"], result["tokens"])) for name, result in found]
     columns = ("prompts left out", "optimiser steps", "response tokens trained")
     return Table(title="Training", columns=columns, rows=rows)
 
 
-def _evaluations(run: RunFiles) -> Table:
+def _evaluations(run: Run) -> Table:
     found = [
-        (f"{label}: {values['task']}", _evaluation(values))
-        for label in run.found_labels
-        for values in (read_json(path / "results.json") for path in result_folders(run.evaluation(label)))
+        (f"{one.label}: {result['task']}", _evaluation(result))
+        for one in run.evaluations
+        for result in one.results
     ]
     names = dict.fromkeys(name for _, counts in found for name in counts)
     # Each metric counts the answers that it could not parse; most never do.
@@ -105,9 +98,9 @@ def _evaluations(run: RunFiles) -> Table:
     return Table(title="Evaluation", columns=[": ".join(name) for name in columns], rows=rows)
 
 
-def _evaluation(values: Mapping[str, Any]) -> dict[tuple[str, ...], int]:
+def _evaluation(result: Values) -> dict[tuple[str, ...], int]:
     """Return the counts of one result by the words of their columns."""
-    counts, provenance = values["counts"], values["provenance"]
+    counts, provenance = result["counts"], result["provenance"]
     unparsed = {name: count for name, count in counts.items() if name.startswith("unparsed_")}
     return {
         ("questions",): counts["examples"],

@@ -15,9 +15,9 @@ from vlm_distill.evaluation.compare import same_answer
 from vlm_distill.evaluation.scorers.exact_match import ExactMatch
 from vlm_distill.files import hash_json
 from vlm_distill.records import Example, Message, Response
+from vlm_distill.reporting.facts import Run
 from vlm_distill.reporting.pictures import data_uri
-from vlm_distill.reporting.run_files import RunFiles
-from vlm_distill.reporting.scores import TEACHER
+from vlm_distill.runs.plan import STUDENT, TEACHER
 
 MAX_CARDS = 60
 MAX_PICTURES = 3  # of one prompt
@@ -66,15 +66,16 @@ class _Models:
     after: str
 
 
-def read_gallery(run: RunFiles, after: str | None) -> Gallery | None:
+def read_gallery(run: Run, after: str | None) -> Gallery | None:
     """Return the gallery for the student `after`; None without a student or without the teacher's answers."""
-    teacher = _read_answers(run.folder / "held_out" / TEACHER)
+    teacher = _read_answers(run.held_out.folder) if run.held_out else None
     if after is None or teacher is None:
         return None
     found = {TEACHER: teacher}
-    for who in dict.fromkeys((run.start_label, after)):
-        answers = _read_answers(run.evaluation(who) / "held_out")
-        found |= {} if answers is None else {who: answers}
+    for one in run.evaluations:
+        if one.step.track == STUDENT or one.label == after:
+            answers = _read_answers(one.answers)
+            found |= {} if answers is None else {one.label: answers}
     if after not in found:
         return None
     models = _Models(answers=found, after=after)

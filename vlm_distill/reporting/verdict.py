@@ -1,62 +1,54 @@
 """What a run showed, in one sentence with its numbers."""
 
+from vlm_distill.evaluation.table import per_cent, points
 from vlm_distill.evaluation.task import ALL
-from vlm_distill.reporting.run_files import RunFiles
-from vlm_distill.reporting.scores import TEACHER, Row, Score, Scores
+from vlm_distill.reporting.scores import Row, Score, Scores
+from vlm_distill.runs.plan import ROUNDS
 
 
-def verdict(run: RunFiles, scores: Scores) -> str:
+def verdict(scores: Scores) -> str:
     """Return how the last student does on the primary score, beside teacher, start and best student."""
     last, primary = scores.last, scores.primary
     if last is None:
         return "No student is evaluated."
     score = last.scores.get(primary) if primary else None
     if score is None or score.mean is None or primary is None:
-        return _agreement_alone(run, scores, last)
-    sentence = f"{_name(last)} scores {percent(score.mean)}{_interval(score)} on {primary}"
-    clauses = [*_against_teacher(scores, score.mean, primary), *_against_start(run, scores, last)]
+        return _agreement_alone(scores, last)
+    sentence = f"{_name(last)} scores {_percent(score.mean)}{_interval(score)} on {primary}"
+    clauses = [*_against_teacher(scores, score.mean, primary), *_against_start(scores, last)]
     if clauses:
         sentence += f", which is {' and '.join(clauses)}"
-    if last.same_answer is not None:
-        sentence += f"; it gives the teacher's answer to {percent(last.same_answer)} of the held-out prompts"
+    same_answer = last.values.get("same_answer")
+    if same_answer is not None:
+        sentence += f"; it gives the teacher's answer to {_percent(same_answer)} of the held-out prompts"
     return sentence + _best(scores, last, score.mean, primary) + "."
 
 
-def percent(value: float) -> str:
-    return f"{100 * value:.1f}\N{NO-BREAK SPACE}%"
-
-
-def points(value: float) -> str:
-    return f"{100 * value:+.1f}"
-
-
-def p_value(value: float | None) -> str:
-    if value is None:
-        return "?"
-    return "< 0.0001" if value < 1e-4 else f"{value:.4f}"
+def _percent(value: float) -> str:
+    return f"{per_cent(value)}\N{NO-BREAK SPACE}%"
 
 
 def _name(row: Row) -> str:
-    return f"The student of {row.label}" if row.label.startswith("round ") else f"The student {row.label!r}"
+    return f"The student of {row.label}" if row.step.track == ROUNDS else f"The student {row.label!r}"
 
 
 def _interval(score: Score) -> str:
     if score.low is None or score.high is None:
         return ""
-    return f" (95\N{NO-BREAK SPACE}% interval {100 * score.low:.1f} to {100 * score.high:.1f})"
+    return f" (95\N{NO-BREAK SPACE}% interval {per_cent(score.low)} to {per_cent(score.high)})"
 
 
 def _against_teacher(scores: Scores, mean: float, primary: str) -> list[str]:
-    teacher = scores.row(TEACHER)
-    score = teacher.scores.get(primary) if teacher else None
+    score = scores.teacher.scores.get(primary) if scores.teacher else None
     if score is None or not score.mean:
         return []
-    return [f"{100 * mean / score.mean:.0f}\N{NO-BREAK SPACE}% of its teacher's {percent(score.mean)}"]
+    return [f"{100 * mean / score.mean:.0f}\N{NO-BREAK SPACE}% of its teacher's {_percent(score.mean)}"]
 
 
-def _against_start(run: RunFiles, scores: Scores, last: Row) -> list[str]:
+def _against_start(scores: Scores, last: Row) -> list[str]:
+    start = scores.start
     for one in scores.comparisons:
-        if (one["better"], one["than"], one["subset"]) == (last.label, run.start_label, ALL):
+        if start and (one["better"], one["than"], one["subset"]) == (last.label, start.label, ALL):
             if one["difference"] is None:
                 return []
             bounds = [one["low"], one["high"]]
@@ -68,20 +60,26 @@ def _against_start(run: RunFiles, scores: Scores, last: Row) -> list[str]:
 
 def _best(scores: Scores, last: Row, mean: float, primary: str) -> str:
     """Return a clause for a student that does better than the one of the last round."""
-    others = [row for row in scores.rows if row.label not in (TEACHER, last.label)]
+    others = [row for row in scores.students if row is not last]
     found = [(row.scores[primary].mean or 0.0, row.label) for row in others if primary in row.scores]
     best, label = max(found, default=(0.0, ""))
-    return f"; the best student is {label!r} with {percent(best)}" if best > mean else ""
+    return f"; the best student is {label!r} with {_percent(best)}" if best > mean else ""
 
 
-def _agreement_alone(run: RunFiles, scores: Scores, last: Row) -> str:
-    if last.same_answer is None or last.token_kl is None:
+def _agreement_alone(scores: Scores, last: Row) -> str:
+    same_answer, token_kl = _agreement(last)
+    if same_answer is None or token_kl is None:
         return "No score and no agreement with a teacher is measured."
     sentence = (
-        f"{_name(last)} gives the teacher's answer to {percent(last.same_answer)} of the held-out prompts, "
-        f"with a KL of {last.token_kl:.4f} nats per response token"
+        f"{_name(last)} gives the teacher's answer to {_percent(same_answer)} of the held-out prompts, "
+        f"with a KL of {token_kl:.4f} nats per response token"
     )
-    start = scores.row(run.start_label)
-    if start is None or start is last or start.same_answer is None or start.token_kl is None:
+    start = scores.start
+    before, kl_before = _agreement(start) if start and start is not last else (None, None)
+    if before is None or kl_before is None:
         return sentence + "."
-    return f"{sentence} (before training {percent(start.same_answer)} and {start.token_kl:.4f})."
+    return f"{sentence} (before training {_percent(before)} and {kl_before:.4f})."
+
+
+def _agreement(row: Row) -> tuple[float | None, float | None]:
+    return row.values.get("same_answer"), row.values.get("token_kl")

@@ -14,6 +14,7 @@ from vlm_distill.data.images import ImageLoader, ImageStore
 from vlm_distill.evaluation.agreement import FORWARD_KL, Agreement, Answers, agreement
 from vlm_distill.evaluation.compare import same_answer
 from vlm_distill.evaluation.harness import evaluate_task
+from vlm_distill.evaluation.measures import Measured
 from vlm_distill.evaluation.results import TaskResult
 from vlm_distill.evaluation.selection import Selection, take_clusters
 from vlm_distill.evaluation.task import load_suite, load_task
@@ -28,25 +29,6 @@ from vlm_distill.records import Author, Example, Response
 from vlm_distill.runs.config import EvaluateConfig
 from vlm_distill.runs.teacher import Teacher
 from vlm_distill.teacher_cache.store import CacheReader
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Measured:
-    """One row of the summary.
-
-    `token_kl` is KL(teacher || student) in nats per token of the teacher's answers, `own_kl`
-    KL(student || teacher) per token of the student's own; None for the teacher and without held-out data.
-    """
-
-    label: str
-    track: str
-    fingerprint: str
-    results: Mapping[str, TaskResult]
-    shuffled: Mapping[str, TaskResult]
-    token_kl: float | None = None
-    own_kl: float | None = None
-    top1: float | None = None
-    answers: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,7 +88,7 @@ class Evaluator:
             fingerprint=loaded.fingerprint,
             results=results,
             shuffled=shuffled,
-            **agreed,
+            values=agreed,
         )
 
     def live(self, student: LoadedModel) -> Agreement:
@@ -149,7 +131,7 @@ class Evaluator:
         return results
 
     def _compare(self, student: LoadedModel, held_out: HeldOut, *, folder: Path) -> dict[str, float | None]:
-        """Return token KL, own KL, top-1 agreement and answer agreement on the held-out prompts.
+        """Return the values of MEASURES on the held-out prompts.
 
         They are stored and not computed twice. The own KL of a student that answers nothing is None.
         """
@@ -170,7 +152,7 @@ class Evaluator:
             "token_kl": found.token_kl,
             "own_kl": on_main(lambda: self._own_kl(student, answers, held_out)),
             "top1": found.top1,
-            "answers": sum(equal) / len(equal),
+            "same_answer": sum(equal) / len(equal),
         }
         counts = {"num_tokens": found.num_tokens, "num_examples": len(equal)}
         counts |= {"num_without_response": found.num_without_response}

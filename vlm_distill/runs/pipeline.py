@@ -10,6 +10,7 @@ from pathlib import Path
 
 from vlm_distill.data.images import ImageStore
 from vlm_distill.errors import ConfigError
+from vlm_distill.evaluation.measures import Measured
 from vlm_distill.evaluation.task import load_suite
 from vlm_distill.generation.vllm_engine import require_vllm
 from vlm_distill.models.feature_store import FeatureStore, VisionCacheConfig
@@ -19,7 +20,7 @@ from vlm_distill.progress import Log
 from vlm_distill.runs.check import inspect
 from vlm_distill.runs.config import EvaluateConfig, ModelConfig, RunConfig, read_by_teacher
 from vlm_distill.runs.context import Context
-from vlm_distill.runs.evaluator import Evaluator, Measured
+from vlm_distill.runs.evaluator import Evaluator
 from vlm_distill.runs.folder import is_complete, open_folder, print_log, require_plan
 from vlm_distill.runs.plan import BASE, Kind, Step, choose, plan
 from vlm_distill.runs.prepare import introduce, prepare_data, prepare_student

@@ -268,13 +268,16 @@ def start_label(config: RunConfig) -> str:
 
 
 def write_plan(folder: Path, steps: Sequence[Step]) -> None:
-    """Write stages.json; steps of an older plan with a folder of results stay in it, not planned any more."""
-    names = {step.name for step in steps}
+    """Write stages.json; steps of an older plan with a folder of results stay in it, not planned any more.
+
+    A folder that a planned step writes to holds that step's results.
+    """
+    taken = {step.name for step in steps} | {step.folder for step in steps}
     old = read_plan(folder) if (folder / STAGES).is_file() else []
     left = [
         replace(step, is_planned=False)
         for step in old
-        if step.name not in names and (folder / step.folder).exists()
+        if taken.isdisjoint((step.name, step.folder)) and (folder / step.folder).exists()
     ]
     values = [asdict(step) for step in (*steps, *left)]
     write_json(folder / STAGES, {"format_version": FORMAT_VERSION, "steps": values})

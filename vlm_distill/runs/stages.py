@@ -17,6 +17,7 @@ from vlm_distill.batches import TrainItem
 from vlm_distill.data.augment import Augment
 from vlm_distill.data.images import ImageLoader
 from vlm_distill.data.store import MANIFEST, ResponseStore
+from vlm_distill.evaluation.measures import Measured
 from vlm_distill.files import hash_json, read_json
 from vlm_distill.generation.engine import Engine, VllmEngineConfig
 from vlm_distill.generation.live import sample_responses
@@ -29,7 +30,6 @@ from vlm_distill.processes import on_main
 from vlm_distill.progress import Log
 from vlm_distill.records import Author, Example, Response
 from vlm_distill.runs.context import Context
-from vlm_distill.runs.evaluator import Measured
 from vlm_distill.runs.plan import TEACHER, Step, Track, track_of
 from vlm_distill.teacher_cache.fill import cached_by_author, fill_cache
 from vlm_distill.training.config import TrainConfig

@@ -2,8 +2,9 @@
 
 from markupsafe import Markup
 
+from vlm_distill.evaluation.table import per_cent
 from vlm_distill.reporting.charts.svg import WIDTH, Axis, figure, line, nice_ticks, number, text, width_of
-from vlm_distill.reporting.scores import TEACHER, Score, Scores
+from vlm_distill.reporting.scores import Score, Scores
 
 ROW, TOP, BOTTOM = 24, 8, 36
 MAX_LABEL = 16
@@ -14,11 +15,11 @@ def draw_intervals(scores: Scores) -> Markup | None:
     primary = scores.primary
     if primary is None:
         return None
-    rows = [(row.label, row.scores[primary]) for row in scores.rows if primary in row.scores]
-    known = [(label, score, score.mean) for label, score in rows if score.mean is not None]
+    rows = [(row, row.scores[primary]) for row in scores.rows if primary in row.scores]
+    known = [(row, score, score.mean) for row, score in rows if score.mean is not None]
     if not known:
         return None
-    labels = [_clipped(label) for label, _, _ in known]
+    labels = [_clipped(row.label) for row, _, _ in known]
     limits = [limit for _, score, mean in known for limit in (score.low, score.high, mean)]
     bounds = [limit for limit in limits if limit is not None]
     values = Axis(
@@ -34,13 +35,13 @@ def draw_intervals(scores: Scores) -> Markup | None:
     for tick in nice_ticks(values.low, values.high):
         parts.append(line(values.at(tick), TOP, values.at(tick), base, "grid"))
         parts.append(text(values.at(tick), base + 16, number(tick), anchor="middle"))
-    for index, (label, (name, score, mean)) in enumerate(zip(labels, known, strict=True)):
+    for index, (label, (row, score, mean)) in enumerate(zip(labels, known, strict=True)):
         y = TOP + ROW * (index + 0.5)
         parts.append(text(values.start - 8, y + 4, label, kind="name", anchor="end"))
-        parts += _point(score, mean, values, y, kind="s1" if name == TEACHER else "s0")
-        parts.append(text(WIDTH - 2, y + 4, f"{100 * mean:.1f} %", kind="name", anchor="end"))
+        parts += _point(score, mean, values, y, kind="s1" if row is scores.teacher else "s0")
+        parts.append(text(WIDTH - 2, y + 4, f"{per_cent(mean)} %", kind="name", anchor="end"))
     parts.append(text((values.start + values.end) / 2, base + 32, f"{primary}, per cent", anchor="middle"))
-    spoken = "; ".join(f"{name} {100 * mean:.1f} %" for name, _, mean in known)
+    spoken = "; ".join(f"{row.label} {per_cent(mean)} %" for row, _, mean in known)
     return figure(parts, height=height, label=f"{primary} with 95 % intervals: {spoken}")
 
 

@@ -1,4 +1,4 @@
-"""A chart of metrics over optimiser steps, with the stages as bands behind the curves."""
+"""A chart of metrics over optimiser steps, with the trainings as bands behind the curves."""
 
 from collections.abc import Sequence
 
@@ -17,20 +17,21 @@ from vlm_distill.reporting.charts.svg import (
     value_ticks,
     width_of,
 )
-from vlm_distill.reporting.curves import Band, Chart, Series
+from vlm_distill.reporting.curves import Chart, Series
+from vlm_distill.reporting.facts import Training
 
 HEIGHT, TOP, BOTTOM = 210, 24, 38
 # Single points are marked as long as they do not melt into one another.
 MAX_MARKS = 12
 
 
-def draw_chart(chart: Chart, bands: Sequence[Band]) -> Markup:
+def draw_chart(chart: Chart, trainings: Sequence[Training]) -> Markup:
     values = [value for one in chart.series for segment in one.segments for _, value in segment]
     vertical = value_axis(values, start=HEIGHT - BOTTOM, end=TOP, may_be_log=chart.subject.may_be_log)
     left, right = margin_for(vertical), WIDTH - 8
-    steps = Axis(low=0, high=max(band.last for band in bands), start=left, end=right)
+    steps = Axis(low=0, high=max(one.end for one in trainings), start=left, end=right)
     parts = [
-        *_bands(bands, steps),
+        *_bands(trainings, steps),
         *value_ticks(vertical, left=left, right=right),
         *_step_ticks(steps),
         *(part for index, one in enumerate(chart.series) for part in _curve(one, index, steps, vertical)),
@@ -53,23 +54,17 @@ def describe(chart: Chart) -> str:
     return f"{chart.subject.title}: {'; '.join(curves)}"
 
 
-def _bands(bands: Sequence[Band], steps: Axis) -> list[Markup]:
+def _bands(trainings: Sequence[Training], steps: Axis) -> list[Markup]:
     parts = []
-    for index, band in enumerate(bands):
-        start, end = steps.at(band.first), steps.at(band.last)
+    for index, one in enumerate(trainings):
+        start, end = steps.at(one.start), steps.at(one.end)
         shade = Markup('<rect x="{:.1f}" y="{}" width="{:.1f}" height="{}" class="band{}"/>')
         parts.append(shade.format(start, TOP, end - start, HEIGHT - BOTTOM - TOP, index % 2))
         if index:
             parts.append(line(start, TOP, start, HEIGHT - BOTTOM, "boundary"))
-        label = next((one for one in _shortened(band.label) if width_of(one) <= end - start - 2), "")
+        label = next((name for name in one.short_labels if width_of(name) <= end - start - 2), "")
         parts.append(text((start + end) / 2, TOP - 7, label, kind="stage", anchor="middle"))
     return parts
-
-
-def _shortened(label: str) -> list[str]:
-    """Return the label, shorter from one to the next: 'round 2', 'r2', '2', or 'warm-up', 'w'."""
-    first, last = label[0], label.split()[-1]
-    return [label, f"{first}{last}", last] if last.isdigit() else [label, first]
 
 
 def _step_ticks(steps: Axis) -> list[Markup]:
