@@ -138,9 +138,13 @@ class CachedPrefix:
         self.mask, self.last = self.mask[rows], self.last[..., rows, :]
 
     def extend(
-        self, input_ids: Int[Tensor, "row new"], mask: Bool[Tensor, "row new"]
+        self, input_ids: Int[Tensor, "row new"], mask: Bool[Tensor, "row new"] | None = None
     ) -> Float[Tensor, "row new width"]:
-        """Return the hidden states of tokens that continue the rows, which they become a part of."""
+        """Return the hidden states of tokens that continue the rows, which they become a part of.
+
+        Without a mask none of them is padding.
+        """
+        mask = torch.ones_like(input_ids, dtype=torch.bool) if mask is None else mask
         self.mask = torch.cat([self.mask, mask.to(self.mask.dtype)], dim=1)
         # [row, new] or [axis, row, new]: on every axis a response goes on from its prompt's end.
         positions = self.last + torch.arange(1, input_ids.shape[1] + 1, device=input_ids.device)

@@ -99,8 +99,7 @@ def decode_batch(
             live = (~ended).nonzero()[:, 0]
             rows, chosen = rows[live], chosen[live]
             prefix.select(live)
-        token = chosen[:, None]  # [live, 1]
-        logits = _logits(loaded.head, prefix.extend(token, torch.ones_like(token, dtype=torch.bool)))
+        logits = _logits(loaded.head, prefix.extend(chosen[:, None]))  # [live] tokens as [live, 1]
     return decoded
 
 
