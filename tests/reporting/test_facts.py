@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.plain_run import CONTROLS, config_of, finish, write_folder
-from tests.reporting.conftest import Copy
+from tests.whole_runs import Copy
 from vlm_distill.errors import DataError
 from vlm_distill.reporting import write_report
 from vlm_distill.reporting.facts import Run, open_run
