@@ -37,8 +37,7 @@ def test_the_last_student_is_that_of_the_last_round_whatever_controls_are_called
     ]
     assert scores.last is not None
     assert scores.last.label == "round 2"
-    assert scores.start is not None
-    assert scores.start.label == "student"
+    assert scores.of("student") == scores.rows[0]
 
 
 def test_results_of_an_earlier_config_stand_behind_those_of_this_one(plain: Path) -> None:

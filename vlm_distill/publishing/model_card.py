@@ -26,6 +26,7 @@ from vlm_distill.reporting.facts import Run, Training
 from vlm_distill.reporting.page import templates
 from vlm_distill.reporting.provenance import origins, student_origin, versions
 from vlm_distill.reporting.scores import Row, read_scores
+from vlm_distill.runs.plan import TEACHER
 from vlm_distill.training.config import MECHANICAL
 
 CARD = "README.md"
@@ -74,7 +75,7 @@ def model_card(exported: Exported, student: Student | None) -> str:
         front |= _known_to_the_hub(student, front["tags"])
         if own is not None and not exported.converted:
             front |= _eval_results(student.run, own, exported, task_type=front["pipeline_tag"])
-        facts |= {**_method(student), **_data(student), "own": own, "teacher": scores.teacher}
+        facts |= {**_method(student), **_data(student), "own": own, "teacher": scores.of(TEACHER)}
     front |= exported.settings
     environment = templates(Path(__file__).parent)
     environment.filters |= {"code": code, "prose": _prose, "table": _table, "yaml": _yaml}

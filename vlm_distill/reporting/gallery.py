@@ -58,32 +58,16 @@ class Gallery:
     num_broken_pictures: int
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Models:
-    """The models whose answers are shown, by what the page calls them; `after` is what filters judge."""
-
-    answers: Mapping[str, Mapping[str, Response]]
-    after: str
-
-
 def read_gallery(run: Run, after: str | None) -> Gallery | None:
     """Return the gallery for the student `after`; None without a student or without the teacher's answers."""
-    teacher = _read_answers(run.held_out.folder) if run.held_out else None
-    if after is None or teacher is None:
+    answers = dict(_stored_answers(run, after))
+    if after is None or after not in answers or TEACHER not in answers:
         return None
-    found = {TEACHER: teacher}
-    for one in run.evaluations:
-        if one.step.track == STUDENT or one.label == after:
-            answers = _read_answers(one.answers)
-            found |= {} if answers is None else {one.label: answers}
-    if after not in found:
-        return None
-    models = _Models(answers=found, after=after)
-    examples = list(_read_examples(run.folder / "data" / "held_out.jsonl", teacher))
-    kinds = {example.id: _kinds(models, example) for example in examples}
-    shown = choose(examples, kinds)
+    examples = list(_read_examples(run.folder / "data" / "held_out.jsonl", answers[TEACHER]))
+    judged = answers[after], answers[TEACHER]
+    kinds = {one.id: _kinds(one, *(answered.get(one.id) for answered in judged)) for one in examples}
     pictures = _Pictures(ImageStore(run.folder / "data" / "images"))
-    cards = [_card(models, example, kinds[example.id], pictures) for example in shown]
+    cards = [_card(one, kinds[one.id], answers, pictures) for one in choose(examples, kinds)]
     counts = Counter(kind for own in kinds.values() for kind in own)
     return Gallery(
         cards=cards,
@@ -93,10 +77,15 @@ def read_gallery(run: Run, after: str | None) -> Gallery | None:
     )
 
 
-def _read_answers(folder: Path) -> dict[str, Response] | None:
-    if not (folder / MANIFEST).is_file():
-        return None
-    return {response.example_id: response for response in ResponseStore(folder).read()}
+def _stored_answers(run: Run, after: str | None) -> Iterator[tuple[str, dict[str, Response]]]:
+    """Yield the answers of the teacher, of the student before training and of `after`, as far as stored."""
+    places = [(TEACHER, run.held_out.folder)] if run.held_out else []
+    places += [
+        (one.label, one.answers) for one in run.evaluations if one.step.track == STUDENT or one.label == after
+    ]
+    for who, folder in places:
+        if (folder / MANIFEST).is_file():
+            yield who, {response.example_id: response for response in ResponseStore(folder).read()}
 
 
 def _read_examples(path: Path, wanted: Mapping[str, Response]) -> Iterator[Example]:
@@ -119,9 +108,8 @@ def choose(examples: Sequence[Example], kinds: Mapping[str, tuple[str, ...]]) ->
     return [example for turn in turns for example in turn if example is not None][:MAX_CARDS]
 
 
-def _kinds(models: _Models, example: Example) -> tuple[str, ...]:
+def _kinds(example: Example, student: Response | None, teacher: Response | None) -> tuple[str, ...]:
     """Return whether the student is right, where there are references, and whether it agrees."""
-    student, teacher = (models.answers[who].get(example.id) for who in (models.after, TEACHER))
     is_right = _is_right(student, example)
     kinds = () if is_right is None else ("right" if is_right else "wrong",)
     agrees = student is not None and teacher is not None and same_answer(student.text, teacher.text)
@@ -134,13 +122,18 @@ def _is_right(response: Response | None, example: Example) -> bool | None:
     return response is not None and ExactMatch()(response.text, example.references) == 1.0
 
 
-def _card(models: _Models, example: Example, kinds: tuple[str, ...], pictures: "_Pictures") -> Card:
+def _card(
+    example: Example,
+    kinds: tuple[str, ...],
+    answers: Mapping[str, Mapping[str, Response]],
+    pictures: "_Pictures",
+) -> Card:
     shown = pictures.of(example)
     return Card(
         id=example.id,
         question=clipped(_question(example.messages), MAX_QUESTION),
         references=tuple(clipped(one, MAX_ANSWER) for one in example.references[:MAX_REFERENCES]),
-        answers=tuple(_answer(who, own.get(example.id), example) for who, own in models.answers.items()),
+        answers=tuple(_answer(who, own.get(example.id), example) for who, own in answers.items()),
         kinds=kinds,
         pictures=shown,
         num_pictures_left_out=len(example.images) - len(shown),

@@ -11,7 +11,7 @@ from typing import Any
 from vlm_distill.evaluation.measures import MEASURES, score_column, score_columns
 from vlm_distill.evaluation.task import ALL
 from vlm_distill.reporting.facts import Evaluation, Run
-from vlm_distill.runs.plan import ROUNDS, STUDENT, TEACHER, Step
+from vlm_distill.runs.plan import ROUNDS, TEACHER, Step
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,17 +66,12 @@ class Scores:
         return next(iter(self.columns), None)
 
     @property
-    def teacher(self) -> Row | None:
-        return next((row for row in self.rows if row.step.track == TEACHER), None)
-
-    @property
     def students(self) -> list[Row]:
         return [row for row in self.rows if row.step.track != TEACHER]
 
-    @property
-    def start(self) -> Row | None:
-        """The student before any training."""
-        return next((row for row in self.rows if row.step.track == STUDENT), None)
+    def of(self, track: str) -> Row | None:
+        """Return the first row of a track: of the teacher, or of the student before any training."""
+        return next((row for row in self.rows if row.step.track == track), None)
 
     @property
     def last(self) -> Row | None:

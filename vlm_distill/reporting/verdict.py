@@ -3,7 +3,7 @@
 from vlm_distill.evaluation.table import per_cent, points
 from vlm_distill.evaluation.task import ALL
 from vlm_distill.reporting.scores import Row, Score, Scores
-from vlm_distill.runs.plan import ROUNDS
+from vlm_distill.runs.plan import ROUNDS, STUDENT, TEACHER
 
 
 def verdict(scores: Scores) -> str:
@@ -39,20 +39,19 @@ def _interval(score: Score) -> str:
 
 
 def _against_teacher(scores: Scores, mean: float, primary: str) -> list[str]:
-    score = scores.teacher.scores.get(primary) if scores.teacher else None
+    teacher = scores.of(TEACHER)
+    score = teacher.scores.get(primary) if teacher else None
     if score is None or not score.mean:
         return []
     return [f"{100 * mean / score.mean:.0f}\N{NO-BREAK SPACE}% of its teacher's {_percent(score.mean)}"]
 
 
 def _against_start(scores: Scores, last: Row) -> list[str]:
-    start = scores.start
+    start = scores.of(STUDENT)
+    pair = (last.label, start.label if start else None, ALL)
     for one in scores.comparisons:
-        if start and (one["better"], one["than"], one["subset"]) == (last.label, start.label, ALL):
-            if one["difference"] is None:
-                return []
-            bounds = [one["low"], one["high"]]
-            known = [points(bound) for bound in bounds if bound is not None]
+        if (one["better"], one["than"], one["subset"]) == pair and one["difference"] is not None:
+            known = [points(bound) for bound in (one["low"], one["high"]) if bound is not None]
             interval = f" [{', '.join(known)}]" if known else ""
             return [f"{points(one['difference'])} points{interval} over the student before training"]
     return []
@@ -74,7 +73,7 @@ def _agreement_alone(scores: Scores, last: Row) -> str:
         f"{_name(last)} gives the teacher's answer to {_percent(same_answer)} of the held-out prompts, "
         f"with a KL of {token_kl:.4f} nats per response token"
     )
-    start = scores.start
+    start = scores.of(STUDENT)
     before, kl_before = _agreement(start) if start and start is not last else (None, None)
     if before is None or kl_before is None:
         return sentence + "."

@@ -5,6 +5,7 @@ from markupsafe import Markup
 from vlm_distill.evaluation.table import per_cent
 from vlm_distill.reporting.charts.svg import WIDTH, Axis, figure, line, nice_ticks, number, text, width_of
 from vlm_distill.reporting.scores import Score, Scores
+from vlm_distill.runs.plan import TEACHER
 
 ROW, TOP, BOTTOM = 24, 8, 36
 MAX_LABEL = 16
@@ -38,7 +39,7 @@ def draw_intervals(scores: Scores) -> Markup | None:
     for index, (label, (row, score, mean)) in enumerate(zip(labels, known, strict=True)):
         y = TOP + ROW * (index + 0.5)
         parts.append(text(values.start - 8, y + 4, label, kind="name", anchor="end"))
-        parts += _point(score, mean, values, y, kind="s1" if row is scores.teacher else "s0")
+        parts += _point(score, mean, values, y, kind="s1" if row.step.track == TEACHER else "s0")
         parts.append(text(WIDTH - 2, y + 4, f"{per_cent(mean)} %", kind="name", anchor="end"))
     parts.append(text((values.start + values.end) / 2, base + 32, f"{primary}, per cent", anchor="middle"))
     spoken = "; ".join(f"{row.label} {per_cent(mean)} %" for row, _, mean in known)
