@@ -173,9 +173,19 @@ COLUMNS_OF_RESPONSES = (
 )
 # Pictures are copies, features are flushed now and then, and a cache is read by response.
 SKIPPED_FOLDERS = ("images", "vision_features", "checkpoints", "cache")
-SKIPPED_FILES = ("manifest.json", "report.html", ".lock", "stages.json", "config.yaml", "README.md")
+SKIPPED_FILES = (
+    "manifest.json",
+    "report.html",
+    ".lock",
+    "stages.json",
+    "config.yaml",
+    "README.md",
+    "summary.md",
+)
 # Times, versions, and what identifies settings inside of a folder.
 SKIPPED_KEYS = re.compile(r"seconds|tokens_per_second|packages|python|machine|key|.*_hash")
+# Names that stood for one number in several files.
+ONE_NAME = {"answers": "same_answer"}
 
 
 def artefacts(made: Path, names: Mapping[str, str]) -> Hashes:
@@ -220,7 +230,8 @@ def file_value(path: Path, names: Mapping[str, str]) -> Any:
 def values(found: Any) -> Any:
     """Return JSON without what depends on time and without what identifies settings."""
     if isinstance(found, dict):
-        return {name: values(value) for name, value in found.items() if not SKIPPED_KEYS.fullmatch(name)}
+        kept = {name: value for name, value in found.items() if not SKIPPED_KEYS.fullmatch(name)}
+        return {ONE_NAME.get(name, name): values(value) for name, value in kept.items()}
     return [values(value) for value in found] if isinstance(found, list) else found
 
 
