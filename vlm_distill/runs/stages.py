@@ -91,7 +91,7 @@ def train_student(context: Context, step: Step) -> None:
     if objective.needs_reference_model:
         scored = on_main(lambda: reference_log_probs(stage, config, log=context.log))
         stage = replace(stage, reference_log_probs=scored)
-    waited = sum((context.seconds.pop(one.name, 0.0) for one in _response_steps(context, step)), start=0.0)
+    waited = math.fsum(context.seconds.pop(one.name, 0.0) for one in _response_steps(context, step))
     train(config, stage, log=context.log, seconds_before=waited, left_out=work.num_left_out)
     _keep_features(context)
 
@@ -169,7 +169,8 @@ def _stage(
     *,
     key: str,
 ) -> Stage:
-    augment = track_of(context.config, step).augment
+    track = track_of(context.config, step)
+    augment = track.augment
     load_images = _augmented(context.load_images, augment) if augment else context.load_images
     teacher = context.teacher.loaded if context.teacher else None
     cached = None
@@ -190,7 +191,7 @@ def _stage(
         round=max(1, step.round),
         num_rounds=step.num_rounds,
         sample=_sampler(context, student, load_images),
-        evaluate=_live_evaluation(context, student),
+        evaluate=_live_evaluation(context, student) if track.train.evaluate_every else None,
         cache=cached,
         trust_remote_code=context.config.student.trust_remote_code,
     )
