@@ -1,6 +1,7 @@
 """The import rules: a file imports its own package and lower layers, siblings never import each other."""
 
 import ast
+import re
 from functools import cache
 from pathlib import Path
 
@@ -104,6 +105,15 @@ def test_the_house_has_no_cycle() -> None:
     # A chain of rooms that came back to its start would have no length.
     rooms, _, longest = shape()
     assert longest <= rooms
+
+
+def test_the_places_that_an_addition_touches_exist() -> None:
+    guide = (ROOT.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    table = guide.partition("## To add X, touch Y")[2].partition("## ")[0]
+    places = re.findall(r"`([\w/]+(?:\.\w+|/))`", table)
+    assert len(places) > 15
+    missing = [place for place in places if not any((top / place).exists() for top in (ROOT, ROOT.parent))]
+    assert not missing
 
 
 if __name__ == "__main__":
