@@ -20,7 +20,7 @@ ABOUT = "# Pictures drawn by a test, CC0.\n# Two questions each.\n"
 Copy = Callable[[Path], Path]
 
 
-def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
     """Return a folder that the first process of pytest-xdist to ask fills, while the others wait."""
     root = factory.getbasetemp()
     root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
