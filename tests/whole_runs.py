@@ -1,14 +1,13 @@
-"""Whole runs in miniature that many tests read: each is made once, and a test changes only its copy.
-
-Under pytest-xdist the tests that read them are one group, so that one process makes them (see conftest.py).
-"""
+"""Whole runs in miniature that many tests read: each is made once, and a test changes only its copy."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from tests.commands import run
 from tests.tiny import tiny_text_model
@@ -21,57 +20,76 @@ ABOUT = "# Pictures drawn by a test, CC0.\n# Two questions each.\n"
 Copy = Callable[[Path], Path]
 
 
+def once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """Return a folder that the first process of pytest-xdist to ask fills, while the others wait."""
+    root = factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    folder, done = root / name, root / f"{name}.done"
+    with FileLock(root / f"{name}.lock"):
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            make(folder)
+            done.touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a run beside its config; every question about a colour is hostile."""
-    folder = tmp_path_factory.mktemp("finished")
-    config = write_run(folder, train={**STAGE, "evaluate_every": 3})
-    recipe = folder / "recipe.yaml"
-    recipe.write_text(ABOUT + recipe.read_text())
-    rows = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
-    rows = [{**row, "q": HOSTILE if row["id"].endswith("0") else row["q"]} for row in rows]
-    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert run(config) == 0
-    return folder / "run"
+
+    def make(folder: Path) -> None:
+        config = write_run(folder, train={**STAGE, "evaluate_every": 3})
+        recipe = folder / "recipe.yaml"
+        recipe.write_text(ABOUT + recipe.read_text())
+        rows = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
+        rows = [{**row, "q": HOSTILE if row["id"].endswith("0") else row["q"]} for row in rows]
+        (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        assert run(config) == 0
+
+    return once(tmp_path_factory, "finished", make) / "run"
 
 
 def config_of(finished: Path) -> Path:
-    """Return the config of a run that lies beside it; a copy takes it with an `output` of its own."""
+    """Return the config that lies beside the finished run; a copy takes it with an `output` of its own."""
     return finished.with_name("config.yaml")
 
 
 @pytest.fixture(scope="session")
-def cached(finished: Path) -> Path:
+def cached(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of the finished run's twin that trains from the teacher cache."""
-    folder = finished.with_name("cached")
-    assert run(config_of(finished), "cache.tier=hidden", f"output={folder}") == 0
-    return folder
+
+    def make(folder: Path) -> None:
+        assert run(config_of(finished), "cache.tier=hidden", f"output={folder / 'run'}") == 0
+
+    return once(tmp_path_factory, "cached", make) / "run"
 
 
 @pytest.fixture(scope="session")
 def text_only(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a run of text models on prompts without labels, which has no suite."""
-    folder = tmp_path_factory.mktemp("text_only")
-    save_model(tiny_text_model(1, hidden_size=32), folder / "teacher")
-    save_model(tiny_text_model(0), folder / "small")
-    short = {"steps": 1, "batch_size": 4}
-    config = write_run(
-        folder,
-        student={"model": str(folder / "small")},
-        warmup=None,
-        rounds=1,
-        train=short,
-        controls=[],
-        evaluate={"agreement_tokens": 5},
-    )
-    rows = [{"id": f"text-{number}", "q": f"What color is shape {number}?"} for number in range(16)]
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    columns = {"id": "id", "question": "q"}
-    source = {"kind": "files", "paths": [str(folder / "rows.jsonl")], "columns": columns}
-    recipe = {"name": "text", "sources": [{"source": source}], "split": {"held_out": 0.4}}
-    (folder / "recipe.yaml").write_text(dump_yaml(recipe))
-    assert run(config) == 0
-    return folder / "run"
+
+    def make(folder: Path) -> None:
+        save_model(tiny_text_model(1, hidden_size=32), folder / "teacher")
+        save_model(tiny_text_model(0), folder / "small")
+        config = write_run(
+            folder,
+            student={"model": str(folder / "small")},
+            warmup=None,
+            rounds=1,
+            train={"steps": 1, "batch_size": 4},
+            controls=[],
+            evaluate={"agreement_tokens": 5},
+        )
+        rows = [{"id": f"text-{number}", "q": f"What color is shape {number}?"} for number in range(16)]
+        (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        columns = {"id": "id", "question": "q"}
+        source = {"kind": "files", "paths": [str(folder / "rows.jsonl")], "columns": columns}
+        recipe = {"name": "text", "sources": [{"source": source}], "split": {"held_out": 0.4}}
+        (folder / "recipe.yaml").write_text(dump_yaml(recipe))
+        assert run(config) == 0
+
+    return once(tmp_path_factory, "text_only", make) / "run"
 
 
 @pytest.fixture

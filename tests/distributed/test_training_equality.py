@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 
 from tests.distributed.torchrun import torchrun
 from tests.distributed.training_jobs import CASES, Case, Found, step
+from tests.whole_runs import once
 from vlm_distill.files import read_json
 
 JOBS = "tests.distributed.training_jobs"
@@ -28,15 +29,24 @@ def assert_equal(found: Found, expected: Found, case: Case) -> None:
         assert distance <= allowed, (str(case), name, distance / size)
 
 
+@pytest.fixture(scope="module")
+def taken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of the steps that two processes took."""
+
+    def take(folder: Path) -> None:
+        job = torchrun(JOBS, folder)
+        assert job.returncode == 0, job.output
+
+    return once(tmp_path_factory, "steps_of_two_processes", take)
+
+
 @pytest.mark.parametrize("kind", CASES)
-def test_two_processes_take_the_step_of_one(tmp_path: Path, kind: str) -> None:
-    job = torchrun(JOBS, kind, tmp_path)
-    assert job.returncode == 0, job.output
+def test_two_processes_take_the_step_of_one(taken: Path, tmp_path: Path, kind: str) -> None:
     alone: dict[object, Found] = {}
     for case in CASES[kind]:
         found = Found(
-            loss=read_json(tmp_path / f"{case}.json"),
-            gradients=load_file(tmp_path / f"{case}.safetensors"),
+            loss=read_json(taken / kind / f"{case}.json"),
+            gradients=load_file(taken / kind / f"{case}.safetensors"),
         )
         kind_of_case = (case.model, case.objective, case.dtype, case.caches_features)
         expected = alone.setdefault(kind_of_case, step(case, tmp_path / "alone"))

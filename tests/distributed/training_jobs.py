@@ -1,7 +1,7 @@
-"""One optimiser step, in DDP or with fully sharded weights.
+"""One optimiser step, in DDP and with fully sharded weights.
 
-`python -m tests.distributed.training_jobs KIND FOLDER` writes the loss and the gradients of every case to
-FOLDER/CASE.json and FOLDER/CASE.safetensors.
+`python -m tests.distributed.training_jobs FOLDER` writes the loss and the gradients of every case to
+FOLDER/KIND/CASE.json and FOLDER/KIND/CASE.safetensors.
 """
 
 import sys
@@ -170,17 +170,21 @@ def shard(_: Accelerator, module: nn.Module, optimizer: torch.optim.AdamW) -> tu
     return module, torch.optim.AdamW(module.parameters(), **settings, weight_decay=0.0)
 
 
-def main(kind: str, folder: Path) -> None:
-    processes.start("cpu")
-    if kind == "fsdp":
-        Accelerator.prepare = shard
+def take_all(kind: str, folder: Path) -> None:
     for case in CASES[kind]:
         found = step(case, folder)
         if processes.is_main():
             write_json(folder / f"{case}.json", found.loss)
             save_file(found.gradients, folder / f"{case}.safetensors")
+
+
+def main(folder: Path) -> None:
+    processes.start("cpu")
+    take_all("ddp", folder / "ddp")
+    Accelerator.prepare = shard
+    take_all("fsdp", folder / "fsdp")
     processes.stop()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    main(Path(sys.argv[1]))

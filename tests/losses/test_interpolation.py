@@ -75,9 +75,8 @@ def test_every_divergence_composes_with_the_target(divergence, byte_budget: int)
 def test_at_t_one_the_target_is_the_teacher() -> None:
     batch = random_batch([3, 2], authors=[TEACHER, TEACHER])
     target = Interpolated(t=1.0)
-    terms = [Term(name="x", divergence=SkewKL(), author="teacher"),
-             Term(name="x", divergence=SkewKL(), author="teacher", target=target)]  # fmt: skip
-    losses = [run(Objective([term]), batch).loss for term in terms]
+    plain = Term(name="x", divergence=SkewKL(), author="teacher")
+    losses = [run(Objective([term]), batch).loss for term in (plain, replace(plain, target=target))]
     assert torch.equal(*losses)
 
 
@@ -126,9 +125,8 @@ def test_schedule_state_survives_json(num_losses: int) -> None:
 
 def test_the_objective_steers_t_by_its_mean_loss_and_saves_it() -> None:
     batch = random_batch([3, 2], authors=[TEACHER, TEACHER])
-    objective, alone = TAID(t_start=0.2).build(), AdaptiveInterpolation(
-        "taid", t_start=0.2, t_end=1.0, alpha=5e-4, beta=0.99
-    )  # fmt: skip
+    objective = TAID(t_start=0.2).build()
+    alone = AdaptiveInterpolation("taid", t_start=0.2, t_end=1.0, alpha=5e-4, beta=0.99)
     objective.start_round(1)
     for step in range(4):
         metrics = as_floats(run(objective, batch).metrics)

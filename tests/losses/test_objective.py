@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from loss_batches import (
 )
 from loss_oracle import TOY_MASK
 
-from vlm_distill.batches import Head, ResponseBatch
+from vlm_distill.batches import Head
 from vlm_distill.errors import ConfigError, DataError
 from vlm_distill.losses import (
     SFT,
@@ -150,9 +151,7 @@ def test_padding_and_chunks_change_nothing(objective: Objective) -> None:
     # Same tokens in both: labels are numbered by position, and the wider batch numbers differently.
     labels = torch.zeros_like(wide[2].input_ids)
     labels[:, :4] = narrow[2].input_ids
-    wide = (wide[0], wide[1], ResponseBatch(
-        prompt_index=wide[2].prompt_index, input_ids=labels, mask=wide[2].mask, author=wide[2].author
-    ))  # fmt: skip
+    wide = (wide[0], wide[1], replace(wide[2], input_ids=labels))
     losses = [
         run(objective, batch, byte_budget=budget) for batch in (narrow, wide) for budget in (1, 700, LARGE)
     ]

@@ -16,16 +16,18 @@ from vlm_distill.reporting import page, write_report
 from vlm_distill.runs.config import load_run
 from vlm_distill.runs.plan import plan, write_plan
 
+CELLS = {"td", "th"}
 VOID = {"meta", "img", "br", "link", "input", "hr"}
 
 
 class Page(HTMLParser):
-    """What a browser would read: elements with their attributes, and the texts inside each tag."""
+    """What a browser would read: elements with their attributes, texts inside each tag, rows of cells."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
         self.elements: list[tuple[str, dict[str, str | None]]] = []
         self.texts: dict[str, list[str]] = {}
+        self.rows: list[list[str]] = []
         self.open: list[str] = []
         self.feed(html)
         self.close()
@@ -36,6 +38,10 @@ class Page(HTMLParser):
         if tag not in VOID:
             self.open.append(tag)
             self.texts.setdefault(tag, []).append("")
+        if tag == "tr":
+            self.rows.append([])
+        elif tag in CELLS:
+            self.rows[-1].append("")
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.elements.append((tag, dict(attrs)))
@@ -46,6 +52,8 @@ class Page(HTMLParser):
     def handle_data(self, data: str) -> None:
         if self.open:
             self.texts[self.open[-1]][-1] += data
+        if CELLS & set(self.open):
+            self.rows[-1][-1] = " ".join([*self.rows[-1][-1].split(), *data.split()])
 
     def all(self, tag: str, **attributes: str) -> list[dict[str, str | None]]:
         return [
@@ -101,10 +109,7 @@ def test_every_number_of_the_summary_stands_in_its_row(finished: Path, copy: Cop
     summary = json.loads((run / "summary.json").read_text())
     spread(summary)
     (run / "summary.json").write_text(json.dumps(summary))
-    html = write_report(run).read_text(encoding="utf-8")
-    rows = [
-        " ".join(re.sub(r"<[^>]*>", " ", row).split()) for row in re.findall(r"<tr.*?</tr>", html, re.DOTALL)
-    ]
+    rows = read(run).rows
     assert len(summary["rows"]) == 6
     for row in summary["rows"]:
         scores = sorted(row["scores"].items(), key=lambda item: item[0] != "tiny exact_match")
@@ -119,13 +124,13 @@ def test_every_number_of_the_summary_stands_in_its_row(finished: Path, copy: Cop
             f"{100 * row['top1']:.1f}",
             f"{100 * row['same_answer']:.1f}",
         ]
-        assert " ".join([row["model"], *cells]) in rows
+        assert [row["model"], *cells] in rows
     for one in summary["comparisons"]:
         score = f"tiny {'exact_match' if one['subset'] == 'all' else one['subset']}"
         interval = f"{100 * one['low']:+.1f} to {100 * one['high']:+.1f}"
         words = [f"{one['better']} − {one['than']}", score]  # noqa: RUF001 (a minus)
         numbers = [f"{100 * one['difference']:+.1f}", interval, f"{one['p_value']:.4f}"]
-        assert " ".join([*words, *numbers]) in rows
+        assert [*words, *numbers] in rows
 
 
 def test_a_hostile_prompt_is_only_text(html: str) -> None:
@@ -169,10 +174,7 @@ def test_counts_of_what_was_left_out_appear(finished: Path, copy: Copy) -> None:
     dropped = dict(zip(names, (1234, 31, 32, 33, 34), strict=True)) | {"stop": 0}
     for folder in ("responses/student_round_1", "eval/round_1/held_out"):
         (run / folder / "counts.json").write_text(json.dumps(dropped))
-    rows = re.findall(
-        r"<tr><th scope=\"row\">(.*?)</th>(.*?)</tr>", write_report(run).read_text(encoding="utf-8")
-    )
-    found = {name: re.findall(r">([\d,–]+)</td>", cells) for name, cells in rows}  # noqa: RUF001
+    found = {name: cells for name, *cells in read(run).rows}
     counts = json.loads((run / "data" / "manifest.json").read_text())["counts"]
     assert found["rows read"] == [f"{counts['read']:,}"]
     assert found["prompts held out"] == [str(counts["held_out"])]
@@ -189,9 +191,10 @@ def test_prompts_that_a_stage_could_not_train_on_appear(finished: Path, copy: Co
     run = copy(finished)
     stage = json.loads((run / "round_1" / "stage.json").read_text())
     (run / "round_1" / "stage.json").write_text(json.dumps(stage | {"left_out": 4321}))
-    text = write_report(run).read_text(encoding="utf-8")
-    assert "prompts left out" in text
-    assert re.search(r"<th scope=\"row\">round_1</th><td[^>]*>4,321</td>", text)
+    rows = read(run).rows
+    [columns] = [row for row in rows if "prompts left out" in row]
+    [round_1] = [row for row in rows if row[0] == "round_1"]
+    assert round_1[columns.index("prompts left out")] == "4,321"
 
 
 def test_a_folder_with_only_a_config_gets_a_page_that_names_every_missing_part(

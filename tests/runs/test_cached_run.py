@@ -64,12 +64,12 @@ def test_a_live_teacher_is_frozen(tmp_path: Path) -> None:
     assert not any(parameter.requires_grad for parameter in teacher.loaded.model.parameters())
 
 
-def test_a_run_goes_on_after_other_held_out_answers(cached: Path, copy: Copy) -> None:
+def test_a_run_goes_on_after_other_held_out_answers(finished: Path, cached: Path, copy: Copy) -> None:
     folder = copy(cached)
     leftover = folder / "cache" / "teacher" / "rank_0" / ".rows-00001.safetensors.1.tmp"
     leftover.write_text("of a killed process")
     other = ["cache.tier=hidden", "evaluate.agreement_tokens=4", f"output={folder}"]
-    assert run(config_of(cached), *other) == 0
+    assert run(config_of(finished), *other) == 0
     assert not leftover.exists()
 
 

@@ -144,9 +144,7 @@ def test_labels_train_a_student_without_a_teacher(tmp_path: Path) -> None:
     assert [row["model"] for row in rows] == ["random", "warm-up"]
 
 
-def test_eval_scores_a_saved_student_and_says_so(
-    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_eval_scores_a_saved_student_as_its_run_did(finished: Path, tmp_path: Path) -> None:
     arguments = [
         "eval",
         str(finished / "round_2" / "model"),
@@ -156,7 +154,6 @@ def test_eval_scores_a_saved_student_and_says_so(
         str(tmp_path),
     ]
     assert main(arguments) == 0
-    assert "tiny exact_match" in capsys.readouterr().out
     scored = json.loads((tmp_path / "summary.json").read_text())["rows"][0]["scores"]
     rows = json.loads((finished / "summary.json").read_text())["rows"]
     assert scored == next(row["scores"] for row in rows if row["model"] == "round 2")

@@ -2,8 +2,7 @@
 
 import json
 import math
-import subprocess
-import sys
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from accelerate.state import AcceleratorState
 
 from tests.stages import assert_same, config, make_items, make_stage, stop_after, weights
 from tests.tiny import fresh, tiny_text_model
-from vlm_distill.errors import ConfigError
+from vlm_distill.errors import ConfigError, DataError
 from vlm_distill.losses import DPO, SimPER
 from vlm_distill.models.lora import Lora
 from vlm_distill.training.checkpoint import load_latest
@@ -127,34 +126,23 @@ def test_tensorboard_gets_the_metrics(tmp_path: Path) -> None:
     assert [event.step for event in events.Scalars("loss")] == [1, 2, 3]
 
 
-FULL_DISK = """
-import resource, sys
-from pathlib import Path
-from tests.stages import config, make_stage
-from vlm_distill.errors import DataError
-from vlm_distill.training.trainer import Trainer
-trainer = Trainer(config(steps=9), make_stage(Path(sys.argv[1])), print)
-real = trainer._save
-def save(folder, keep_last):
-    if trainer.step >= 4:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
-    real(folder, keep_last)
-trainer._save = save
-try:
-    trainer.run()
-except DataError as error:
-    sys.exit(f"DataError: {error}")
-"""
-
-
 def test_a_full_disk_is_reported_and_the_previous_checkpoint_continues(tmp_path: Path) -> None:
     whole = make_stage(tmp_path / "whole")
     train(config(steps=9), whole, log=print)
-    done = subprocess.run(
-        [sys.executable, "-c", FULL_DISK, str(tmp_path / "cut")], capture_output=True, text=True, timeout=200
-    )
-    assert "the checkpoint cannot be written" in done.stderr, done.stderr
-    assert "step_00000002 is kept" in done.stderr
+    trainer = Trainer(config(steps=9), make_stage(tmp_path / "cut"), print)
+    real, limits = trainer._save, resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def save(folder: Path, keep_last: int) -> None:
+        if trainer.step >= 4:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+        real(folder, keep_last)
+
+    trainer._save = save
+    try:
+        with pytest.raises(DataError, match=r"the checkpoint cannot be written.*step_00000002 is kept"):
+            trainer.run()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert [path.name for path in (tmp_path / "cut" / "checkpoints").iterdir()] == ["step_00000002"]
     again = make_stage(tmp_path / "cut")
     train(config(steps=9), again, log=print)
