@@ -46,7 +46,8 @@ def imports_of(path: Path) -> list[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
             found.append(node.module or "")
-            found += [f"{node.module}.{alias.name}" for alias in node.names if node.module == "vlm_distill"]
+            if re.match(r"vlm_distill$|tests\b", node.module or ""):
+                found += [f"{node.module}.{alias.name}" for alias in node.names]
     return found
 
 
@@ -105,6 +106,13 @@ def test_the_house_has_no_cycle() -> None:
     # A chain of rooms that came back to its start would have no length.
     rooms, _, longest = shape()
     assert longest <= rooms
+
+
+def test_no_test_imports_another() -> None:
+    # What several tests need stands beside them.
+    tests = ROOT.with_name("tests")
+    for path in tests.rglob("*.py"):
+        assert not [name for name in imports_of(path) if name.rpartition(".")[2].startswith("test_")], path
 
 
 def test_the_places_that_an_addition_touches_exist() -> None:
