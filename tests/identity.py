@@ -209,7 +209,8 @@ def folder_hashes(folder: Path, files: list[str], names: Mapping[str, str]) -> I
         yield "weights", hash_tensors(tensors)
     for name in files:
         if name not in SKIPPED_FILES and not name.endswith((".parquet", ".safetensors")):
-            yield name, hash_value(file_value(folder / name, names))
+            # A key in a name identifies settings too.
+            yield re.sub(r"_[0-9a-f]{16}\b", "", name), hash_value(file_value(folder / name, names))
 
 
 def responses(tables: list[Path]) -> list[Any]:
