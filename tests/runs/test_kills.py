@@ -27,14 +27,11 @@ SEEDS = [int(seed) for seed in os.environ.get("KILL_SEED", "1").split()]
 NUM_KILLS = 5
 # How long a run works at most before it is killed: a few kills a run.
 MAX_SECONDS = 8.0
-ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 
 def start(config: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "vlm_distill.cli", "run", str(config)]
-    return subprocess.Popen(
-        command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=ENVIRONMENT
-    )
+    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
 
 
 def run_to_the_end(config: Path) -> str:
