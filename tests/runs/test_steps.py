@@ -44,6 +44,41 @@ def test_a_step_says_which_others_must_run_first(tmp_path: Path, capsys: pytest.
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("name", ["student.evaluate", "round_1.evaluate", "held_out.cache"])
+def test_nothing_prepared_is_said_as_what_must_run_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    config = write_run(tmp_path, rounds=1, controls=[], cache={"tier": "hidden"})
+    assert "data.prepare, " in error_of(capsys, run(config, "--stage", name))
+
+
+def test_steps_that_wait_for_held_out_prompts_go_on_where_there_are_none(tmp_path: Path) -> None:
+    config = write_run(tmp_path, rounds=1, controls=[], cache={"tier": "hidden"})
+    whole = "data.overrides=[split.held_out=0]"
+    assert run(config, whole, "--stage", "data", "--stage", "student.prepare", "--stage", "held_out") == 0
+    assert run(config, whole, "--stage", "student.evaluate") == 0
+
+
+def test_training_takes_complete_responses_whatever_engine_wrote_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = write_run(tmp_path, rounds=1, controls=[], evaluate=None)
+    assert run(config, "--stage", "data", "--stage", "student", "--stage", "teacher") == 0
+    stored = tmp_path / "run" / "responses" / "teacher"
+    before = {path: path.stat().st_mtime_ns for path in stored.iterdir()}
+    assert run(config, "--stage", "warmup.train", "generate.engine={kind: vllm}") == 0
+    assert {path: path.stat().st_mtime_ns for path in stored.iterdir()} == before
+    assert (tmp_path / "run" / "warmup" / "stage.json").is_file()
+
+
+def test_a_damaged_plan_is_written_anew_by_the_next_run(tmp_path: Path) -> None:
+    config = write_run(tmp_path, rounds=0, controls=[], evaluate=None, objective=None, train=None)
+    assert run(config) == 0
+    (tmp_path / "run" / "stages.json").write_text("{")
+    assert run(config) == 0
+    assert [step.name for step in read_plan(tmp_path / "run")][-1] == "warmup.train"
+
+
 def test_changed_rounds_and_controls_rewrite_the_plan_and_keep_what_was_trained(tmp_path: Path) -> None:
     config = write_run(tmp_path, rounds=1, evaluate=None)
     assert run(config) == 0

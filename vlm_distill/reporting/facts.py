@@ -18,6 +18,7 @@ from vlm_distill.runs.folder import require_plan
 from vlm_distill.runs.plan import HELD_OUT, ROUNDS, STUDENT, WARMUP, Step, read_plan
 
 Values = Mapping[str, Any]
+RESULT_KEYS = {"task", "metrics", "provenance"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -135,6 +136,10 @@ class Run:
         return value
 
     @property
+    def name(self) -> str:
+        return str(self.config.get("name") or self.folder.name)
+
+    @property
     def start(self) -> Step:
         """The step that makes the student before any training."""
         return next(step for step in self.steps if step.track == STUDENT and step.kind == "prepare")
@@ -216,7 +221,7 @@ def is_number(value: Any) -> bool:
 
 
 def _evaluation(folder: Path, step: Step) -> Evaluation:
-    results = [read_mapping(path) for path in sorted(folder.glob("*/results.json"))]
+    results = [_read_result(path) for path in sorted(folder.glob("*/results.json"))]
     return Evaluation(
         step=step,
         results=[one for one in results if not one["provenance"]["shuffle_images"]],
@@ -224,6 +229,15 @@ def _evaluation(folder: Path, step: Step) -> Evaluation:
         answers=folder / "held_out",
         answer_counts=read_mapping(folder / "held_out" / COUNTS),
     )
+
+
+def _read_result(path: Path) -> dict[str, Any]:
+    found = read_mapping(path)
+    if missing := RESULT_KEYS - found.keys():
+        raise DataError(
+            f"{path}: expected the result of a task, and {', '.join(sorted(missing))} is missing; delete it"
+        )
+    return found
 
 
 def _generation(folder: Path, step: Step) -> Generation:

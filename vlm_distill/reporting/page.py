@@ -55,7 +55,7 @@ def _contents(run: Run) -> dict[str, Any]:
     begun = [one for one in run.trainings if one.has_begun]
     sets = read_response_sets(run)
     return {
-        "name": run.config["name"],
+        "name": run.name,
         "missing": missing_parts(run),
         "notes": notes(run),
         "verdict": verdict(scores),

@@ -35,6 +35,8 @@ RESERVED = (
     "held_out",
     "cache",
     VISION_FEATURES,
+    "student_at_start",
+    "images",
 )
 Dtype = Literal["float32", "bfloat16", "float16", "auto"]
 

@@ -35,13 +35,15 @@ class Context:
     """One run: its config, its folder, its steps by name, and what several of them read.
 
     All processes of a job ask for the parts in the same order, because they make some of them together.
-    `seconds` is how long each step took in this process.
+    `seconds` is how long each step took in this process, `caches` holds what cache steps have filled in it.
     """
 
     def __init__(self, config: RunConfig, folder: Path, steps: Sequence[Step], log: Log) -> None:
         self.config, self.folder, self.log = config, folder, log
         self.steps: Mapping[str, Step] = {step.name: step for step in steps}
         self.seconds: dict[str, float] = {}
+        self.caches: dict[str, CacheReader] = {}
+        self.is_introduced = False
         self._student: tuple[str, LoadedModel] | None = None
 
     @cached_property
@@ -197,6 +199,15 @@ class Context:
         """Return the student of a stage to be trained in place; nobody else gets this one."""
         student, self._student = self.student(stage), None
         return student
+
+    def drop_student(self) -> None:
+        """Free the memory of the student that was kept for the next step."""
+        self._student = None
+
+    def keep_features(self) -> None:
+        """Write down the features of images that are not on the disk yet."""
+        if self.vision_cache is not None:
+            self.vision_cache.flush()
 
     def release_teacher(self) -> None:
         """Free the memory of all but the teacher's output layer, where training needs no more."""

@@ -105,7 +105,7 @@ class Evaluator:
             sampling=Sampling(temperature=0.0, max_new_tokens=self.config.agreement_tokens),
             author=author,
             round=0,
-            label=f"held-out answers in {folder.parent.name}",
+            label=f"held-out answers of the {author}",
         )
         responses = generate_responses(engine, job, folder=folder, log=self.log)
         return {response.example_id: response for response in responses}

@@ -128,15 +128,29 @@ def _is_prepared(folder: Path, step: Step) -> bool:
 
 
 def _is_generated(folder: Path, step: Step) -> bool:
-    if step.stage == HELD_OUT and not read_json(folder / "data" / "manifest.json")["counts"].get("held_out"):
+    if _has_no_prompts(folder, step):
         return True
     return (folder / step.folder / MANIFEST).is_file() and ResponseStore(folder / step.folder).is_complete
+
+
+def _is_cached(folder: Path, step: Step) -> bool:
+    sets = (folder / "cache" / name for name in step.settings["of"].values())
+    is_marked = (folder / f"{step.folder}.json").is_file() and all(path.is_dir() for path in sets)
+    return is_marked or _has_no_prompts(folder, step)
+
+
+def _has_no_prompts(folder: Path, step: Step) -> bool:
+    """Return whether a step works on held-out prompts and the prepared data have none."""
+    manifest = folder / "data" / "manifest.json"
+    if step.stage != HELD_OUT or not manifest.is_file():
+        return False
+    return not read_json(manifest)["counts"].get("held_out")
 
 
 _COMPLETE: dict[Kind, Callable[[Path, Step], bool]] = {
     "prepare": _is_prepared,
     "generate": _is_generated,
-    "cache": lambda folder, step: (folder / f"{step.folder}.json").is_file(),
+    "cache": _is_cached,
     "train": lambda folder, step: (folder / step.folder / "stage.json").is_file(),
 }
 

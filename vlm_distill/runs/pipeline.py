@@ -45,7 +45,8 @@ def run(config: RunConfig, *, only: Sequence[str] = (), log: Log = print_log) ->
     """Do every step that is not done yet; return the summary table, also printed and put in the folder.
 
     `only` names the steps, or stages with all their steps, that are done in this call; the summary is
-    written by a call without it.
+    written by a call without it. The report is the caller's to write (`reporting.write_report`), and under a
+    launcher so is leaving the process group (`processes.stop`).
 
     Raises:
         ConfigError: there is no step of that name, or one that it needs is not complete.
@@ -55,7 +56,7 @@ def run(config: RunConfig, *, only: Sequence[str] = (), log: Log = print_log) ->
     require_plan(config.folder)
     start(config.device)
     # What is wrong in the config or missing on this machine shows here, before anything is written.
-    _inspect(config)
+    _inspect(config, chosen)
     if only:
         _require_ready(config.folder, steps, chosen)
     with open_folder(config, steps) as folder:
@@ -84,19 +85,21 @@ def fill_caches(config: RunConfig, *, log: Log = print_log) -> list[str]:
     """
     if config.cache is None:
         raise ConfigError("cache: not set; add `cache: {tier: hidden}` to the config, or cache.tier=hidden")
+    steps = plan(config)
     require_plan(config.folder)
     start(config.device)
-    _inspect(config)
+    _inspect(config, steps)
     if not read_by_teacher(config):
         raise ConfigError("cache: no objective of this run reads the teacher; nothing to cache")
-    steps = plan(config)
     with open_folder(config, steps) as folder:
         where = folder / "cache"
         log(f"cache {config.name}: writes to {where}; safe to interrupt, the same command continues")
         context = Context(config, folder, steps, log)
         before = (*BASE, "held_out.generate", "held_out.cache")
         _walk(context, [step for step in steps if step.name in before])
+        introduce(context)
         lines = cache_existing(context)
+        context.keep_features()
         if is_main():
             print("\n".join(lines))
     return lines
@@ -117,9 +120,11 @@ def evaluate_model(
     return on_main(lambda: summarise([one], folder=folder))
 
 
-def _inspect(config: RunConfig) -> None:
+def _inspect(config: RunConfig, chosen: Sequence[Step]) -> None:
     inspect(config)
-    if config.generate.engine.kind == "vllm":
+    # Held-out prompts are answered in this process.
+    generates = any(step.kind == "generate" and step.name not in BY_NAME for step in chosen)
+    if config.generate.engine.kind == "vllm" and generates:
         require_vllm()
 
 
@@ -149,11 +154,9 @@ def _announce(config: RunConfig, folder: Path, chosen: Sequence[Step], log: Log)
 def _walk(context: Context, steps: Sequence[Step]) -> list[Measured]:
     """Do the steps in their order; return what was measured."""
     measured: list[Measured] = []
-    is_introduced = False
     for step in steps:
-        if step.kind != "prepare" and not is_introduced:
+        if step.kind != "prepare":
             introduce(context)
-            is_introduced = True
         started = time.monotonic()
         if step.kind == "evaluate":
             measured.append(measure(context, step))
@@ -162,4 +165,5 @@ def _walk(context: Context, steps: Sequence[Step]) -> list[Measured]:
         else:
             BY_KIND[step.kind](context, step)
         context.seconds[step.name] = time.monotonic() - started
+        context.keep_features()
     return measured

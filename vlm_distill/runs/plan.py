@@ -270,10 +270,13 @@ def start_label(config: RunConfig) -> str:
 def write_plan(folder: Path, steps: Sequence[Step]) -> None:
     """Write stages.json; steps of an older plan with a folder of results stay in it, not planned any more.
 
-    A folder that a planned step writes to holds that step's results.
+    A folder that a planned step writes to holds that step's results. A damaged plan is written anew.
     """
     taken = {step.name for step in steps} | {step.folder for step in steps}
-    old = read_plan(folder) if (folder / STAGES).is_file() else []
+    try:
+        old = read_plan(folder)
+    except DataError:
+        old = []
     left = [
         replace(step, is_planned=False)
         for step in old
@@ -292,9 +295,11 @@ def read_plan(folder: Path) -> list[Step]:
     path = folder / STAGES
     try:
         content = read_json(path)
-        assert content["format_version"] == FORMAT_VERSION
-        return [Step(**{**step, "needs": tuple(step["needs"])}) for step in content["steps"]]
-    except (OSError, ValueError, KeyError, TypeError, AssertionError):
+        steps = [Step(**{**step, "needs": tuple(step["needs"])}) for step in content["steps"]]
+        if content["format_version"] != FORMAT_VERSION or not {step.name for step in steps}.issuperset(BASE):
+            raise ValueError("another format")
+        return steps
+    except (OSError, ValueError, KeyError, TypeError):
         raise DataError(
             f"{path}: expected the steps of a run in format {FORMAT_VERSION}; start the run again in this "
             "folder, which writes them anew"

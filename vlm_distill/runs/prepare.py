@@ -32,6 +32,9 @@ def prepare_student(context: Context) -> None:
 
 def introduce(context: Context) -> None:
     """Say how student and teacher fit together and what is cached of them; write down what they are."""
+    if context.is_introduced:
+        return
+    context.is_introduced = True
     student, teacher = context.student(""), context.teacher
     for line in context.pair.lines() if context.pair else ():
         context.log(f"pair: {line}")
@@ -44,6 +47,8 @@ def introduce(context: Context) -> None:
     facts |= {"data_counts": context.dataset.counts, "student": student.fingerprint}
     facts |= {"teacher": teacher.loaded.fingerprint if teacher else None}
     write_provenance(context.folder, facts)
+    # The teacher works next.
+    context.drop_student()
 
 
 def recipe_of(config: DataConfig) -> Recipe:

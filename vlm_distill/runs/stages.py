@@ -27,7 +27,6 @@ from vlm_distill.generation.work import Job, generate_responses
 from vlm_distill.losses import Objective
 from vlm_distill.models.vision_cache import without_vision_cache
 from vlm_distill.processes import on_main
-from vlm_distill.progress import Log
 from vlm_distill.records import Author, Example, Response
 from vlm_distill.runs.context import Context
 from vlm_distill.runs.plan import TEACHER, Step, Track, track_of
@@ -53,8 +52,7 @@ def cache(context: Context, step: Step) -> None:
     """Store what the teacher says about the responses that a step trains on."""
     track = track_of(context.config, step)
     work = _work(context, step, context.student(step.starts_from), track.objective.build())
-    cached_by_author(context.cache_plan(), work.items, names=step.settings["of"])
-    _keep_features(context)
+    context.caches[step.name] = cached_by_author(context.cache_plan(), work.items, names=step.settings["of"])
     context.release_teacher()
     context.mark_cached(step, num_items=len(work.items))
 
@@ -78,6 +76,9 @@ def train_student(context: Context, step: Step) -> None:
     objective, config = _objective(context, step, track), _with_budget(context, track)
     student = context.take_student(step.starts_from)
     work = _work(context, step, student, objective)
+    if work.num_left_out:
+        of_all = f"{work.num_left_out:,} of {len(context.examples):,}"
+        context.log(f"{step.label}: {of_all} prompts have no usable response and are left out")
     key = hash_json(
         [_inputs_hash(context, student, work.items), config.decisive(), _settings(context, step, track)]
     )
@@ -93,7 +94,6 @@ def train_student(context: Context, step: Step) -> None:
         stage = replace(stage, reference_log_probs=scored)
     waited = math.fsum(context.seconds.pop(one.name, 0.0) for one in _response_steps(context, step))
     train(config, stage, log=context.log, seconds_before=waited, left_out=work.num_left_out)
-    _keep_features(context)
 
 
 def cache_existing(context: Context) -> list[str]:
@@ -113,7 +113,6 @@ def cache_existing(context: Context) -> list[str]:
         filled = fill_cache(context.cache_plan(), items, name=name)
         size = f"{filled.num_bytes / 2**20:,.1f} MiB in {filled.folder}"
         lines.append(f"{name}: {len(filled.places):,} responses, {filled.num_tokens:,} tokens, {size}")
-    _keep_features(context)
     return lines
 
 
@@ -142,16 +141,11 @@ def _work(context: Context, step: Step, student: LoadedModel, objective: Objecti
     if "reference" in authors:
         stored += _references(context, student)
     for one in _response_steps(context, step):
-        teacher = context.teacher.loaded if context.teacher else student
-        # That they are there has been said by the step that samples them.
-        stored += _stored(context, one, teacher if one.track == TEACHER else student, log=_say_nothing)
+        # They are complete: whoever wrote them, they are what is trained on.
+        stored += ResponseStore(context.folder / one.folder).read()
     examples = context.examples if authors == objective.authors else _fitting(context, student, step.label)
     items, missing = build_items(examples, stored, authors=authors)
-    missing += len(context.examples) - len(examples)
-    if missing:
-        of_all = f"{missing:,} of {len(context.examples):,}"
-        context.log(f"{step.label}: {of_all} prompts have no usable response and are left out")
-    return _Work(items=items, num_left_out=missing)
+    return _Work(items=items, num_left_out=missing + len(context.examples) - len(examples))
 
 
 def _response_steps(context: Context, step: Step) -> list[Step]:
@@ -175,8 +169,10 @@ def _stage(
     teacher = context.teacher.loaded if context.teacher else None
     cached = None
     if context.config.cache is not None and objective.needs_teacher:
-        of = context.steps[f"{step.stage}.cache"].settings["of"]
-        cached = cached_by_author(context.cache_plan(), items, names=of)
+        filled = context.steps[f"{step.stage}.cache"]
+        cached = context.caches.pop(filled.name, None) or cached_by_author(
+            context.cache_plan(), items, names=filled.settings["of"]
+        )
     return Stage(
         student=student,
         teacher=without_vision_cache(teacher) if teacher and _is_random(augment) else teacher,
@@ -260,11 +256,6 @@ def _augmented(load_images: ImageLoader, augment: Augment) -> ImageLoader:
     return load
 
 
-def _keep_features(context: Context) -> None:
-    if context.vision_cache is not None:
-        context.vision_cache.flush()
-
-
 def _fitting(context: Context, student: LoadedModel, label: str) -> list[Example]:
     """Return the prompts that the student can answer during training within its context."""
     plan = context.engine(student).plan(context.examples, context.config.generate.sampling)
@@ -310,11 +301,7 @@ def _references(context: Context, student: LoadedModel) -> list[Response]:
     )
 
 
-def _say_nothing(line: str) -> None:
-    pass
-
-
-def _stored(context: Context, step: Step, loaded: LoadedModel, *, log: Log | None = None) -> list[Response]:
+def _stored(context: Context, step: Step, loaded: LoadedModel) -> list[Response]:
     """Return the responses of a step by its model, sampling those that are not stored yet."""
     settings, author = context.config.generate, step.settings["author"]
     # Every author and round draws its own random numbers.
@@ -327,7 +314,7 @@ def _stored(context: Context, step: Step, loaded: LoadedModel, *, log: Log | Non
         label=f"{step.label} responses",
     )
     with _engine(context, loaded, author) as engine:
-        return generate_responses(engine, job, folder=context.folder / step.folder, log=log or context.log)
+        return generate_responses(engine, job, folder=context.folder / step.folder, log=context.log)
 
 
 @contextmanager
