@@ -42,4 +42,6 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 def test_every_import_of_the_readme_works() -> None:
     text = (Path(__file__).parents[1] / "README.md").read_text()
     [snippet] = [block for block in text.split("```python\n")[1:] if "from vlm_distill" in block]
-    exec(snippet.partition("```")[0], {})
+    found: dict[str, object] = {}
+    exec(snippet.partition("```")[0], found)
+    assert {"DistiLLM2", "build_llava", "load_model", "run"} <= found.keys()

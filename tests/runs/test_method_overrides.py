@@ -41,4 +41,4 @@ def test_a_row_makes_a_run_of_that_method_of_images_and_of_text(method: str) -> 
 @pytest.mark.parametrize("line", [one for one in README.splitlines() if one.startswith("vlm-distill run ")])
 def test_a_command_of_the_readme_names_a_config_and_decodes(line: str) -> None:
     _, _, name, *overrides = shlex.split(line, comments=True)
-    load_run(name, overrides)
+    assert load_run(name, overrides).rounds > 0

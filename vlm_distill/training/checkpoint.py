@@ -2,7 +2,7 @@
 
 Learning rate, data order and random numbers are pure functions of the step, so the state is the learning
 weights, optimiser moments, the objective's schedules, the replay buffer and the step. Models are written
-elsewhere (adapters/catalog.py).
+elsewhere (models/save.py).
 """
 
 import shutil
