@@ -66,6 +66,8 @@ def measure(context: Context, step: Step) -> Measured:
         evaluator, loaded, full = context.evaluator(context.held_out), context.student(step.starts_from), None
     folder = context.folder / step.folder
     found = evaluator.measure(loaded, label=step.label, track=step.track, folder=folder, full=full)
+    # Training starts from what is on the disk, as it does in a run that was killed in between.
+    context.drop_student()
     context.release_teacher()
     return found
 
