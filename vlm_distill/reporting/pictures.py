@@ -14,13 +14,14 @@ def data_uri(picture: Image.Image) -> str:
     """Return an RGB picture as a data URI; its longer side is at most `MAX_SIDE` pixels."""
     small = picture.copy()
     small.thumbnail((MAX_SIDE, MAX_SIDE))
-    data, kind = _encoded(small, "PNG", optimize=True), "png"
+    data, kind = _encoded(small, "PNG"), "png"
     if len(data) > MAX_PNG_BYTES:
-        data, kind = _encoded(small, "JPEG", quality=80, optimize=True), "jpeg"
+        data, kind = _encoded(small, "JPEG"), "jpeg"
     return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
 
 
-def _encoded(picture: Image.Image, format: str, **settings: int | bool) -> bytes:
+def _encoded(picture: Image.Image, format: str) -> bytes:
     buffer = BytesIO()
-    picture.save(buffer, format, **settings)
+    # PNG has no quality and reads none.
+    picture.save(buffer, format, quality=80, optimize=True)
     return buffer.getvalue()
