@@ -308,7 +308,10 @@ def differences(before: Hashes, after: Hashes) -> list[str]:
 def compare(before: dict[str, Hashes], after: dict[str, Hashes]) -> list[str]:
     """Return what differs in the jobs of `after`, which may be some of those of `before`."""
     print("".join(f"not compared: {job}\n" for job in sorted(before.keys() - after.keys())), end="")
-    return [f"{job} {line}" for job in after for line in differences(before.get(job, {}), after[job])]
+    found = [f"{job} {line}" for job in after for line in differences(before.get(job, {}), after[job])]
+    compared = sum(len(hashes) for hashes in after.values())
+    print(f"{len(after)} jobs, {compared} artefacts, {len(found)} of them differ")
+    return found
 
 
 def arguments() -> argparse.Namespace:
