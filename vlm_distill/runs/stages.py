@@ -43,6 +43,8 @@ def generate(context: Context, step: Step) -> None:
     if step.track == TEACHER:
         assert context.teacher is not None
         _stored(context, step, context.teacher.loaded)
+        # The student before any training answers next.
+        context.release_teacher()
         return
     context.release_teacher()
     _stored(context, step, context.student(step.starts_from))
