@@ -73,6 +73,16 @@ def test_a_run_goes_on_after_other_held_out_answers(finished: Path, cached: Path
     assert not leftover.exists()
 
 
+def test_a_teacher_without_its_body_has_the_weights_of_its_output_layer_alone(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    config = ModelConfig(model=str(tmp_path / "teacher"))
+    teacher = Teacher(config, device="cpu", keeps_head_only=True, vision_cache=None, log=print)
+    assert sum(not parameter.is_meta for parameter in teacher.loaded.model.parameters()) == 1
+    assert not any(parameter.is_meta for parameter in teacher.full().model.parameters())
+    teacher.release()
+    assert sum(not parameter.is_meta for parameter in teacher.loaded.model.parameters()) == 1
+
+
 def test_no_student_trains_or_answers_with_the_body_of_the_teacher_in_memory(tmp_path: Path) -> None:
     bodies: list[weakref.ref[LlamaModel]] = []
     trains: list[bool] = []
@@ -86,7 +96,7 @@ def test_no_student_trains_or_answers_with_the_body_of_the_teacher_in_memory(tmp
             is_held = any(body() is not None for body in bodies)
             if module.training:
                 trains.append(is_held)
-            elif trains and inputs[0].shape[1] == 1:
+            elif inputs[0].shape[1] == 1:
                 answers.append(is_held)
 
     config = write_run(tmp_path, rounds=1, evaluate={"agreement_tokens": 5})
