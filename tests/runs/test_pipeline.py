@@ -59,7 +59,7 @@ def test_the_own_kl_is_that_of_the_student_to_its_teacher_on_its_own_answers(fin
     found = agreement(student, teacher, answered, batch_size=4, divergence=ReverseKL())
     rows = {row["model"]: row for row in json.loads((finished / "summary.json").read_text())["rows"]}
     assert rows["round 2"]["own_kl"] == pytest.approx(found.token_kl, rel=1e-4)
-    assert rows["round 2"]["own_kl"] != pytest.approx(rows["round 2"]["token_kl"], rel=1e-3)
+    assert rows["round 2"]["own_kl"] != pytest.approx(rows["round 2"]["token_kl"], rel=5e-3)
 
 
 def test_a_control_on_half_the_prompts_a_step_takes_as_many_steps(finished: Path, copy: Copy) -> None:
