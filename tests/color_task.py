@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from tests.tiny import TEXTS, picture
 from vlm_distill.config import decode
 from vlm_distill.data.images import ImageStore
 from vlm_distill.errors import EngineError
-from vlm_distill.evaluation.harness import evaluate_task
+from vlm_distill.evaluation.harness import Answerer, evaluate_task
 from vlm_distill.evaluation.results import TaskResult
 from vlm_distill.evaluation.selection import Selection
 from vlm_distill.evaluation.task import Task
@@ -42,10 +43,6 @@ class CountingEngine:
     engine: Engine
     budget: int = 1000
     asked: list[Example] = field(default_factory=list)
-
-    @property
-    def fingerprint(self) -> str:
-        return self.engine.fingerprint
 
     @property
     def settings(self) -> Mapping[str, str]:
@@ -91,12 +88,18 @@ class Bench:
         return ImageStore(self.folder / "images")
 
     def evaluate(
-        self, engine: Engine, *, run: str = "run", task: Task | None = None, **options: Any
+        self,
+        engine: Engine,
+        *,
+        run: str = "run",
+        task: Task | None = None,
+        fingerprint: str = "a model",
+        **options: Any,
     ) -> TaskResult:
         self.log: list[str] = []
         return evaluate_task(
             task or self.task(),
-            engine,
+            Answerer(fingerprint=fingerprint, open_engine=lambda: nullcontext(engine)),
             selection=Selection(**options),
             folder=self.folder / run,
             images=self.images,

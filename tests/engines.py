@@ -1,8 +1,10 @@
 """Engines on tiny models, the prompts that they answer, and jobs whose engine notes what it was asked for."""
 
+import contextlib
 import dataclasses
 import importlib.util
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from PIL import Image as Picture
@@ -10,7 +12,8 @@ from PIL import Image as Picture
 from tests.scripted_engine import ScriptedEngine
 from tests.tiny import example, picture, tiny_llava, tiny_text_model
 from vlm_distill.adapters.adapter import LoadedModel
-from vlm_distill.generation.engine import Completion, Engine, Sampling, VllmEngineConfig
+from vlm_distill.errors import EngineError
+from vlm_distill.generation.engine import Completion, Engine, OpenEngine, Sampling, VllmEngineConfig
 from vlm_distill.generation.transformers_engine import TransformersEngine
 from vlm_distill.generation.vllm_engine import VllmEngine
 from vlm_distill.generation.work import Job, generate_responses
@@ -76,23 +79,21 @@ def vllm_engine_of(loaded: LoadedModel, **changes: object) -> VllmEngine:
 
 @dataclasses.dataclass
 class Recorded:
-    """An engine that notes which examples it was asked for, and can abort all answers."""
+    """An engine that notes which examples it was asked for, can abort all answers and lack room for some."""
 
     inner: Engine
     asked: list[str] = dataclasses.field(default_factory=list)
     abort: bool = False
-    overlong: int = 0
-
-    @property
-    def fingerprint(self) -> str:
-        return self.inner.fingerprint
+    too_long: Sequence[str] = ()
 
     @property
     def settings(self) -> Mapping[str, str]:
         return self.inner.settings
 
     def plan(self, examples: Sequence[Example], sampling: Sampling) -> list[list[int]]:
-        return self.inner.plan(examples[self.overlong :], sampling)
+        fits = [i for i, one in enumerate(examples) if one.id not in self.too_long]
+        plan = self.inner.plan([examples[i] for i in fits], sampling)
+        return [[fits[place] for place in batch] for batch in plan]
 
     def generate(self, examples: Sequence[Example], sampling: Sampling) -> list[Completion]:
         self.asked += [one.id for one in examples]
@@ -111,9 +112,27 @@ def scripted(script: Mapping[str, Sequence[str]] = SCRIPT, **changes: object) ->
 def generate(
     engine: Engine, folder: Path, *, lines: list[str] | None = None, **changes: object
 ) -> list[Response]:
-    job = Job(examples=EXAMPLES, sampling=SAMPLING, author="teacher", round=1, label="teacher")
+    return generate_with(lambda: contextlib.nullcontext(engine), folder, lines=lines, **changes)
+
+
+def generate_with(
+    open_engine: OpenEngine, folder: Path, *, lines: list[str] | None = None, **changes: object
+) -> list[Response]:
+    job = Job(
+        examples=EXAMPLES,
+        sampling=SAMPLING,
+        fingerprint="a model",
+        author="teacher",
+        round=1,
+        label="teacher",
+    )
     log = (lambda _: None) if lines is None else lines.append
-    return generate_responses(engine, dataclasses.replace(job, **changes), folder=folder, log=log)
+    return generate_responses(dataclasses.replace(job, **changes), open_engine, folder=folder, log=log)
+
+
+def no_engine() -> AbstractContextManager[Engine]:
+    """Stand for an engine that is not installed."""
+    raise EngineError("this engine is not installed")
 
 
 def llava_engine() -> Engine:
@@ -121,5 +140,9 @@ def llava_engine() -> Engine:
 
 
 def llava_job(engine: Engine, folder: Path) -> list[Response]:
+    return llava_job_with(lambda: contextlib.nullcontext(engine), folder)
+
+
+def llava_job_with(open_engine: OpenEngine, folder: Path) -> list[Response]:
     sampling = Sampling(max_new_tokens=6, num_samples=2)
-    return generate(engine, folder, examples=prompts_of("llava"), sampling=sampling)
+    return generate_with(open_engine, folder, examples=prompts_of("llava"), sampling=sampling)

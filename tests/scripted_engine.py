@@ -20,11 +20,11 @@ class ScriptedEngine:
     tokenizer: Any
     stop_id: int
     batch_size: int = 8
-    fingerprint: str = "scripted"
+    version: str = "1"
 
     @property
     def settings(self) -> Mapping[str, str]:
-        return {"kind": "scripted"}
+        return {"kind": "scripted", "version": self.version}
 
     def plan(self, examples: Sequence[Example], sampling: Sampling) -> list[list[int]]:
         starts = range(0, len(examples), self.batch_size)

@@ -1,11 +1,12 @@
 """The embedded teacher answers real questions about real pictures that it was not trained on."""
 
 import importlib.util
+from contextlib import nullcontext
 
 import pytest
 
 from vlm_distill.data.images import ImageStore
-from vlm_distill.evaluation.harness import evaluate_task
+from vlm_distill.evaluation.harness import Answerer, evaluate_task
 from vlm_distill.evaluation.selection import Selection
 from vlm_distill.evaluation.task import load_task
 from vlm_distill.generation.transformers_engine import TransformersEngine
@@ -18,14 +19,15 @@ pytestmark = pytest.mark.skipif(
 
 def test_the_bundled_teacher_names_shapes_and_colours_of_test_pictures(tmp_path) -> None:
     images = ImageStore(tmp_path / "images")
+    loaded = load_model("bundled:easy_vqa_teacher")
     engine = TransformersEngine(
-        loaded=load_model("bundled:easy_vqa_teacher"),
+        loaded=loaded,
         load_images=lambda example: [images.load(image) for image in example.images],
         batch_size=64,
     )
     result = evaluate_task(
         load_task("easy_vqa"),
-        engine,
+        Answerer(fingerprint=loaded.fingerprint, open_engine=lambda: nullcontext(engine)),
         selection=Selection(limit=150),
         folder=tmp_path / "eval",
         images=images,

@@ -39,8 +39,8 @@ def responses(example_name: str, lengths: tuple[int, ...]) -> list[Response]:
 
 def test_lengths_are_those_of_the_stored_responses(tmp_path: Path) -> None:
     store = ResponseStore.create_or_resume(tmp_path, "key")
-    store.append(responses("first", (2, 0, 7)))
-    store.append(responses("second", (300,)))
+    store.append(responses("first", (2, 0, 7)), {})
+    store.append(responses("second", (300,)), {})
     found = read_lengths(tmp_path)
     assert found.lengths == [2, 0, 7, 300]
     assert found.finishes == ["stop", "stop", "length", "stop"]
@@ -56,7 +56,7 @@ def test_a_store_without_responses_has_none(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["shard", "manifest"])
 def test_damage_is_one_line_that_names_the_folder(tmp_path: Path, damage: str) -> None:
-    ResponseStore.create_or_resume(tmp_path, "key").append(responses("first", (2,)))
+    ResponseStore.create_or_resume(tmp_path, "key").append(responses("first", (2,)), {})
     (tmp_path / {"shard": "responses-00000.parquet", "manifest": "manifest.json"}[damage]).write_text("?")
     with pytest.raises(DataError, match="the stored responses cannot be read") as caught:
         read_lengths(tmp_path)

@@ -13,6 +13,8 @@ from vlm_distill.data.store import MANIFEST, ResponseStore, join
 from vlm_distill.errors import DataError
 from vlm_distill.records import Example, Message, Response, Text, response_id
 
+ENGINE = {"kind": "scripted", "version": "1"}
+
 
 def response(example: int, *, sample: int = 0) -> Response:
     example_id = f"e-{example}"
@@ -42,8 +44,8 @@ def test_responses_read_back_equal_and_in_order(store: ResponseStore) -> None:
         response(0),
         replace(response(1), token_log_probs=None, reencoded=True, finish="length", token_ids=()),
     ]
-    store.append(written[:1])
-    store.append(written[1:])
+    store.append(written[:1], ENGINE)
+    store.append(written[1:], ENGINE)
     assert store.read() == written
     assert ResponseStore(store.folder).read() == written
     assert ResponseStore(store.folder).ids() == {one.id for one in written}
@@ -51,24 +53,24 @@ def test_responses_read_back_equal_and_in_order(store: ResponseStore) -> None:
 
 
 def test_an_interrupted_store_resumes_and_a_finished_one_is_complete(store: ResponseStore) -> None:
-    store.append([response(0)])
+    store.append([response(0)], ENGINE)
     resumed = ResponseStore.create_or_resume(store.folder, "key one")
     assert (resumed.ids(), resumed.is_complete) == ({response(0).id}, False)
-    resumed.append([response(1)])
+    resumed.append([response(1)], ENGINE)
     resumed.finish()
     again = ResponseStore.create_or_resume(store.folder, "key one")
     assert (again.is_complete, len(again.read())) == (True, 2)
 
 
 def test_a_shard_that_the_manifest_does_not_list_is_overwritten(store: ResponseStore) -> None:
-    store.append([response(0)])
+    store.append([response(0)], ENGINE)
     before = (store.folder / MANIFEST).read_text()
-    store.append([response(1), response(2)])
+    store.append([response(1), response(2)], ENGINE)
     # As if the process had died between renaming the shard and renaming the manifest.
     (store.folder / MANIFEST).write_text(before)
     resumed = ResponseStore.create_or_resume(store.folder, "key one")
     assert resumed.read() == [response(0)]
-    resumed.append([response(1)])
+    resumed.append([response(1)], ENGINE)
     assert ResponseStore(store.folder).read() == [response(0), response(1)]
     assert len(list(store.folder.glob("*.parquet"))) == 2
 
@@ -80,7 +82,7 @@ def test_a_killed_writer_leaves_a_readable_store_without_duplicates(tmp_path: Pa
         "store = ResponseStore.create_or_resume(Path(sys.argv[1]), 'k')\n"
         "for n in range(100000):\n"
         "    store.append([Response(id=str(n), example_id='e', author='teacher', round=0, sample_index=n,\n"
-        "        text='t', token_ids=(1,), finish='stop', model_fingerprint='f')])\n"
+        "        text='t', token_ids=(1,), finish='stop', model_fingerprint='f')], {})\n"
         "    print(n, flush=True)\n"
     )
     root = Path(__file__).resolve().parents[2]
@@ -98,42 +100,52 @@ def test_a_killed_writer_leaves_a_readable_store_without_duplicates(tmp_path: Pa
     numbers = [one.sample_index for one in resumed.read()]
     assert numbers == list(range(len(numbers)))
     assert len(numbers) >= max(last, default=4) + 1
-    resumed.append([response(0)])
+    resumed.append([response(0)], ENGINE)
     assert len(ResponseStore(tmp_path / "s").read()) == len(numbers) + 1
 
 
 @pytest.mark.parametrize("again", [[response(0)], [response(1), response(1)]])
 def test_an_id_cannot_be_stored_twice(store: ResponseStore, again: list[Response]) -> None:
-    store.append([response(0)])
+    store.append([response(0)], ENGINE)
     with pytest.raises(DataError, match=f"1 response ids would stand twice, the first is {again[0].id}"):
-        ResponseStore(store.folder).append(again)
+        ResponseStore(store.folder).append(again, ENGINE)
     assert store.read() == [response(0)]
 
 
+def test_every_engine_that_wrote_responses_is_named_once(store: ResponseStore) -> None:
+    newer = {**ENGINE, "version": "2"}
+    part = ResponseStore.create_or_resume(store.folder / "rank_1", "key one")
+    part.append([response(3)], newer)
+    for number, engine in enumerate((ENGINE, newer, ENGINE)):
+        store.append([response(number)], engine)
+    store.adopt(part)
+    assert ResponseStore(store.folder).engines == [ENGINE, newer]
+
+
 def test_appending_nothing_writes_no_shard(store: ResponseStore) -> None:
-    store.append([])
+    store.append([], ENGINE)
     assert not list(store.folder.glob("*.parquet"))
 
 
 def test_another_key_is_an_error_while_there_are_responses(store: ResponseStore) -> None:
     assert ResponseStore.create_or_resume(store.folder, "key two").key == "key two"
-    ResponseStore(store.folder).append([response(0)])
+    ResponseStore(store.folder).append([response(0)], ENGINE)
     with pytest.raises(DataError, match=r"holds 1 responses .*\(key key two, now key three\)"):
         ResponseStore.create_or_resume(store.folder, "key three")
 
 
 def test_a_reset_store_is_empty_under_the_new_key(store: ResponseStore) -> None:
-    store.append([response(0)])
+    store.append([response(0)], ENGINE)
     store.finish()
     store.reset("key two")
     assert (store.read(), store.ids(), store.key, store.is_complete) == ([], set(), "key two", False)
     assert not list(store.folder.glob("*.parquet"))
-    store.append([response(0)])
+    store.append([response(0)], ENGINE)
     assert ResponseStore(store.folder).read() == [response(0)]
 
 
 def test_a_damaged_shard_is_an_error_that_names_the_file(store: ResponseStore) -> None:
-    store.append([response(0)])
+    store.append([response(0)], ENGINE)
     shard = store.folder / "responses-00000.parquet"
     data = bytearray(shard.read_bytes())
     data[len(data) // 2] ^= 1
@@ -153,7 +165,7 @@ def test_a_damaged_or_missing_manifest_is_an_error(store: ResponseStore) -> None
     with pytest.raises(DataError, match=r"manifest.json: not valid JSON"):
         ResponseStore(store.folder)
     manifest.write_text(json.dumps({"format_version": 7}))
-    with pytest.raises(DataError, match="expected format version 1, got 7"):
+    with pytest.raises(DataError, match="expected format version 2, got 7"):
         ResponseStore.create_or_resume(store.folder, "key one")
     shutil.rmtree(store.folder)
     with pytest.raises(DataError, match="no responses are stored here"):
@@ -162,14 +174,14 @@ def test_a_damaged_or_missing_manifest_is_an_error(store: ResponseStore) -> None
 
 def test_a_store_lists_the_shards_of_its_parts_and_of_what_they_gain(store: ResponseStore) -> None:
     part = ResponseStore.create_or_resume(store.folder / "rank_1", "key one")
-    store.append([response(0)])
-    part.append([response(1)])
+    store.append([response(0)], ENGINE)
+    part.append([response(1)], ENGINE)
     for _ in range(2):
         store.adopt(part)
     assert store.read() == [response(0), response(1)]
-    part.append([response(2)])
+    part.append([response(2)], ENGINE)
     store.adopt(ResponseStore(part.folder))
-    store.append([response(3)])
+    store.append([response(3)], ENGINE)
     assert ResponseStore(store.folder).read() == [response(number) for number in range(4)]
     assert store.ids() == {response(number).id for number in range(4)}
     # Deleted with the rest.
@@ -179,8 +191,8 @@ def test_a_store_lists_the_shards_of_its_parts_and_of_what_they_gain(store: Resp
 
 def test_a_part_with_stored_ids_or_a_damaged_shard_is_not_taken_over(store: ResponseStore) -> None:
     part = ResponseStore.create_or_resume(store.folder / "rank_1", "key one")
-    store.append([response(0)])
-    part.append([response(0), response(1)])
+    store.append([response(0)], ENGINE)
+    part.append([response(0), response(1)], ENGINE)
     with pytest.raises(DataError, match=f"1 response ids would stand twice, the first is {response(0).id}"):
         store.adopt(part)
     shard = part.folder / "responses-00000.parquet"

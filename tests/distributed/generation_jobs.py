@@ -59,6 +59,9 @@ def main(name: str, folder: Path) -> int:
     try:
         if name == "share":
             share(folder)
+        elif name == "stored":
+            rows = engines.llava_job_with(engines.no_engine, folder)
+            print("the stored rows without an engine:", len(rows))
         else:
             kind = {"killed": Killed, "broken": Broken}[name]
             engines.llava_job(kind(engines.llava_engine()), folder)

@@ -78,6 +78,9 @@ def test_two_processes_share_the_batches_and_get_the_rows_of_one(
     engine = Recorded(llava_engine())
     assert as_json(llava_job(engine, folder / "fresh")) == whole
     assert engine.asked == []
+    used = torchrun(JOBS, "stored", folder / "fresh")
+    assert used.returncode == 0, used.output
+    assert used.output.count(f"the stored rows without an engine: {len(whole)}") == 2
     sampling = Sampling(max_new_tokens=6, num_samples=2, seed=1)
     generate(engine, folder / "fresh", examples=prompts_of("llava"), sampling=sampling)
     assert len(engine.asked) == NUM_BATCHES
@@ -111,14 +114,14 @@ def test_an_error_of_one_process_ends_the_job_with_its_line(tmp_path: Path) -> N
 
 
 def test_parts_that_a_cut_short_reset_left_are_not_taken_over(tmp_path: Path) -> None:
-    rows = llava_job(llava_engine(), tmp_path)
-    part = ResponseStore.create_or_resume(tmp_path / "rank_1", "the key of other settings")
-    part.append(rows[:1])
-    (tmp_path / "rank_2").mkdir()
+    rows, folder = llava_job(llava_engine(), tmp_path / "whole"), tmp_path / "reset"
+    part = ResponseStore.create_or_resume(folder / "rank_1", "the key of other settings")
+    part.append(rows[:1], {})
+    (folder / "rank_2").mkdir()
     engine = Recorded(llava_engine())
-    assert llava_job(engine, tmp_path) == rows
-    assert engine.asked == []
-    assert not list(tmp_path.glob("rank_*"))
+    assert llava_job(engine, folder) == rows
+    assert len(engine.asked) == NUM_BATCHES
+    assert not list(folder.glob("rank_*"))
 
 
 def test_parts_on_another_machine_are_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

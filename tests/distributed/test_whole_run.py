@@ -52,6 +52,10 @@ def test_a_run_in_two_processes_is_that_of_one(tmp_path: Path) -> None:
     again = torchrun("vlm_distill.cli", "run", two)
     assert again.returncode == 0, again.output
     assert "round 2: unchanged" in again.output
+    # Stored responses need no engine, also none that works in one process alone.
+    other = torchrun("vlm_distill.cli", "run", two, "generate.engine={kind: vllm}")
+    assert other.returncode == 0, other.output
+    assert "round 2: unchanged" in other.output
 
     model, suite = two.parent / "run" / "round_2" / "model", two.parent / "suite.yaml"
     scored = torchrun("vlm_distill.cli", "eval", model, "--suite", suite, "--output", tmp_path / "scored")

@@ -35,7 +35,8 @@ def test_what_is_on_disk_is_what_was_returned(bench: Bench) -> None:
     assert read_result(bench.folder / "run" / "colors") == result
     values = json.loads((bench.folder / "run" / "colors" / "results.json").read_text())
     assert values["scorers"]["exact_match"]["ignore_punctuation"] is True
-    assert values["provenance"]["model_fingerprint"] == "scripted"
+    assert values["provenance"]["model_fingerprint"] == "a model"
+    assert values["provenance"]["engines"] == [{"kind": "scripted", "version": "1"}]
     assert values["provenance"]["data_counts"] == {"read": 8, "beyond_limit": 0}
     assert values["provenance"]["sampling"]["temperature"] == 0.0
     assert "torch" in values["provenance"]["packages"]
@@ -61,12 +62,17 @@ def test_unchanged_predictions_are_not_made_again(bench: Bench) -> None:
     assert bench.evaluate(idle, task=bench.task(version=2)).version == 2
 
 
+def test_predictions_are_scored_whatever_engine_is_there_now(bench: Bench) -> None:
+    first = bench.evaluate(scripted())
+    newer = CountingEngine(ScriptedEngine(script=ANSWERS, tokenizer=TOKENIZER, stop_id=1, version="2"))
+    assert bench.evaluate(newer) == first
+    assert not newer.asked
+
+
 def test_another_model_prompt_or_limit_is_evaluated_anew(bench: Bench) -> None:
     bench.evaluate(scripted())
-    other = CountingEngine(
-        ScriptedEngine(script=ANSWERS, tokenizer=TOKENIZER, stop_id=1, fingerprint="another")
-    )
-    assert bench.evaluate(other).provenance.model_fingerprint == "another"
+    other = scripted()
+    assert bench.evaluate(other, fingerprint="another").provenance.model_fingerprint == "another"
     assert len(other.asked) == 8
     again = scripted()
     bench.evaluate(again, limit=4)
@@ -178,7 +184,7 @@ def test_a_real_model_is_evaluated_and_batches_do_not_matter(bench: Bench, batch
             load_images=lambda example: [bench.images.load(image) for image in example.images],
             batch_size=size,
         )
-        return bench.evaluate(engine, run=f"batch-{size}")
+        return bench.evaluate(engine, run=f"batch-{size}", fingerprint=model.fingerprint)
 
     assert results(batch_size).samples == results(8).samples
     assert results(8).provenance.model_fingerprint == model.fingerprint

@@ -1,6 +1,5 @@
 """What needs no vllm; what runs it is in test_vllm_running.py."""
 
-import dataclasses
 from typing import Annotated
 
 import pytest
@@ -55,12 +54,11 @@ def test_the_plan_refuses_what_vllm_would_refuse_or_change_silently() -> None:
             engine.plan(prompts_of("llava")[:1], Sampling(temperature=temperature))
 
 
-def test_settings_name_what_decides_the_answers_and_not_the_batch_size() -> None:
+def test_settings_name_what_the_answers_may_depend_on_and_not_the_batch_size() -> None:
     engine, larger = vllm_engine_of(tiny_llava()), vllm_engine_of(tiny_llava(), batch_size=64)
-    assert engine.settings == larger.settings == {"kind": "vllm", "dtype": "float32", "max_model_len": "512"}
-    restricted = dataclasses.replace(engine, suppressed_ids=(7,))
-    assert restricted.settings != engine.settings
-    assert engine.fingerprint == tiny_llava().fingerprint
+    assert engine.settings == larger.settings
+    expected = {"kind": "vllm", "dtype": "float32", "max_model_len": "512"}
+    assert {**engine.settings, "version": ""} == {**expected, "version": ""}
 
 
 def test_row_seeds_differ_by_example_sample_and_seed_and_fit_an_int64() -> None:

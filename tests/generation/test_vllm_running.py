@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -245,10 +246,6 @@ class Recorded:
         self.inner.__exit__(*error)
 
     @property
-    def fingerprint(self) -> str:
-        return self.inner.fingerprint
-
-    @property
     def settings(self) -> Mapping[str, str]:
         return self.inner.settings
 
@@ -280,8 +277,15 @@ tests.stored_job(tests.Recorded(engine, kill_at=4), Path(sys.argv[2]))
 
 def stored_job(engine: Engine, folder: Path) -> list[Response]:
     sampling = Sampling(max_new_tokens=6, num_samples=2)
-    job = Job(examples=prompts_of("llava"), sampling=sampling, author="student", round=1, label="student")
-    return generate_responses(engine, job, folder=folder, log=lambda _: None)
+    job = Job(
+        examples=prompts_of("llava"),
+        sampling=sampling,
+        fingerprint="a model",
+        author="student",
+        round=1,
+        label="student",
+    )
+    return generate_responses(job, lambda: nullcontext(engine), folder=folder, log=lambda _: None)
 
 
 def descendants(process: int) -> list[int]:

@@ -7,7 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.engines import EXAMPLES, SAMPLING, SCRIPT, Recorded, generate, llava_engine, llava_job, scripted
+from tests.engines import (
+    EXAMPLES,
+    SAMPLING,
+    SCRIPT,
+    Recorded,
+    generate,
+    generate_with,
+    llava_engine,
+    llava_job,
+    no_engine,
+    scripted,
+)
 from tests.tiny import example, tiny_text_model
 from vlm_distill.data.store import ResponseStore
 from vlm_distill.errors import DataError, EngineError
@@ -25,7 +36,7 @@ def test_responses_come_in_example_order_with_their_provenance(tmp_path: Path) -
     first = responses[0]
     assert first.id == response_id("e6", "teacher", round=1, sample_index=0)
     assert (first.text, first.author, first.round, first.finish) == ("answer e6", "teacher", 1, "stop")
-    assert (first.model_fingerprint, first.sampling) == ("scripted", SAMPLING.hash())
+    assert (first.model_fingerprint, first.sampling) == ("a model", SAMPLING.hash())
     assert first.token_ids[-1] == tiny_text_model().tokenizer.eos_token_id
     assert read_counts(tmp_path) == Counts(prompts=7, overlong=0, stop=14, length=0, empty=0, aborted=0)
 
@@ -42,6 +53,8 @@ def test_an_unchanged_stage_is_not_generated_again(tmp_path: Path) -> None:
     "change",
     [
         {"sampling": SAMPLING.model_copy(update={"seed": 1})},
+        {"fingerprint": "another model"},
+        {"suppressed_ids": (7,)},
         {"round": 2},
         {"author": "student"},
         {"examples": EXAMPLES[:-1]},
@@ -57,19 +70,48 @@ def test_any_changed_input_generates_again_and_says_so(tmp_path: Path, change: d
     assert engine.asked == [one.id for one in examples]
     assert len(responses) == 2 * len(examples)
     assert "changed since 14 responses were stored" in lines[0]
+    assert {one.model_fingerprint for one in responses} == {change.get("fingerprint", "a model")}
 
 
-def test_another_model_generates_again(tmp_path: Path) -> None:
-    generate(scripted(), tmp_path)
-    engine = scripted(fingerprint="other")
-    assert {one.model_fingerprint for one in generate(engine, tmp_path)} == {"other"}
+def test_complete_responses_are_used_whatever_engine_is_there_now(tmp_path: Path) -> None:
+    first = generate(scripted(), tmp_path)
+    lines: list[str] = []
+    assert generate(scripted(version="2"), tmp_path, lines=lines) == first
+    assert generate_with(no_engine, tmp_path, lines=lines) == first
+    assert lines == ["teacher: unchanged, 14 stored responses are used"] * 2
+    assert ResponseStore(tmp_path).engines == [{"kind": "scripted", "version": "1"}]
+
+
+def test_responses_to_another_question_are_not_deleted_before_the_engine_is_there(tmp_path: Path) -> None:
+    first = generate(scripted(), tmp_path)
+    with pytest.raises(EngineError, match="not installed"):
+        generate_with(no_engine, tmp_path, round=2)
+    assert generate_with(no_engine, tmp_path) == first
+
+
+def test_an_interrupted_stage_is_continued_by_another_engine_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(work, "SHARD_SECONDS", 0.0)
+    with pytest.raises(EngineError, match="'e4'"):
+        generate(scripted({name: texts for name, texts in SCRIPT.items() if name < "e4"}), tmp_path)
+    before = ResponseStore(tmp_path).read()
+    # It has less room: e0, which is answered, would not fit, nor would e6.
+    newer, lines = scripted(version="2"), list[str]()
+    newer.too_long = ("e0", "e6")
+    found = generate(newer, tmp_path, lines=lines)
+    assert newer.asked == ["e3", "e4", "e5"]
+    assert "8 responses stay as they are, stored by scripted 1; scripted 2 continues" in lines[0]
+    assert ResponseStore(tmp_path).read()[: len(before)] == before
+    assert [one.example_id for one in found] == [f"e{number}" for number in range(6) for _ in range(2)]
+    assert read_counts(tmp_path) == Counts(prompts=7, overlong=1, stop=12, length=0, empty=0, aborted=0)
+    assert [engine["version"] for engine in ResponseStore(tmp_path).engines] == ["1", "2"]
 
 
 def test_what_is_planned_and_dropped_is_logged_and_counted(tmp_path: Path) -> None:
     script = {**SCRIPT, "e3": ("", "long " * 40)}
     lines: list[str] = []
     engine = scripted(script)
-    engine.overlong = 0
     responses = generate(engine, tmp_path, lines=lines)
     assert [one.finish for one in responses if one.example_id == "e3"] == ["length"]
     assert read_counts(tmp_path) == Counts(prompts=7, overlong=0, stop=12, length=1, empty=1, aborted=0)
@@ -120,7 +162,7 @@ def test_user_errors_name_the_cause(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="'e0' stands twice"):
         generate(scripted(), tmp_path, examples=[*EXAMPLES, EXAMPLES[0]])
     engine = scripted()
-    engine.overlong = len(EXAMPLES)
+    engine.too_long = tuple(one.id for one in EXAMPLES)
     with pytest.raises(EngineError, match=r"none of the 7 prompts fits.*lower max_new_tokens"):
         generate(engine, tmp_path)
     engine = scripted()

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from tests.commands import error_of, run
+from tests.engines import VLLM_INSTALLED
 from tests.tiny import tiny_llava, tiny_text_model
 from tests.tiny_run import write_run
 from tests.whole_runs import Copy, config_of
@@ -116,6 +117,33 @@ def test_a_finished_run_does_nothing_again(
     assert {path: path.stat().st_mtime_ns for path in models} == before
     assert (folder / "summary.json").read_text() == (finished / "summary.json").read_text()
     assert "round 2: unchanged" in capsys.readouterr().err
+
+
+def test_a_finished_run_uses_its_responses_whatever_engine_is_named_now(
+    finished: Path, copy: Copy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = copy(finished)
+    stored = [path for path in sorted((folder / "responses").rglob("*")) if path.is_file()]
+    before = {path: path.stat().st_mtime_ns for path in stored}
+    assert run(config_of(finished), "generate.engine={kind: vllm}", f"output={folder}") == 0
+    assert {path: path.stat().st_mtime_ns for path in stored} == before
+    assert capsys.readouterr().err.count("stored responses are used") >= 3
+
+
+@pytest.mark.skipif(VLLM_INSTALLED, reason="vllm is installed")
+def test_interrupted_responses_are_kept_where_the_engine_is_missing(
+    finished: Path, copy: Copy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = copy(finished)
+    manifest = folder / "responses" / "student_round_2" / "manifest.json"
+    interrupted = manifest.read_text().replace('"complete": true', '"complete": false')
+    manifest.write_text(interrupted)
+    code = run(config_of(finished), "generate.engine={kind: vllm}", f"output={folder}")
+    assert "vllm is not installed" in error_of(capsys, code)
+    assert manifest.read_text() == interrupted
+    assert run(config_of(finished), f"output={folder}") == 0
+    assert "unchanged" in capsys.readouterr().err
+    assert '"complete": true' in manifest.read_text()
 
 
 def test_what_is_evaluated_may_change_and_what_is_trained_may_not(

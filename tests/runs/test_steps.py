@@ -94,14 +94,23 @@ def test_check_prints_the_steps(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "step: round_1.generate, after data.prepare, student.prepare, warmup.train\n" in printed
 
 
+EARLIER = {
+    None: ("config.yaml without stages.json", "0720526"),
+    '{"format_version": 1, "steps": []}': ("stages.json in format 1", "a03bbca"),
+}
+
+
+@pytest.mark.parametrize("plan", EARLIER, ids=["no plan", "format 1"])
 @pytest.mark.parametrize("verb", ["run", "cache", "report", "export"])
-def test_a_run_folder_without_a_plan_is_refused_and_left_as_it_is(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: str
+def test_the_run_folder_of_an_earlier_version_is_refused_and_left_as_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: str, plan: str | None
 ) -> None:
     config = write_run(tmp_path)
     old = tmp_path / "run"
     old.mkdir()
     (old / "config.yaml").write_text("name: tiny\n")
+    if plan is not None:
+        (old / "stages.json").write_text(plan)
     before = {path: path.stat().st_mtime_ns for path in (old, *old.rglob("*"))}
     arguments = {
         "run": ["run", str(config)],
@@ -110,6 +119,7 @@ def test_a_run_folder_without_a_plan_is_refused_and_left_as_it_is(
         "export": ["export", str(old), str(tmp_path / "exported")],
     }
     line = error_of(capsys, main(arguments[verb]))
-    assert "without stages.json" in line
-    assert "commit 0720526 is the last to read" in line
+    found, commit = EARLIER[plan]
+    assert found in line
+    assert f"commit {commit} is the last to read" in line
     assert {path: path.stat().st_mtime_ns for path in (old, *old.rglob("*"))} == before

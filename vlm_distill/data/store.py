@@ -5,7 +5,7 @@ Several processes write a folder each below that of their stage, whose manifest 
 
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from vlm_distill.errors import DataError
 from vlm_distill.files import atomic_path, read_json, sha256_file, write_json
 from vlm_distill.records import Example, Response
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 _SCHEMA = pa.schema(
     [
@@ -39,7 +39,9 @@ _SCHEMA = pa.schema(
 
 
 class ResponseStore:
-    """The responses of one stage. `key` is the hash of the config and inputs that made them.
+    """The responses of one stage. `key` is the hash of the question that they answer.
+
+    Who answered (`engines`) is recorded with every shard and is no part of the key.
 
     A shard counts when the manifest lists it. One that a killed process renamed but did not list is ignored,
     and the next append overwrites it, because its name follows from the number of listed shards.
@@ -83,6 +85,15 @@ class ResponseStore:
     def __len__(self) -> int:
         return sum(shard["rows"] for shard in self._manifest["shards"])
 
+    @property
+    def engines(self) -> list[dict[str, str]]:
+        """What each engine that wrote responses says of itself, in the order in which they came."""
+        found: list[dict[str, str]] = []
+        for shard in self._manifest["shards"]:
+            if shard["engine"] not in found:
+                found.append(shard["engine"])
+        return found
+
     def reset(self, key: str) -> None:
         """Delete all responses and start again under `key`."""
         old = self._manifest["shards"]
@@ -92,8 +103,8 @@ class ResponseStore:
             (self.folder / shard["name"]).unlink(missing_ok=True)
         self._ids = set()
 
-    def append(self, responses: Sequence[Response]) -> None:
-        """Store responses as one shard; after this returns they survive a crash.
+    def append(self, responses: Sequence[Response], engine: Mapping[str, str]) -> None:
+        """Store responses that one engine made as one shard; after this returns they survive a crash.
 
         Raises:
             DataError: an id stands twice, here or with a stored response.
@@ -109,6 +120,7 @@ class ResponseStore:
         with atomic_path(path) as temporary:
             pq.write_table(table, temporary, compression="zstd")
         shard = {"name": path.name, "rows": len(responses), "sha256": sha256_file(path)}
+        shard["engine"] = dict(engine)
         self._save({**self._manifest, "shards": [*shards, shard]})
         self.ids().update(ids)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from vlm_distill.data.examples import RecipeSource, read_examples
 from vlm_distill.data.images import ImageStore
+from vlm_distill.data.store import ResponseStore
 from vlm_distill.errors import DataError
 from vlm_distill.evaluation.results import (
     NO_RESPONSE,
@@ -24,7 +25,7 @@ from vlm_distill.evaluation.scoring import score
 from vlm_distill.evaluation.selection import EVERYTHING, Selection, shuffle_images, take_clusters
 from vlm_distill.evaluation.task import Task
 from vlm_distill.files import hash_json
-from vlm_distill.generation.engine import Engine, Sampling
+from vlm_distill.generation.engine import OpenEngine, Sampling
 from vlm_distill.generation.work import Job, generate_responses, read_counts
 from vlm_distill.packages import package_version
 from vlm_distill.processes import on_main
@@ -32,6 +33,14 @@ from vlm_distill.progress import Log
 from vlm_distill.records import Example
 
 PACKAGES = ("vlm-distill", "torch", "transformers", "numpy", "scipy", "pillow", "jinja2")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answerer:
+    """The model that is evaluated, and how to open an engine that generates with it."""
+
+    fingerprint: str
+    open_engine: OpenEngine
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,18 +61,18 @@ class Question:
 
 def evaluate_task(
     task: Task,
-    engine: Engine,
+    model: Answerer,
     *,
     selection: Selection = EVERYTHING,
     folder: Path,
     images: ImageStore,
     log: Log,
 ) -> TaskResult:
-    """Return the scores of the engine's model, greedily decoded, and write them below `folder`.
+    """Return the scores of a model, greedily decoded, and write them below `folder`.
 
     A result with shuffled images is compared with the normal one by `compare`. Predictions for the same
-    questions, model, sampling and limit are not made again, an interrupted run continues, and what is there
-    is scored with the metrics as they are now.
+    questions, model, sampling and limit are not made again, whatever engine made them, an interrupted run
+    continues, and what is there is scored with the metrics as they are now.
 
     Raises:
         DataError: the data cannot be read, or an example has fewer references than a metric needs.
@@ -71,12 +80,18 @@ def evaluate_task(
     """
     target = folder / (f"{task.name}.shuffled_images" if selection.shuffle_images else task.name)
     questions, data_counts = on_main(lambda: _questions(task, images, selection))
-    job = _job(task, questions, label=f"eval {target.name}")
-    provenance = _provenance(task, engine, selection, questions=questions, sampling=job.sampling)
+    job = _job(task, model, questions, label=f"eval {target.name}")
+    provenance = _provenance(task, job, selection, questions=questions)
     saved = on_main(lambda: _saved(target, provenance.key, log=log, label=job.label))
     if saved is None:
-        predictions, responses = _predict(engine, job, folder=target / "responses", log=log)
-        provenance = replace(provenance, data_counts=data_counts, responses=responses)
+        answers = target / "responses"
+        predictions = _predict(job, model.open_engine, folder=answers, log=log)
+        provenance = replace(
+            provenance,
+            engines=ResponseStore(answers).engines,
+            data_counts=data_counts,
+            responses=asdict(read_counts(answers)),
+        )
     else:
         predictions = {one.id: Prediction(text=one.prediction, finish=one.finish) for one in saved.samples}
         provenance = saved.provenance
@@ -84,10 +99,17 @@ def evaluate_task(
     return on_main(lambda: _score_and_write(task, samples, provenance, target))
 
 
-def _job(task: Task, questions: Sequence[Question], *, label: str) -> Job:
+def _job(task: Task, model: Answerer, questions: Sequence[Question], *, label: str) -> Job:
     sampling = Sampling(temperature=0.0, max_new_tokens=task.output.max_new_tokens, stop=task.output.stop)
     asked = [question.asked for question in questions]
-    return Job(examples=asked, sampling=sampling, author="student", round=0, label=label)
+    return Job(
+        examples=asked,
+        sampling=sampling,
+        fingerprint=model.fingerprint,
+        author="student",
+        round=0,
+        label=label,
+    )
 
 
 def _score_and_write(
@@ -98,16 +120,14 @@ def _score_and_write(
     return result
 
 
-def _provenance(
-    task: Task, engine: Engine, selection: Selection, *, questions: Sequence[Question], sampling: Sampling
-) -> Provenance:
+def _provenance(task: Task, job: Job, selection: Selection, *, questions: Sequence[Question]) -> Provenance:
     """Return the provenance of an evaluation before its data and responses are counted."""
     return Provenance(
-        key=_key(task, engine, sampling, questions=questions, limit=selection.limit),
+        key=_key(task, job, questions=questions, limit=selection.limit),
         asking_hash=task.asking_hash(),
-        model_fingerprint=engine.fingerprint,
-        engine=dict(engine.settings),
-        sampling=sampling.model_dump(mode="json"),
+        model_fingerprint=job.fingerprint,
+        engines=[],
+        sampling=job.sampling.model_dump(mode="json"),
         limit=selection.limit,
         shuffle_images=selection.shuffle_images,
         data_counts={},
@@ -116,19 +136,17 @@ def _provenance(
     )
 
 
-def _predict(
-    engine: Engine, job: Job, *, folder: Path, log: Log
-) -> tuple[dict[str, Prediction], dict[str, int]]:
-    """Return one prediction per example id, and the counts of the generation stage in `folder`.
+def _predict(job: Job, open_engine: OpenEngine, *, folder: Path, log: Log) -> dict[str, Prediction]:
+    """Return one prediction per example id.
 
     Generation stores no empty and no aborted response and skips prompts that do not fit; in an evaluation all
     of them are answers, and wrong.
     """
-    responses = generate_responses(engine, job, folder=folder, log=log)
+    responses = generate_responses(job, open_engine, folder=folder, log=log)
     predictions = {example.id: Prediction(text="", finish=NO_RESPONSE) for example in job.examples}
     for response in responses:
         predictions[response.example_id] = Prediction(text=response.text, finish=response.finish)
-    return predictions, asdict(read_counts(folder))
+    return predictions
 
 
 def _questions(task: Task, images: ImageStore, selection: Selection) -> tuple[list[Question], dict[str, int]]:
@@ -154,12 +172,9 @@ def _check_references(task: Task, examples: Sequence[Example]) -> None:
                 )
 
 
-def _key(
-    task: Task, engine: Engine, sampling: Sampling, *, questions: Sequence[Question], limit: int | None
-) -> str:
+def _key(task: Task, job: Job, *, questions: Sequence[Question], limit: int | None) -> str:
     asked = [[one.example.id, _document_hash(one.example), one.asked.prompt_hash()] for one in questions]
-    model = [engine.fingerprint, dict(engine.settings), sampling.hash()]
-    return hash_json([task.asking_hash(), model, limit, asked])
+    return hash_json([task.asking_hash(), job.fingerprint, job.sampling.hash(), limit, asked])
 
 
 def _saved(target: Path, key: str, *, log: Log, label: str) -> TaskResult | None:

@@ -14,7 +14,7 @@ from vlm_distill.errors import DataError
 from vlm_distill.evaluation.statistics import Estimate
 from vlm_distill.files import atomic_path, hash_json, read_json, write_json
 
-FORMAT = 1
+FORMAT = 2
 NO_RESPONSE = "none"
 
 
@@ -45,15 +45,16 @@ class Sample:
 class Provenance:
     """Where predictions come from.
 
-    `key` identifies them: model, engine, sampling, questions, limit, shuffled images. `asking_hash` is that
-    of the part of the task that decides what is asked. `data_counts` says what became of the rows of the data
+    `key` identifies them: model, sampling, questions, limit, shuffled images. `asking_hash` is that of the
+    part of the task that decides what is asked. `engines` says what the engines that made them say of
+    themselves. `data_counts` says what became of the rows of the data
     set, `responses` is the count of the generation stage (overlong and aborted prompts among them).
     """
 
     key: str
     asking_hash: str
     model_fingerprint: str
-    engine: Mapping[str, str]
+    engines: Sequence[Mapping[str, str]]
     sampling: Mapping[str, Any]
     limit: int | None
     shuffle_images: bool

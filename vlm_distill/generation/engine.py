@@ -3,7 +3,8 @@
 Stage logic (what is stored, what is resumed) is in work.py; the numerics of sampling are in sampling.py.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
@@ -101,13 +102,10 @@ class Engine(Protocol):
     """A generation back end."""
 
     @property
-    def fingerprint(self) -> str:
-        """The fingerprint of the model, stored with every response."""
-
-    @property
     def settings(self) -> Mapping[str, str]:
-        """What decides the answers beside model, prompts and sampling: the kind of back end, the dtype.
+        """What is recorded beside the responses: the kind of back end, its version, the dtype.
 
+        They decide no more than how sums are rounded and which prompts fit, so responses are good under any.
         The batch size does not belong here: a row's answer does not depend on it.
         """
 
@@ -119,3 +117,8 @@ class Engine(Protocol):
 
     def generate(self, examples: Sequence[Example], sampling: Sampling) -> list[Completion]:
         """Return the completions of one batch, grouped by example in the given order, samples in order."""
+
+
+# Opens an engine, or says in an EngineError what is missing for it; called only when something must be
+# generated, so that stored responses need no engine.
+OpenEngine = Callable[[], AbstractContextManager[Engine]]

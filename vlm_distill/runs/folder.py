@@ -17,10 +17,12 @@ from vlm_distill.files import atomic_path, read_json, write_json
 from vlm_distill.packages import package_version
 from vlm_distill.processes import is_main, num_processes, on_main, wait
 from vlm_distill.runs.config import VISION_FEATURES, RunConfig
-from vlm_distill.runs.plan import HELD_OUT, STAGES, Kind, Step, write_plan
+from vlm_distill.runs.plan import HELD_OUT, STAGES, Kind, Step, plan_format, write_plan
 from vlm_distill.training.config import MECHANICAL
 
 FORMAT_VERSION = 1
+# By the format of stages.json: the last commit that reads such a run.
+LAST_READERS = {None: "0720526", 1: "a03bbca"}
 PACKAGES = (
     "vlm-distill",
     "torch",
@@ -103,17 +105,20 @@ def _remove_leftovers(folder: Path) -> None:
 
 
 def require_plan(folder: Path) -> None:
-    """Refuse the folder of a run that has no plan, before anything in it is touched.
+    """Refuse the folder of a run that has no plan in the present format, before anything in it is touched.
 
     Raises:
-        DataError: it was made by a version that wrote none.
+        DataError: it was made by an earlier version.
     """
-    if (folder / "config.yaml").is_file() and not (folder / STAGES).is_file():
-        raise DataError(
-            f"{folder}: is the folder of a run by an earlier version (config.yaml without {STAGES}), which "
-            "commit 0720526 is the last to read; give the run another `output`; models inside it still load "
-            "by their paths"
-        )
+    version = plan_format(folder)
+    if not (folder / "config.yaml").is_file() or version not in LAST_READERS:
+        return
+    found = f"config.yaml without {STAGES}" if version is None else f"{STAGES} in format {version}"
+    raise DataError(
+        f"{folder}: is the folder of a run by an earlier version ({found}), which commit "
+        f"{LAST_READERS[version]} is the last to read; give the run another `output`; models inside it still "
+        "load by their paths"
+    )
 
 
 def is_complete(folder: Path, step: Step) -> bool:

@@ -122,9 +122,9 @@ def evaluate_model(
 
 def _inspect(config: RunConfig, chosen: Sequence[Step]) -> None:
     inspect(config)
-    # Held-out prompts are answered in this process.
-    generates = any(step.kind == "generate" and step.name not in BY_NAME for step in chosen)
-    if config.generate.engine.kind == "vllm" and generates:
+    # Held-out prompts are answered in this process, and stored responses need no engine.
+    steps = (step for step in chosen if step.kind == "generate" and step.name not in BY_NAME)
+    if config.generate.engine.kind == "vllm" and not all(is_complete(config.folder, step) for step in steps):
         require_vllm()
 
 

@@ -18,7 +18,7 @@ from vlm_distill.runs.config import ControlConfig, RunConfig
 from vlm_distill.training.config import TrainConfig
 
 Kind = Literal["prepare", "generate", "cache", "train", "evaluate"]
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 STAGES = "stages.json"
 # Names of tracks and stages; every other track is that of a control.
 TEACHER, STUDENT, HELD_OUT, WARMUP, ROUNDS = "teacher", "student", "held_out", "warmup", "rounds"
@@ -284,6 +284,19 @@ def write_plan(folder: Path, steps: Sequence[Step]) -> None:
     ]
     values = [asdict(step) for step in (*steps, *left)]
     write_json(folder / STAGES, {"format_version": FORMAT_VERSION, "steps": values})
+
+
+def plan_format(folder: Path) -> int | None:
+    """Return the format of the steps in a run folder, None without any.
+
+    What is damaged is written anew, in the present format.
+    """
+    if not (folder / STAGES).is_file():
+        return None
+    try:
+        return int(read_json(folder / STAGES)["format_version"])
+    except (ValueError, KeyError, TypeError):
+        return FORMAT_VERSION
 
 
 def read_plan(folder: Path) -> list[Step]:

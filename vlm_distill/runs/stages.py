@@ -22,7 +22,7 @@ from vlm_distill.files import hash_json, read_json
 from vlm_distill.generation.engine import Engine, VllmEngineConfig
 from vlm_distill.generation.live import sample_responses
 from vlm_distill.generation.references import encode_references
-from vlm_distill.generation.vllm_engine import VllmEngine
+from vlm_distill.generation.vllm_engine import VllmEngine, require_vllm
 from vlm_distill.generation.work import Job, generate_responses
 from vlm_distill.losses import Objective
 from vlm_distill.models.vision_cache import without_vision_cache
@@ -313,12 +313,14 @@ def _stored(context: Context, step: Step, loaded: LoadedModel) -> list[Response]
     job = Job(
         examples=context.examples,
         sampling=settings.sampling.model_copy(update={"seed": seed}),
+        fingerprint=loaded.fingerprint,
+        suppressed_ids=context.pair.suppressed_ids if context.pair else (),
         author=author,
         round=step.round,
         label=f"{step.label} responses",
     )
-    with _engine(context, loaded, author) as engine:
-        return generate_responses(engine, job, folder=context.folder / step.folder, log=context.log)
+    folder = context.folder / step.folder
+    return generate_responses(job, lambda: _engine(context, loaded, author), folder=folder, log=context.log)
 
 
 @contextmanager
@@ -329,6 +331,7 @@ def _engine(context: Context, loaded: LoadedModel, author: Author) -> Iterator[E
         teacher = context.teacher if author == "teacher" else None
         yield replace(own, full=teacher.full) if teacher else own
         return
+    require_vllm()
     settings = config.teacher if author == "teacher" else config.student
     with VllmEngine(
         loaded=loaded,
