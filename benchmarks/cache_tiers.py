@@ -134,7 +134,7 @@ def errors(
     reader = CacheReader([store], tier=plan.tier)
     tensors = reader.read([one.id for item in items for one in item.responses])
     head = plan.light.head
-    chunk, direct = plan.tier.rows(tensors, head, plan.vocabulary).chunk(slice(None)), None
+    chunk, direct = plan.tier.rows(tensors, head, plan.alignment.teacher).chunk(slice(None)), None
     if (logits := chunk.logits()) is not None:
         found = logits.double()
         values, direct = forward_kl(q, found), kl_of(p, found)

@@ -25,6 +25,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 
 from vlm_distill.adapters.adapter import LoadedModel
 from vlm_distill.adapters.llava import LLAVA
+from vlm_distill.alignment.alignment import ALL_IDS
 from vlm_distill.batches import PromptBatch, ResponseBatch
 from vlm_distill.losses import DistiLLM2
 from vlm_distill.models.feature_store import FeatureStore, VisionCacheConfig
@@ -139,7 +140,7 @@ def pair_step(pair: Pair, *, is_cached: bool) -> Step:
     stage = Stage(
         student=student,
         teacher=teacher,
-        vocabulary=slice(None),
+        alignment=ALL_IDS,
         objective=objective,
         items=(),
         load_images=lambda _: [],

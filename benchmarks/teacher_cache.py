@@ -25,6 +25,7 @@ from PIL import ImageDraw
 from side_by_side import add_options, compare, machine, measure, table
 
 from vlm_distill.adapters.adapter import LoadedModel, LoadOptions
+from vlm_distill.alignment.alignment import ALL_IDS
 from vlm_distill.batches import TrainItem
 from vlm_distill.losses import DistiLLM2
 from vlm_distill.models.load import load_model
@@ -131,7 +132,7 @@ def plan_of(folder: Path, teacher: Path | str, config: CacheConfig, size: int) -
         folder=folder,
         light=light,
         body=lambda: load_model(str(teacher)),
-        vocabulary=slice(None),
+        alignment=ALL_IDS,
         load_images=lambda one: [draw(int(one.id[1:]), size)],
         log=lambda line: None,
     )
@@ -209,7 +210,7 @@ def trainer(
     stage = Stage(
         student=student,
         teacher=teacher,
-        vocabulary=slice(None),
+        alignment=ALL_IDS,
         objective=DistiLLM2().build(),
         items=items,
         load_images=plan.load_images,

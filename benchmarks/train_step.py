@@ -26,6 +26,7 @@ from side_by_side import add_options, compare, machine, measure, table
 from torch.nn.utils.rnn import pad_sequence
 
 from vlm_distill.adapters.adapter import LoadedModel
+from vlm_distill.alignment.alignment import ALL_IDS
 from vlm_distill.batches import TrainItem
 from vlm_distill.losses import KD
 from vlm_distill.models.feature_store import FeatureStore, VisionCacheConfig
@@ -151,7 +152,7 @@ def ours(case: Case) -> Callable[[], dict[str, float]]:
     stage = Stage(
         student=case.student,
         teacher=case.teacher,
-        vocabulary=slice(None),
+        alignment=ALL_IDS,
         objective=KD().build(),
         items=case.items,
         load_images=lambda example: case.pictures.get(example.id, []),

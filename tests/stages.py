@@ -8,6 +8,7 @@ from PIL import Image as Picture
 
 from tests.tiny import example, fresh, picture, tiny_llava
 from vlm_distill.adapters.adapter import LoadedModel
+from vlm_distill.alignment.alignment import ALL_IDS
 from vlm_distill.batches import TrainItem
 from vlm_distill.losses import DistiLLM2
 from vlm_distill.records import Author, Example, Response, response_id
@@ -59,7 +60,7 @@ def make_stage(
     fields = {
         "student": student or fresh(tiny_llava(0)),
         "teacher": teacher or tiny_llava(1, hidden_size=32),
-        "vocabulary": slice(None),
+        "alignment": ALL_IDS,
         "objective": DistiLLM2().build(),
         "items": make_items(),
         "load_images": load_images,

@@ -26,6 +26,7 @@ from vlm_distill.forward import (
 )
 from vlm_distill.generation.engine import Sampling
 from vlm_distill.generation.transformers_engine import TransformersEngine
+from vlm_distill.losses import IdRange
 from vlm_distill.models.block_mask import takes_block_mask
 from vlm_distill.models.load import load_model
 from vlm_distill.models.lora import part_of
@@ -285,8 +286,8 @@ def test_a_saved_model_loads_through_the_catalog_and_answers_the_same(family: st
 def test_a_pair_with_output_layers_of_two_widths_shares_the_ids_below_the_image_tokens():
     # Qwen2.5-VL pads 151,665 tokens to 152,064 rows in the 7B model and to 151,936 in the 3B one.
     report = pair_report(tiny_qwen(vocab_size=288), tiny_qwen(seed=1, vocab_size=272))
-    assert report.vocabulary == slice(0, 264)
+    assert report.alignment.student == IdRange(stop=264)
     image_pad = tiny_qwen().image_token_ids[0]
-    assert report.suppressed_ids == (image_pad, *range(264, 288))
+    assert report.alignment.suppressed_ids == (image_pad, *range(264, 288))
     # 640 x 480 is brought below 1024 pixels.
     assert report.teacher.num_image_tokens == report.student.num_image_tokens > 0

@@ -8,9 +8,12 @@ from PIL import Image
 
 from tests.tiny import example, picture, tiny_llava, tiny_text_model
 from vlm_distill.adapters.adapter import LoadedModel
+from vlm_distill.alignment.alignment import ALL_IDS, Alignment
+from vlm_distill.alignment.same_ids import same_ids
 from vlm_distill.errors import AdapterError, DataError
 from vlm_distill.evaluation import agreement as module
 from vlm_distill.evaluation.agreement import FORWARD_KL, Agreement, Answers, agreement
+from vlm_distill.losses import ComparedIds, IdList, IdRange
 from vlm_distill.losses.divergences import ForwardKL, ReverseKL
 from vlm_distill.records import Example, Response
 
@@ -53,7 +56,7 @@ def measure(
     *,
     answers: Answers | None = None,
     batch_size: int = 2,
-    vocabulary: torch.Tensor | None = None,
+    alignment: Alignment = ALL_IDS,
     divergence: ForwardKL | ReverseKL = FORWARD_KL,
 ) -> Agreement:
     return agreement(
@@ -61,9 +64,13 @@ def measure(
         teacher,
         answers or answers_to(EXAMPLES),
         batch_size=batch_size,
-        vocabulary=vocabulary,
+        alignment=alignment,
         divergence=divergence,
     )
+
+
+def both(ids: ComparedIds) -> Alignment:
+    return Alignment(route="the same of both", student=ids, teacher=ids)
 
 
 def log_probs(model: LoadedModel, one: Example, columns: torch.Tensor) -> torch.Tensor:
@@ -81,18 +88,18 @@ def test_agreement_equals_a_dense_computation(shared: int | None) -> None:
     width = len(teacher.head.weight)
     columns = torch.arange(width) if shared is None else torch.randperm(width)[:shared]
     columns = torch.unique(torch.cat([columns, torch.tensor([i for ids in TOKENS.values() for i in ids])]))
-    vocabulary = None if shared is None else columns
+    alignment = ALL_IDS if shared is None else both(IdList(ids=columns))
     kl_sum, num_equal = 0.0, 0
     for one in EXAMPLES:
         p, q = log_probs(teacher, one, columns), log_probs(student, one, columns)
         kl = (p.exp() * (p - q)).sum()
         equal = int((p.argmax(dim=1) == q.argmax(dim=1)).sum())
-        found = measure(student, teacher, answers=answers_to([one]), vocabulary=vocabulary)
+        found = measure(student, teacher, answers=answers_to([one]), alignment=alignment)
         assert found.num_tokens == len(TOKENS[one.id])
         assert found.top1 == pytest.approx(equal / found.num_tokens)
         assert found.token_kl == pytest.approx(float(kl) / found.num_tokens, rel=1e-4)
         kl_sum, num_equal = kl_sum + float(kl), num_equal + equal
-    result = measure(student, teacher, vocabulary=vocabulary)
+    result = measure(student, teacher, alignment=alignment)
     assert result.num_tokens == 10
     assert result.token_kl == pytest.approx(kl_sum / 10, rel=1e-4)
     assert result.top1 == pytest.approx(num_equal / 10)
@@ -150,7 +157,6 @@ def test_other_output_layers_need_the_shared_ids() -> None:
     texts = Answers(examples=[example("b", "hi")], responses=RESPONSES, load_images=lambda _: [])
     with pytest.raises(AdapterError, match="give the ids that both models share"):
         measure(student, teacher, answers=texts)
-    shared = torch.arange(len(teacher.tokenizer))
-    assert measure(student, teacher, answers=texts, vocabulary=shared).num_tokens == 2
+    assert measure(student, teacher, answers=texts, alignment=same_ids(teacher, student)).num_tokens == 2
     with pytest.raises(DataError, match="token id 30"):
-        measure(student, teacher, answers=texts, vocabulary=shared[:20])
+        measure(student, teacher, answers=texts, alignment=both(IdRange(stop=20)))

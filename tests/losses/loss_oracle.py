@@ -137,7 +137,7 @@ def full_logits(rows: Rows) -> Tensor:
     logits = logits * rows.head.scale
     if rows.head.soft_cap is not None:
         logits = rows.head.soft_cap * torch.tanh(logits / rows.head.soft_cap)
-    return logits[:, rows.vocabulary]
+    return logits[:, [rows.compared.token_id(column) for column in range(rows.num_columns)]]
 
 
 def plain_linear_divergence(

@@ -12,7 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from vlm_distill.batches import Head
 from vlm_distill.losses import (
+    ComparedIds,
     ForwardKL,
+    IdList,
+    IdRange,
     NegativeLogLikelihood,
     RowGroup,
     Rows,
@@ -25,7 +28,8 @@ from vlm_distill.losses.rows import BLOCK_LOGITS, BYTES_PER_LOGIT
 ROWS, VOCAB, SHARED, STUDENT_WIDTH, TEACHER_WIDTH = 13, 11, 8, 6, 10
 IDS = torch.tensor([1, 2, 3, 5, 6, 7, 9, 10])
 HEADS = {"plain": {}, "scaled": {"scale": 0.7}, "capped": {"scale": 1.3, "soft_cap": 2.0}}
-VOCABULARIES = {"all": slice(None), "slice": slice(1, 1 + SHARED), "ids": IDS}
+ALL = IdRange()
+COMPARED = {"all": ALL, "range": IdRange(start=1, stop=1 + SHARED), "list": IdList(ids=IDS)}
 LARGE = 1 << 30
 
 
@@ -34,7 +38,7 @@ def budget(rows: int, columns: int = VOCAB) -> int:
 
 
 def make_rows(
-    width: int, *, seed: int, dtype=torch.float64, bias: bool = True, vocabulary=None, **head
+    width: int, *, seed: int, dtype=torch.float64, bias: bool = True, compared: ComparedIds = ALL, **head
 ) -> Rows:
     generator = torch.Generator().manual_seed(seed)
 
@@ -43,9 +47,7 @@ def make_rows(
 
     weight = leaf(VOCAB, width)
     head = Head(weight=weight, bias=leaf(VOCAB) if bias else None, **head)
-    return Rows(
-        hidden=leaf(ROWS, width), head=head, vocabulary=slice(None) if vocabulary is None else vocabulary
-    )
+    return Rows(hidden=leaf(ROWS, width), head=head, compared=compared)
 
 
 def make_pair(**options) -> tuple[Rows, Rows]:
@@ -76,11 +78,9 @@ def make_groups(dtype: torch.dtype = torch.float64) -> list[RowGroup]:
     ]
 
 
-def labels_and_columns(vocabulary) -> tuple[Tensor, Tensor]:
+def labels_and_columns(compared: ComparedIds = ALL) -> tuple[Tensor, Tensor]:
     columns = (3 * torch.arange(ROWS) + 1) % SHARED
-    if isinstance(vocabulary, slice):
-        return columns + (vocabulary.start or 0), columns
-    return vocabulary[columns], columns
+    return torch.tensor([compared.token_id(column) for column in columns.tolist()]), columns
 
 
 def gradients_of(rows: Rows) -> list[Tensor | None]:
@@ -97,15 +97,15 @@ def in_float64(rows: Rows) -> Rows:
     head = rows.head
     bias = None if head.bias is None else copy(head.bias)
     head = Head(weight=copy(head.weight), bias=bias, scale=head.scale, soft_cap=head.soft_cap)
-    return Rows(hidden=copy(rows.hidden), head=head, vocabulary=rows.vocabulary)
+    return Rows(hidden=copy(rows.hidden), head=head, compared=rows.compared)
 
 
 @pytest.mark.parametrize("size", [1, 5, 100])
-@pytest.mark.parametrize("vocabulary", VOCABULARIES.values(), ids=VOCABULARIES.keys())
+@pytest.mark.parametrize("compared", COMPARED.values(), ids=COMPARED.keys())
 @pytest.mark.parametrize("head", HEADS.values(), ids=HEADS.keys())
-def test_loss_and_gradients_equal_full_logits(head: dict, vocabulary, size: int) -> None:
-    student, teacher = make_pair(vocabulary=vocabulary, **head)
-    labels, columns = labels_and_columns(vocabulary)
+def test_loss_and_gradients_equal_full_logits(head: dict, compared: ComparedIds, size: int) -> None:
+    student, teacher = make_pair(compared=compared, **head)
+    labels, columns = labels_and_columns(compared)
     result = linear_divergence(
         student, teacher, groups=make_groups(), labels=labels, byte_budget=budget(size, student.num_columns)
     )
@@ -119,10 +119,26 @@ def test_loss_and_gradients_equal_full_logits(head: dict, vocabulary, size: int)
     assert gradients_of(teacher) == [None, None, None]
 
 
+@pytest.mark.parametrize("size", [1, 100])
+def test_the_teacher_may_have_the_same_tokens_at_other_ids(size: int) -> None:
+    student, teacher = make_pair()
+    places = torch.randperm(VOCAB, generator=torch.Generator().manual_seed(3))
+    # Row c of the teacher's output layer becomes row places[c].
+    head = Head(weight=teacher.head.weight[places.argsort()], bias=teacher.head.bias[places.argsort()])
+    elsewhere = Rows(hidden=teacher.hidden, head=head, compared=IdList(ids=places))
+    labels, _ = labels_and_columns()
+    expected, found = (
+        linear_divergence(student, one, groups=make_groups(), labels=labels, byte_budget=budget(size))
+        for one in (teacher, elsewhere)
+    )
+    torch.testing.assert_close(found.loss, expected.loss)
+    torch.testing.assert_close(found.teacher_label_log_probs, expected.teacher_label_log_probs)
+
+
 @pytest.mark.parametrize("size", [1, 5, 100])
 def test_float32_agrees_with_float64_to_a_millionth(size: int) -> None:
     student, teacher = make_pair(dtype=torch.float32)
-    labels, columns = labels_and_columns(slice(None))
+    labels, columns = labels_and_columns()
     result = linear_divergence(
         student, teacher, groups=make_groups(torch.float32), labels=labels, byte_budget=budget(size)
     )
@@ -138,7 +154,7 @@ def test_float32_agrees_with_float64_to_a_millionth(size: int) -> None:
 
 def test_row_values_and_label_log_probs_are_detached_and_exact() -> None:
     student, teacher = make_pair()
-    labels, columns = labels_and_columns(slice(None))
+    labels, columns = labels_and_columns()
     result = linear_divergence(student, teacher, groups=make_groups(), labels=labels, byte_budget=budget(4))
     every = torch.arange(ROWS)
     for rows, log_probs in (
@@ -156,7 +172,7 @@ def test_row_values_and_label_log_probs_are_detached_and_exact() -> None:
 
 def test_without_a_teacher_the_likelihood_needs_no_teacher_rows() -> None:
     student, _ = make_pair()
-    labels, columns = labels_and_columns(slice(None))
+    labels, columns = labels_and_columns()
     groups = make_groups()[2:3]
     result = linear_divergence(student, None, groups=groups, labels=labels, byte_budget=budget(4))
     torch.testing.assert_close(result.loss, plain_linear_divergence(student, None, groups, columns))
@@ -167,7 +183,7 @@ def test_a_frozen_head_gets_no_gradient_and_costs_none() -> None:
     student, teacher = make_pair()
     student.head.weight.requires_grad_(False)
     student.head.bias.requires_grad_(False)
-    labels, columns = labels_and_columns(slice(None))
+    labels, columns = labels_and_columns()
     with LargestTensor() as largest:
         result = linear_divergence(
             student, teacher, groups=make_groups(), labels=labels, byte_budget=budget(1)
@@ -204,7 +220,7 @@ class LargestTensor(TorchDispatchMode):
 
 def test_logits_never_exist_for_more_than_one_chunk() -> None:
     student, teacher = make_pair()
-    labels, _ = labels_and_columns(slice(None))
+    labels, _ = labels_and_columns()
     with LargestTensor() as largest:
         result = linear_divergence(
             student, teacher, groups=make_groups(), labels=labels, byte_budget=budget(2)
@@ -217,7 +233,7 @@ def test_logits_never_exist_for_more_than_one_chunk() -> None:
 @pytest.mark.parametrize("size", [4, 100])
 def test_the_gradient_of_the_weight_is_made_once_and_handed_over(size: int) -> None:
     student, teacher = make_pair(bias=False)
-    labels, _ = labels_and_columns(slice(None))
+    labels, _ = labels_and_columns()
     for _ in range(2):
         student.head.weight.grad = None
         with LargestTensor() as largest:
@@ -229,7 +245,7 @@ def test_the_gradient_of_the_weight_is_made_once_and_handed_over(size: int) -> N
 
 def test_a_budget_below_one_row_still_takes_one() -> None:
     student, teacher = make_pair()
-    labels, _ = labels_and_columns(slice(None))
+    labels, _ = labels_and_columns()
     tight = linear_divergence(student, teacher, groups=make_groups(), labels=labels, byte_budget=1)
     wide = linear_divergence(student, teacher, groups=make_groups(), labels=labels, byte_budget=LARGE)
     torch.testing.assert_close(tight.loss, wide.loss)
@@ -254,7 +270,7 @@ def test_no_rows_give_zero_with_a_gradient_path() -> None:
 
 def test_without_gradients_the_value_is_the_same() -> None:
     student, teacher = make_pair()
-    labels, _ = labels_and_columns(slice(None))
+    labels, _ = labels_and_columns()
     with torch.no_grad():
         quiet = linear_divergence(student, teacher, groups=make_groups(), labels=labels, byte_budget=LARGE)
     assert not quiet.loss.requires_grad
@@ -264,7 +280,7 @@ def test_without_gradients_the_value_is_the_same() -> None:
 
 def test_upstream_factors_accumulate_over_micro_batches_and_repeated_backwards() -> None:
     student, teacher = make_pair()
-    labels, columns = labels_and_columns(slice(None))
+    labels, columns = labels_and_columns()
     loss = linear_divergence(
         student, teacher, groups=make_groups(), labels=labels, byte_budget=budget(4)
     ).loss
@@ -304,7 +320,7 @@ def tied_gradients(loss_of_rows, forward=None) -> list[Tensor]:
 
 def test_tied_embeddings_add_up_both_uses_also_under_ddp(monkeypatch) -> None:
     teacher = make_rows(TEACHER_WIDTH, seed=2)
-    labels, columns = labels_and_columns(slice(None))
+    labels, columns = labels_and_columns()
 
     def ours(student: Rows) -> Tensor:
         return linear_divergence(
@@ -360,7 +376,7 @@ def test_the_gradient_of_a_large_half_precision_layer_is_added_in_parts() -> Non
 
 def test_half_precision_gives_a_float32_loss_and_gradients_of_its_own_precision() -> None:
     student, teacher = make_pair(dtype=torch.bfloat16)
-    labels, columns = labels_and_columns(slice(None))
+    labels, columns = labels_and_columns()
     result = linear_divergence(
         student, teacher, groups=make_groups(torch.float32), labels=labels, byte_budget=budget(1)
     )
@@ -378,7 +394,7 @@ def test_half_precision_gives_a_float32_loss_and_gradients_of_its_own_precision(
 def test_hidden_states_may_be_more_precise_than_the_output_layer() -> None:
     student, teacher = make_pair(dtype=torch.bfloat16)
     hidden = student.hidden.detach().float().requires_grad_()
-    labels, columns = labels_and_columns(slice(None))
+    labels, columns = labels_and_columns()
     found = replace(student, hidden=hidden)
     linear_divergence(
         found, teacher, groups=make_groups(torch.float32), labels=labels, byte_budget=budget(4)
@@ -391,7 +407,7 @@ def test_hidden_states_may_be_more_precise_than_the_output_layer() -> None:
 
 def test_autocast_casts_an_output_layer_once_however_many_chunks() -> None:
     student, teacher = make_pair(dtype=torch.float32)
-    labels, _ = labels_and_columns(slice(None))
+    labels, _ = labels_and_columns()
     shapes = [tuple(rows.head.weight.shape) for rows in (student, teacher)]
 
     counts: Counter[tuple[int, ...]] = Counter()
@@ -411,7 +427,7 @@ def test_autocast_casts_an_output_layer_once_however_many_chunks() -> None:
 
 def test_autocast_multiplies_in_bfloat16_and_returns_float32_gradients() -> None:
     student, teacher = make_pair(dtype=torch.float32)
-    labels, columns = labels_and_columns(slice(None))
+    labels, columns = labels_and_columns()
     with torch.autocast("cpu", torch.bfloat16):
         result = linear_divergence(
             student, teacher, groups=make_groups(torch.float32), labels=labels, byte_budget=budget(4)
@@ -442,9 +458,12 @@ def test_a_support_mismatch_has_its_exact_value_and_finite_gradients() -> None:
     assert student.head.weight.grad.isfinite().all()
 
 
-@pytest.mark.parametrize(("vocabulary", "outside"), [(slice(2, 10), 1), (slice(2, 10), 10), (IDS, 4)])
-def test_a_label_outside_the_vocabulary_is_impossible(vocabulary, outside: int) -> None:
-    student, teacher = make_pair(vocabulary=vocabulary)
+@pytest.mark.parametrize(
+    ("compared", "outside"),
+    [(IdRange(start=2, stop=10), 1), (IdRange(start=2, stop=10), 10), (IdList(ids=IDS), 4)],
+)
+def test_a_label_that_is_not_compared_is_impossible(compared: ComparedIds, outside: int) -> None:
+    student, teacher = make_pair(compared=compared)
     labels = torch.full((ROWS,), 5)
     labels[3] = outside
     result = linear_divergence(student, teacher, groups=[], labels=labels, byte_budget=LARGE)

@@ -27,6 +27,7 @@ from vlm_distill.losses import (
     SFT,
     DistiLLM2,
     ForwardKL,
+    IdRange,
     NegativeLogLikelihood,
     Objective,
     OneHot,
@@ -343,7 +344,7 @@ def test_a_diverged_student_and_an_impossible_label_are_explained() -> None:
     broken = Rows(hidden=hidden, head=student.head)
     error = explain_non_finite(broken, teacher, responses, names=names, byte_budget=1)
     assert "response second, token 1: the student's logits are not finite" in str(error)
-    narrow = Rows(hidden=student.hidden, head=student.head, vocabulary=slice(0, 3))
+    narrow = Rows(hidden=student.hidden, head=student.head, compared=IdRange(stop=3))
     lost = int(responses.labels[responses.labels >= 3][0])
     assert f"token id {lost} of the response is impossible" in str(
         explain_non_finite(narrow, None, responses, names=names, byte_budget=LARGE)

@@ -12,6 +12,7 @@ from vlm_distill.losses import (
     TAID,
     DistiLLM2,
     ForwardKL,
+    IdRange,
     RowGroup,
     Rows,
     SkewKL,
@@ -104,15 +105,15 @@ def test_chunks_change_nothing() -> None:
         torch.testing.assert_close(gradient, results[0][1])
 
 
-def test_gradients_reach_weight_and_bias_of_the_head_and_a_restricted_vocabulary_holds() -> None:
+def test_gradients_reach_weight_and_bias_of_the_head_and_a_range_of_ids_holds() -> None:
     generator = torch.Generator().manual_seed(0)
 
     def leaf(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64).requires_grad_()
 
     head = type(toy_batch([0, 1])[0].head)(weight=leaf(9, 4), bias=leaf(9), scale=0.7, soft_cap=3.0)
-    student = Rows(hidden=leaf(5, 4), head=head, vocabulary=slice(0, 8))
-    teacher = Rows(hidden=leaf(5, 6), head=type(head)(weight=leaf(11, 6)), vocabulary=slice(0, 8))
+    student = Rows(hidden=leaf(5, 4), head=head, compared=IdRange(stop=8))
+    teacher = Rows(hidden=leaf(5, 6), head=type(head)(weight=leaf(11, 6)), compared=IdRange(stop=8))
     labels = torch.tensor([0, 3, 7, 2, 5])
     group = RowGroup(divergence=SkewKL(), rows=torch.arange(5), weight=torch.ones(5, dtype=torch.float64))
     whole = linear_divergence(student, teacher, groups=[group], labels=labels, byte_budget=LARGE)

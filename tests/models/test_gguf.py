@@ -10,6 +10,7 @@ from tests.tiny import example, tiny_text_model
 from vlm_distill.adapters.adapter import LoadedModel, LoadOptions
 from vlm_distill.alignment.pair import pair_report
 from vlm_distill.errors import AdapterError
+from vlm_distill.losses import IdRange
 from vlm_distill.models.fingerprint import fingerprint
 from vlm_distill.models.load import load_model, load_tokenizer
 from vlm_distill.models.names import resolve
@@ -106,7 +107,7 @@ def test_skeleton_and_pair_report_read_no_weights_of_it(file: Path):
     skeleton = load_skeleton(str(file))
     assert {parameter.device.type for parameter in skeleton.model.parameters()} == {"meta"}
     report = pair_report(skeleton, load_model(str(file)))
-    assert report.vocabulary == slice(0, len(tiny_text_model().tokenizer))
+    assert report.alignment.student == IdRange(stop=len(tiny_text_model().tokenizer))
     assert report.added_stops == ()
 
 

@@ -11,6 +11,7 @@ from vlm_distill.adapters.causal_lm import CAUSAL_LM
 from vlm_distill.alignment.pair import pair_report
 from vlm_distill.config import decode
 from vlm_distill.errors import AdapterError, ConfigError
+from vlm_distill.losses import IdRange
 from vlm_distill.models.fingerprint import weights_fingerprint
 from vlm_distill.models.load import load_model, wrap_model
 from vlm_distill.models.save import save_model
@@ -204,7 +205,7 @@ def test_the_student_of_a_skeleton_is_a_skeleton_with_the_same_shapes(tmp_path: 
     assert all(parameter.is_meta for parameter in skeleton.model.parameters())
     shapes = {name: value.shape for name, value in skeleton.model.state_dict().items()}
     assert shapes == {name: value.shape for name, value in shrink(teacher, 2).model.state_dict().items()}
-    assert pair_report(teacher, skeleton).vocabulary == slice(0, len(teacher.tokenizer))
+    assert pair_report(teacher, skeleton).alignment.student == IdRange(stop=len(teacher.tokenizer))
 
 
 def test_the_weights_of_an_offloaded_teacher_are_read_from_its_files(tmp_path: Path):

@@ -10,6 +10,7 @@ import torch
 from tests.stages import KilledError, assert_same, config, load_images, make_items, make_stage, weights
 from tests.tiny import fresh, tiny_llava, tiny_text_model
 from vlm_distill.adapters.adapter import LoadedModel, LoadOptions
+from vlm_distill.alignment.alignment import ALL_IDS
 from vlm_distill.batches import pad_responses
 from vlm_distill.errors import AdapterError, DataError
 from vlm_distill.forward import response_hidden
@@ -54,7 +55,7 @@ class Teacher:
             folder=folder,
             light=self.light,
             body=self.body,
-            vocabulary=slice(None),
+            alignment=ALL_IDS,
             load_images=load_images,
             log=print,
         )

@@ -7,7 +7,7 @@ import torch
 
 from vlm_distill.batches import Head
 from vlm_distill.errors import ConfigError
-from vlm_distill.losses import DPO, GKD, KD, TAID, DistiLLM2, Rows, SeqKD
+from vlm_distill.losses import DPO, GKD, KD, TAID, DistiLLM2, IdRange, Rows, SeqKD
 from vlm_distill.losses.row_blocks import TeacherRows
 from vlm_distill.teacher_cache import tiers
 from vlm_distill.teacher_cache.tiers import TIERS, CacheConfig, TierName, require_tier, tier_of
@@ -25,7 +25,7 @@ def teacher() -> tuple[Rows, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     head = Head(weight=torch.randn(VOCABULARY, WIDTH, generator=generator))
     hidden = torch.randn(NUM_ROWS, WIDTH, generator=generator)
-    return Rows(hidden=hidden, head=head, vocabulary=slice(0, 12)), torch.arange(NUM_ROWS)
+    return Rows(hidden=hidden, head=head, compared=IdRange(stop=12)), torch.arange(NUM_ROWS)
 
 
 def test_every_name_of_the_config_is_a_tier() -> None:
@@ -36,7 +36,7 @@ def test_every_name_of_the_config_is_a_tier() -> None:
 def test_what_is_kept_gives_the_log_probabilities_of_the_labels_back(config: CacheConfig) -> None:
     rows, labels = teacher()
     tier = tier_of(config)
-    found = tier.rows(tier.keep(rows, labels), rows.head, rows.vocabulary)
+    found = tier.rows(tier.keep(rows, labels), rows.head, rows.compared)
     assert isinstance(found, TeacherRows)
     expected = rows.chunk(slice(None)).logits().log_softmax(dim=1)[labels, labels]
     tolerance = 2e-2 if config.dtype == "bfloat16" else 1e-6
@@ -67,11 +67,11 @@ def test_chunks_change_nothing(config: CacheConfig, monkeypatch: pytest.MonkeyPa
 
 
 def test_the_key_tells_apart_what_gives_other_tensors() -> None:
-    keys = [tier_of(config).key((0, 12)) | {"tier": config.tier} for config in SETTINGS]
+    keys = [tier_of(config).key([0, 12]) | {"tier": config.tier} for config in SETTINGS]
     assert len({str(key) for key in keys}) == len(SETTINGS)
-    of_all = tier_of(CacheConfig()).key((0, 12))
-    assert of_all == tier_of(CacheConfig()).key((0, 13)), "hidden states serve any ids"
-    assert tier_of(CacheConfig(tier="sampled")).key((0, 12)) == {"vocabulary": [0, 12]}
+    of_all = tier_of(CacheConfig()).key([0, 12])
+    assert of_all == tier_of(CacheConfig()).key([0, 13]), "hidden states serve any ids"
+    assert tier_of(CacheConfig(tier="sampled")).key([0, 12]) == {"vocabulary": [0, 12]}
 
 
 FITTING = [

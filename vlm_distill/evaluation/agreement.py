@@ -13,11 +13,13 @@ from torch import Tensor
 
 from vlm_distill.adapters.adapter import LoadedModel
 from vlm_distill.adapters.chat import pad_id
+from vlm_distill.alignment.alignment import ALL_IDS, Alignment
 from vlm_distill.batches import ResponseBatch, pad_responses
 from vlm_distill.data.images import ImageLoader
 from vlm_distill.errors import AdapterError, DataError
 from vlm_distill.forward import response_hidden
 from vlm_distill.generation.decoding import evaluating
+from vlm_distill.losses import ComparedIds
 from vlm_distill.losses.divergences import ForwardKL, ReverseKL
 from vlm_distill.losses.rows import Rows
 from vlm_distill.records import Example, Response
@@ -68,33 +70,32 @@ def agreement(
     answers: Answers,
     *,
     batch_size: int,
-    vocabulary: Int[Tensor, " shared"] | None = None,
+    alignment: Alignment = ALL_IDS,
     divergence: ForwardKL | ReverseKL = FORWARD_KL,
 ) -> Agreement:
     """Return how well the models agree on `answers`.
 
     By default the responses are the teacher's and the divergence is KL(teacher || student); `ReverseKL` on
     the student's own responses says what the teacher thinks of the texts that the student gets into itself.
-    `vocabulary` are the ids that mean the same token in both models; distributions are restricted to them
-    before the softmax. Without it the output layers must have the same number of rows. Both models are put in
-    eval mode for the call.
+    Distributions are restricted to the ids of `alignment` before the softmax; without it the output layers
+    must have the same number of rows. Both models are put in eval mode for the call.
 
     Raises:
-        AdapterError: the output layers differ and no `vocabulary` is given. DataError: no example has a
-        response, or a response has an id outside the vocabulary.
+        AdapterError: the output layers differ and no `alignment` is given. DataError: no example has a
+        response, or a response has an id that is not compared.
     """
     given = answers.given()
     if not given:
         raise DataError(
             f"agreement: expected responses to {len(answers.examples)} examples, got none; generate first"
         )
-    columns = _shared_columns(student, teacher, vocabulary)
+    _require_as_many(student, teacher, alignment)
     kl_sums: list[float] = []
     num_equal = num_tokens = 0
     with torch.inference_mode(), evaluating(student.model), evaluating(teacher.model):
         for start in range(0, len(given), batch_size):
             batch = given[start : start + batch_size]
-            padded, rows = _batch_rows(student, teacher, answers, examples=batch, columns=columns)
+            padded, rows = _batch_rows(student, teacher, answers, examples=batch, alignment=alignment)
             kl, equal = _compare_rows(divergence, *rows)
             # [token] -> one sum a response: how responses are batched changes no rounding.
             kl_sums += [float(one.sum()) for one in kl.split(padded.num_tokens.tolist())]
@@ -107,18 +108,14 @@ def agreement(
     )
 
 
-def _shared_columns(
-    student: LoadedModel, teacher: LoadedModel, vocabulary: Int[Tensor, " shared"] | None
-) -> Int[Tensor, " shared"] | slice:
-    if vocabulary is not None:
-        return vocabulary
-    widths = [len(model.head.weight) for model in (student, teacher)]
-    if widths[0] != widths[1]:
+def _require_as_many(student: LoadedModel, teacher: LoadedModel, alignment: Alignment) -> None:
+    ours = alignment.student.size(len(student.head.weight))
+    theirs = alignment.teacher.size(len(teacher.head.weight))
+    if ours != theirs:
         raise AdapterError(
-            f"agreement: the student's output layer has {widths[0]} rows, the teacher's {widths[1]}; "
-            "give the ids that both models share as `vocabulary`"
+            f"agreement: {ours} ids of the student are compared with {theirs} of the teacher; give the ids "
+            "that both models share as `alignment`"
         )
-    return slice(None)
 
 
 def _batch_rows(
@@ -127,21 +124,20 @@ def _batch_rows(
     answers: Answers,
     *,
     examples: Sequence[Example],
-    columns: Int[Tensor, " shared"] | slice,
+    alignment: Alignment,
 ) -> tuple[ResponseBatch, tuple[Rows, Rows]]:
     """Return the responses to some examples, padded, and what both models say about their tokens."""
     responses = [answers.responses[example.id] for example in examples]
     padded = pad_responses([[one] for one in responses], pad_id=pad_id(student.tokenizer))
     pictures = [answers.load_images(example) for example in examples]
-    of_student = _rows(student, examples, pictures, padded, columns)
+    of_student = _rows(student, examples, pictures, padded, alignment.student)
     if answers.cache is None:
-        of_teacher = _rows(teacher, examples, pictures, padded, columns)
+        of_teacher = _rows(teacher, examples, pictures, padded, alignment.teacher)
     else:
         cached = answers.cache.read([one.id for one in responses])
         tensors = {name: value.to(student.device) for name, value in cached.items()}
-        head = teacher.head
-        of_teacher = EXACT.rows(tensors, head, _on(student.device, columns))
-    _check_labels((of_student, of_teacher), padded)
+        of_teacher = EXACT.rows(tensors, teacher.head, alignment.teacher)
+    _check_labels(of_student, padded)
     return padded, (of_student, of_teacher)
 
 
@@ -150,25 +146,19 @@ def _rows(
     examples: Sequence[Example],
     pictures: Sequence[Sequence[Image.Image]],
     responses: ResponseBatch,
-    columns: Int[Tensor, " shared"] | slice,
+    compared: ComparedIds,
 ) -> Rows:
     device, head = loaded.device, loaded.head
     hidden = response_hidden(loaded, loaded.encode(examples, pictures).to(device), responses.to(device))
-    return Rows(hidden=hidden.to(head.weight.dtype), head=head, vocabulary=_on(hidden.device, columns))
+    return Rows(hidden=hidden.to(head.weight.dtype), head=head, compared=compared)
 
 
-def _on(device: torch.device, columns: Int[Tensor, " shared"] | slice) -> Int[Tensor, " shared"] | slice:
-    return columns if isinstance(columns, slice) else columns.to(device)
-
-
-def _check_labels(rows: Sequence[Rows], responses: ResponseBatch) -> None:
-    for one in rows:
-        outside = one.columns(responses.labels.to(one.hidden.device)) < 0
-        if bool(outside.any()):
-            token_id = int(responses.labels[outside.cpu()][0])
-            raise DataError(
-                f"agreement: a response holds token id {token_id}, which the two models do not share"
-            )
+def _check_labels(student: Rows, responses: ResponseBatch) -> None:
+    outside = responses.labels[student.columns(responses.labels) < 0]
+    if len(outside):
+        raise DataError(
+            f"agreement: a response holds token id {int(outside[0])}, which the two models do not share"
+        )
 
 
 def _compare_rows(

@@ -1,5 +1,6 @@
 """The loss core: divergences, targets, schedules and objectives on hidden states and labels."""
 
+from vlm_distill.losses.compared_ids import ComparedIds, IdList, IdRange
 from vlm_distill.losses.compositions import (
     GKD,
     KD,
@@ -67,6 +68,7 @@ __all__ = [
     "AdaptiveOffPolicy",
     "AlphaBeta",
     "Clock",
+    "ComparedIds",
     "Constant",
     "CrossEntropy",
     "DirectPreference",
@@ -74,6 +76,8 @@ __all__ = [
     "DistiLLM2",
     "Divergence",
     "ForwardKL",
+    "IdList",
+    "IdRange",
     "ImitKD",
     "Interpolated",
     "InversePerplexity",

@@ -23,6 +23,7 @@ class HeadGradients:
     def __init__(self, student: Rows, *, num_chunks: int) -> None:
         self.student = student
         head = student.head
+        self._part = student.compared.part
         # The product of a single chunk is the sum. Not float16, which needs its scale till the end.
         self._is_sum = num_chunks <= 1 and head.weight.dtype != torch.float16
         self._wants_weight = _wants(head.weight)
@@ -34,15 +35,10 @@ class HeadGradients:
     def wanted(self) -> bool:
         return self._wants_weight or self.hidden is not None or self.bias is not None
 
-    @property
-    def _columns(self) -> slice:
-        vocabulary = self.student.vocabulary
-        return vocabulary if isinstance(vocabulary, slice) else slice(None)
-
     def add_bias(self, gradient: Float[Tensor, "block projected"]) -> None:
         """Add what a block contributes to the bias, before the gradient is rounded."""
         if self.bias is not None:
-            self.bias[self._columns] += gradient.sum(dim=0, dtype=self.bias.dtype)
+            self._part(self.bias).add_(gradient.sum(dim=0, dtype=self.bias.dtype))
 
     def add(self, gradient: Float[Tensor, "chunk projected"], chunk: slice, *, weight: Tensor) -> None:
         """Add what a chunk contributes to hidden states and weight; may overwrite `gradient`.
@@ -55,7 +51,7 @@ class HeadGradients:
         scale = _fitting_scale(gradient) if precision == torch.float16 else None
         gradient = (gradient if scale is None else gradient.mul_(scale)).to(precision)
         if self.hidden is not None:
-            product = gradient @ weight[self._columns]
+            product = gradient @ self._part(weight)
             self.hidden[chunk] = product if scale is None else product.to(self.hidden.dtype) / scale
         if self._wants_weight:
             hidden = self.student.hidden[chunk].to(gradient.device, gradient.dtype)
@@ -67,7 +63,7 @@ class HeadGradients:
             weight = self.student.head.weight
             dtype = weight.dtype if self._is_sum else _least_float32(weight.dtype)
             self.weight = torch.zeros_like(weight, dtype=dtype)
-        _add_product(self.weight[self._columns], gradient, hidden, scale=scale)
+        _add_product(self._part(self.weight), gradient, hidden, scale=scale)
 
     def attach(self, loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
         """Return `loss` with the collected gradients behind it; they belong to it from then on."""

@@ -50,7 +50,7 @@ class SampledReverseKL(RowDivergence):
 def _gradient(rows: RowBlock, slope: Values) -> Gradient:
     """Return the gradient for the logits, given the derivative for the label's log-probability.
 
-    A label outside the restricted vocabulary has none.
+    A label that is not compared has none.
     """
     # [resp] to [resp, 1], a factor of every column: d log q(label) / d logit = [is label] - q.
     slope = slope.masked_fill(rows.columns < 0, 0.0)[:, None]

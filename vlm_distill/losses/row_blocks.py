@@ -61,8 +61,8 @@ class TeacherRows(Protocol):
 class RowBlock:
     """Rows of both models side by side, without a gradient path.
 
-    `columns` are those of the labels in the restricted vocabulary, negative for a label outside it; the label
-    log-probabilities are gathered once for all groups of a block.
+    `columns` are those of the labels, negative for a label that is not compared; the label log-probabilities
+    are gathered once for all groups of a block.
     """
 
     log_q: Float[Tensor, "row column"]

@@ -14,11 +14,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from vlm_distill.batches import Head
+from vlm_distill.losses.compared_ids import OUTSIDE, ComparedIds, IdRange
 from vlm_distill.losses.products import float32_product, precision_of
 from vlm_distill.losses.row_blocks import Comparison, RowDivergence, Selection
 from vlm_distill.losses.targets import RowTarget, Teacher
 
-OUTSIDE = -1
 BYTES_PER_LOGIT = 12
 """Memory of a chunk per row and column: float32 logits of both models, and a third of all for the blocks.
 
@@ -44,19 +44,18 @@ class Rows:
     """The final hidden states of one model at the positions that predict the response tokens.
 
     The output layer may be on another device than the hidden states, where a model is spread over several.
-    `vocabulary` restricts the output layer before the softmax, to a contiguous slice or to ids. The c-th
-    column of the student and the c-th column of the teacher must be the same token.
+    `compared` restricts the output layer before the softmax, `IdRange` to a range of ids and `IdList` to a
+    list of them; without it all are compared. The c-th column of the student and the c-th column of the
+    teacher must be the same token.
     """
 
     hidden: Float[Tensor, "row width"]
     head: Head
-    vocabulary: slice | Int[Tensor, " shared"] = field(default_factory=lambda: slice(None))
+    compared: ComparedIds = field(default_factory=IdRange)
 
     @property
     def num_columns(self) -> int:
-        if isinstance(self.vocabulary, slice):
-            return len(range(*self.vocabulary.indices(len(self.head.weight))))
-        return len(self.vocabulary)
+        return self.compared.size(len(self.head.weight))
 
     def in_precision(self) -> "Rows":
         """Return the rows with the output layer in the precision of products."""
@@ -69,20 +68,14 @@ class Rows:
     def project(self, chunk: slice) -> Float[Tensor, "chunk projected"]:
         """Return hidden @ weight.T + bias in float32 at least, without gradient.
 
-        Ids narrow it later, in `logits`.
+        A list of ids narrows it later, in `logits`.
         """
-        # A slice of the weight is a view, a selection by ids would copy the whole layer.
-        columns = self.vocabulary if isinstance(self.vocabulary, slice) else slice(None)
-        projected = float32_product(self.hidden[chunk], self.head.weight[columns])
-        return projected if self.head.bias is None else projected.add_(self.head.bias[columns])
+        projected = float32_product(self.hidden[chunk], self.compared.part(self.head.weight))
+        return projected if self.head.bias is None else projected.add_(self.compared.part(self.head.bias))
 
     def logits(self, projected: Float[Tensor, "chunk projected"]) -> Float[Tensor, "chunk column"]:
-        """Return the logits over the restricted vocabulary."""
-        logits = projected
-        if not isinstance(self.vocabulary, slice):
-            # [chunk, vocab] to [chunk, shared]
-            logits = logits.index_select(1, self.vocabulary.to(logits.device))
-        return self.head.scaled(logits)
+        """Return the logits of the compared ids."""
+        return self.head.scaled(self.compared.select(projected))
 
     def projected_gradient(
         self, gradient: Float[Tensor, "chunk column"], projected: Float[Tensor, "chunk projected"]
@@ -94,21 +87,11 @@ class Rows:
             gradient.addcmul_(gradient, ratio.square_(), value=-1)
         if self.head.scale != 1.0:
             gradient.mul_(self.head.scale)
-        if isinstance(self.vocabulary, slice):
-            return gradient
-        # [chunk, shared] back to [chunk, vocab]: ids that are left out have no gradient.
-        whole = torch.zeros_like(projected, dtype=gradient.dtype)
-        return whole.index_add_(1, self.vocabulary.to(whole.device), gradient)
+        return self.compared.spread(gradient, projected)
 
     def columns(self, labels: Int[Tensor, " row"]) -> Int[Tensor, " row"]:
-        """Return where token ids stand in the restricted vocabulary, OUTSIDE for those that it lacks."""
-        if isinstance(self.vocabulary, slice):
-            column = labels - self.vocabulary.indices(len(self.head.weight))[0]
-            return column.masked_fill((column < 0) | (column >= self.num_columns), OUTSIDE)
-        # [vocab], the inverse of the ids: where each one stands.
-        table = torch.full((len(self.head.weight),), OUTSIDE, dtype=labels.dtype, device=labels.device)
-        table[self.vocabulary] = torch.arange(len(self.vocabulary), dtype=labels.dtype, device=labels.device)
-        return table[labels]
+        """Return where token ids stand among the compared ones, OUTSIDE for those that are not."""
+        return self.compared.columns(labels, len(self.head.weight))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -122,7 +105,7 @@ class WholeChunk:
         return self.rows.logits(self.projected)
 
     def block(self, rows: slice, device: torch.device | None = None) -> "WholeBlock":
-        # [block, projected], then [block, column]: ids narrow the vocabulary before the softmax.
+        # [block, projected], then [block, column]: the ids are narrowed before the softmax.
         projected = self.projected[rows].to(device)
         return WholeBlock(log_probs=self.rows.logits(projected).log_softmax(dim=1))
 
@@ -193,7 +176,7 @@ class Result:
     `loss` is the sum over groups and their rows of weight times value; groups that are `gradient_only` are in
     its gradient alone. `row_values` holds the unweighted values in nats, one tensor per group in the order of
     its rows, because a row may be in several groups. The log-probabilities are those of the labels, for every
-    row, -inf for a label outside the restricted vocabulary; without teacher rows the teacher's are None.
+    row, -inf for a label that is not compared; without teacher rows the teacher's are None.
     """
 
     loss: Float[Tensor, ""]

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from vlm_distill.batches import ResponseBatch
 from vlm_distill.errors import DataError
+from vlm_distill.losses.compared_ids import OUTSIDE
 from vlm_distill.losses.row_blocks import TeacherRows
-from vlm_distill.losses.rows import OUTSIDE, Rows, row_chunks
+from vlm_distill.losses.rows import Rows, row_chunks
 
 
 @torch.no_grad()
@@ -59,20 +60,15 @@ def _find(
         if "teacher" not in lost:
             break
         for row, column in (lost[lacking] & ~lost[having]).nonzero()[:1].tolist():
+            token_id = student.compared.token_id(column)
             return row, (
-                f"token id {_token_id(student, column)} is possible for the {having} and impossible for "
-                f"the {lacking}: forward or reverse KL is infinite; restrict both to the ids they share"
+                f"token id {token_id} is possible for the {having} and impossible for the {lacking}: forward "
+                "or reverse KL is infinite; restrict both to the ids they share"
             )
     label_lost = lost["student"].gather(1, columns.clamp_min(0)[:, None])[:, 0] | (columns == OUTSIDE)
     for row in label_lost.nonzero()[:1, 0].tolist():
         return row, f"token id {int(labels[row])} of the response is impossible for the student"
     return None
-
-
-def _token_id(rows: Rows, column: int) -> int:
-    if isinstance(rows.vocabulary, slice):
-        return range(*rows.vocabulary.indices(len(rows.head.weight)))[column]
-    return int(rows.vocabulary[column])
 
 
 def _place(responses: ResponseBatch, names: Sequence[str], row: int) -> str:

@@ -22,7 +22,7 @@ from vlm_distill.losses.targets import RowTarget
 class TopRows:
     """The k most probable columns of each row; the last log-probability is that of all others together.
 
-    Columns are those of the restricted vocabulary. `label_log_probs` are of the response tokens.
+    Columns are those of the compared ids. `label_log_probs` are of the response tokens.
     """
 
     columns: Int[Tensor, "row k"]

@@ -8,6 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from vlm_distill.adapters.adapter import LoadedModel
+from vlm_distill.alignment.alignment import ALL_IDS, Alignment
 from vlm_distill.alignment.pair import PairReport, pair_report, share_stops
 from vlm_distill.batches import TrainItem
 from vlm_distill.data.dataset import Dataset, open_dataset
@@ -89,9 +90,9 @@ class Context:
         )
 
     @property
-    def vocabulary(self) -> slice:
-        """The ids that both models define."""
-        return self.pair.vocabulary if self.pair else slice(None)
+    def alignment(self) -> Alignment:
+        """Which ids of both models are compared; all of a student without a teacher."""
+        return self.pair.alignment if self.pair else ALL_IDS
 
     @cached_property
     def held_out_answers(self) -> HeldOut | None:
@@ -115,7 +116,7 @@ class Context:
             examples=examples,
             responses=evaluator.answers(engine, examples, folder=folder, author="teacher"),
             teacher=teacher,
-            vocabulary=self.vocabulary,
+            alignment=self.alignment,
             load_images=self.load_images,
         )
 
@@ -153,7 +154,7 @@ class Context:
             loaded=loaded,
             load_images=load_images or self.load_images,
             batch_size=own.batch_size,
-            suppressed_ids=self.pair.suppressed_ids if self.pair else (),
+            suppressed_ids=self.alignment.suppressed_ids,
         )
 
     def cache_plan(self, config: CacheConfig | None = None) -> CachePlan:
@@ -166,7 +167,7 @@ class Context:
             folder=self.folder / "cache",
             light=self.teacher.loaded,
             body=self.teacher.full,
-            vocabulary=self.vocabulary,
+            alignment=self.alignment,
             load_images=self.load_images,
             log=self.log,
         )

@@ -8,9 +8,8 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
 from vlm_distill.adapters.adapter import LoadedModel
+from vlm_distill.alignment.alignment import Alignment
 from vlm_distill.data.images import ImageLoader, ImageStore
 from vlm_distill.evaluation.agreement import FORWARD_KL, Agreement, Answers, agreement
 from vlm_distill.evaluation.compare import same_answer
@@ -36,14 +35,13 @@ from vlm_distill.teacher_cache.store import CacheReader
 class HeldOut:
     """The prompts on which students are compared with their teacher, and its greedy responses to them.
 
-    `vocabulary` are the ids that both models define. `cache` holds the teacher's hidden states of these
-    responses, where the teacher is not kept in memory.
+    `cache` holds the teacher's hidden states of these responses, where the teacher is not kept in memory.
     """
 
     examples: Sequence[Example]
     responses: Mapping[str, Response]
     teacher: Teacher
-    vocabulary: slice
+    alignment: Alignment
     load_images: ImageLoader
     cache: CacheReader | None = None
 
@@ -182,7 +180,6 @@ class Evaluator:
         *,
         divergence: ForwardKL | ReverseKL = FORWARD_KL,
     ) -> Agreement:
-        width = len(student.head.weight)
         answers = Answers(
             examples=held_out.examples,
             responses=held_out.responses,
@@ -194,14 +191,14 @@ class Evaluator:
             teacher,
             answers,
             batch_size=self.config.batch_size,
-            vocabulary=torch.arange(*held_out.vocabulary.indices(width)),
+            alignment=held_out.alignment,
             divergence=divergence,
         )
 
     def _key(self, student: LoadedModel, held_out: HeldOut) -> str:
         teacher_ids = [[one.example_id, one.token_ids] for one in held_out.responses.values()]
-        vocabulary = held_out.vocabulary
-        settings = [self.config.agreement_tokens, vocabulary.start, vocabulary.stop, "token and own KL"]
+        ids = held_out.alignment.student.key(len(student.head.weight))
+        settings = [self.config.agreement_tokens, *ids, "token and own KL"]
         teacher = held_out.teacher.loaded.fingerprint
         return hash_json([student.fingerprint, teacher, hash_json(teacher_ids), settings])
 

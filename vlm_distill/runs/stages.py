@@ -180,7 +180,7 @@ def _stage(
     return Stage(
         student=student,
         teacher=without_vision_cache(teacher) if teacher and _is_random(augment) else teacher,
-        vocabulary=context.vocabulary,
+        alignment=context.alignment,
         objective=objective,
         items=items,
         load_images=load_images,

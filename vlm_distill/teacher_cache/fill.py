@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vlm_distill.adapters.adapter import LoadedModel
+from vlm_distill.alignment.alignment import Alignment
 from vlm_distill.batches import PromptBatch, ResponseBatch, TrainItem, pad_responses
 from vlm_distill.data.images import ImageLoader
 from vlm_distill.errors import DataError
@@ -40,14 +41,14 @@ class CachePlan:
     """What is cached of which teacher, below `folder`.
 
     `light` has the teacher's output layer alone, `body` loads all of it and is called only if rows are
-    missing. `vocabulary` are the ids that a loss compares, over which log-probabilities are normalised.
+    missing. Log-probabilities are normalised over the teacher's ids of `alignment`.
     """
 
     config: CacheConfig
     folder: Path
     light: LoadedModel
     body: Callable[[], LoadedModel]
-    vocabulary: slice
+    alignment: Alignment
     load_images: ImageLoader
     log: Log
 
@@ -59,9 +60,8 @@ class CachePlan:
     def key(self) -> dict[str, object]:
         """What rows depend on beside the responses; the fingerprint covers processor and tokenizer."""
         weight = self.light.head.weight
-        start, stop, _ = self.vocabulary.indices(len(weight))
         key = {"teacher": self.light.fingerprint, "dtype": str(weight.dtype), "tier": self.config.tier}
-        return key | self.tier.key((start, stop))
+        return key | self.tier.key(self.alignment.teacher.key(len(weight)))
 
 
 def cached_by_author(
@@ -218,5 +218,5 @@ def _tensors(
             f"teacher cache: hidden states are not finite in the batch of example {items[0].example.id!r}; "
             "load the teacher in float32 or bfloat16"
         )
-    rows = Rows(hidden=hidden, head=body.head, vocabulary=plan.vocabulary)
+    rows = Rows(hidden=hidden, head=body.head, compared=plan.alignment.teacher)
     return plan.tier.keep(rows, padded.labels)

@@ -16,7 +16,8 @@ from torch import Tensor
 from vlm_distill.batches import Head
 from vlm_distill.config import Record
 from vlm_distill.errors import ConfigError
-from vlm_distill.losses import Objective, Rows
+from vlm_distill.losses import ComparedIds, Objective, Rows
+from vlm_distill.losses.compared_ids import IdsKey
 from vlm_distill.losses.row_blocks import TeacherRows
 from vlm_distill.losses.rows import label_log_probs, row_chunks
 from vlm_distill.losses.teacher_rows import LabelRows, TopRows, top_rows
@@ -26,7 +27,6 @@ LOGIT_BYTES = 64 * 2**20
 
 Tensors: TypeAlias = Mapping[str, Tensor]
 """By name, [row, ...] each: a row is a response token."""
-Vocabulary: TypeAlias = slice | Int[Tensor, " shared"]
 TierName: TypeAlias = Literal["hidden", "top_k", "sampled"]
 
 
@@ -48,13 +48,13 @@ class CacheConfig(Record):
 class Tier(Protocol):
     """What the cache, training and checks ask of a tier."""
 
-    def key(self, ids: tuple[int, int]) -> dict[str, Any]:
-        """Return what the tensors depend on beside the teacher; `ids` are the range that is compared."""
+    def key(self, ids: IdsKey) -> dict[str, Any]:
+        """Return what the tensors depend on beside the teacher; `ids` is the key of those compared."""
 
     def keep(self, rows: Rows, labels: Int[Tensor, " row"]) -> dict[str, Tensor]:
         """Return what is stored of the teacher's rows, on the CPU; `labels` are token ids."""
 
-    def rows(self, tensors: Tensors, head: Head, vocabulary: Vocabulary) -> TeacherRows:
+    def rows(self, tensors: Tensors, head: Head, compared: ComparedIds) -> TeacherRows:
         """Return what the loss core reads, given what was kept and the teacher's output layer."""
 
     def bytes_per_token(self, head: Head, *, dtype: torch.dtype) -> int:
@@ -70,14 +70,14 @@ class Hidden:
 
     dtype: Literal["teacher", "bfloat16"] = "teacher"
 
-    def key(self, ids: tuple[int, int]) -> dict[str, Any]:
+    def key(self, ids: IdsKey) -> dict[str, Any]:
         return {"stored dtype": self.dtype}
 
     def keep(self, rows: Rows, labels: Int[Tensor, " row"]) -> dict[str, Tensor]:
         return {HIDDEN: rows.hidden.cpu().to(self._stored(rows.hidden.dtype))}
 
-    def rows(self, tensors: Tensors, head: Head, vocabulary: Vocabulary) -> Rows:
-        return Rows(hidden=tensors[HIDDEN].to(head.weight.dtype), head=head, vocabulary=vocabulary)
+    def rows(self, tensors: Tensors, head: Head, compared: ComparedIds) -> Rows:
+        return Rows(hidden=tensors[HIDDEN].to(head.weight.dtype), head=head, compared=compared)
 
     def bytes_per_token(self, head: Head, *, dtype: torch.dtype) -> int:
         return head.weight.shape[1] * self._stored(dtype).itemsize
@@ -95,8 +95,8 @@ class TopK:
 
     k: int = 128
 
-    def key(self, ids: tuple[int, int]) -> dict[str, Any]:
-        return {"k": self.k, "vocabulary": list(ids)}
+    def key(self, ids: IdsKey) -> dict[str, Any]:
+        return {"k": self.k, "vocabulary": ids}
 
     def keep(self, rows: Rows, labels: Int[Tensor, " row"]) -> dict[str, Tensor]:
         def of_chunk(logits: Tensor, columns: Tensor) -> dict[str, Tensor]:
@@ -106,7 +106,7 @@ class TopK:
 
         return _by_chunks(rows, labels, of_chunk)
 
-    def rows(self, tensors: Tensors, head: Head, vocabulary: Vocabulary) -> TopRows:
+    def rows(self, tensors: Tensors, head: Head, compared: ComparedIds) -> TopRows:
         return TopRows(
             columns=tensors[IDS], log_probs=tensors[LOG_PROBS], label_log_probs=tensors[LABEL_LOG_PROBS]
         )
@@ -128,8 +128,8 @@ class TopK:
 class Sampled:
     """The log-probability of the response token alone: all that a server gives."""
 
-    def key(self, ids: tuple[int, int]) -> dict[str, Any]:
-        return {"vocabulary": list(ids)}
+    def key(self, ids: IdsKey) -> dict[str, Any]:
+        return {"vocabulary": ids}
 
     def keep(self, rows: Rows, labels: Int[Tensor, " row"]) -> dict[str, Tensor]:
         def of_chunk(logits: Tensor, columns: Tensor) -> dict[str, Tensor]:
@@ -137,7 +137,7 @@ class Sampled:
 
         return _by_chunks(rows, labels, of_chunk)
 
-    def rows(self, tensors: Tensors, head: Head, vocabulary: Vocabulary) -> LabelRows:
+    def rows(self, tensors: Tensors, head: Head, compared: ComparedIds) -> LabelRows:
         return LabelRows(label_log_probs=tensors[LABEL_LOG_PROBS])
 
     def bytes_per_token(self, head: Head, *, dtype: torch.dtype) -> int:

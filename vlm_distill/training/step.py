@@ -9,10 +9,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from vlm_distill.adapters.adapter import LoadedModel
+from vlm_distill.alignment.alignment import Alignment
 from vlm_distill.batches import TrainItem
 from vlm_distill.data.images import ImageLoader
 from vlm_distill.forward import response_hidden, single_forward_hidden
-from vlm_distill.losses import Objective, ObjectiveLoss, Rows
+from vlm_distill.losses import ComparedIds, Objective, ObjectiveLoss, Rows
 from vlm_distill.losses.row_blocks import TeacherRows
 from vlm_distill.records import Example, Response
 from vlm_distill.teacher_cache.store import CacheReader
@@ -30,16 +31,15 @@ Evaluate = Callable[[], dict[str, float]]
 class Stage:
     """What one training stage works on.
 
-    `vocabulary` is the id range that both models define, `key` names inputs and config. `sample` and
-    `evaluate` work on `student` as it is at that moment. `reference_log_probs` are those of the stored
-    responses under the student before the stage, by response id, where the objective needs them.
-    With a `cache` the teacher needs no weights beside its output layer.
+    `key` names inputs and config. `sample` and `evaluate` work on `student` as it is at that moment.
+    `reference_log_probs` are those of the stored responses under the student before the stage, by response
+    id, where the objective needs them. With a `cache` the teacher needs no weights beside its output layer.
     `trust_remote_code` is how the student was loaded, in case it is loaded again.
     """
 
     student: LoadedModel
     teacher: LoadedModel | None
-    vocabulary: slice
+    alignment: Alignment
     objective: Objective
     items: Sequence[TrainItem]
     load_images: ImageLoader
@@ -92,14 +92,14 @@ def model_rows(
     teacher: TeacherRows | None = None
     if stage.teacher is not None and stage.cache is not None and batch.cached is not None:
         head = stage.teacher.head
-        teacher = stage.cache.tier.rows(batch.cached, head, stage.vocabulary)
+        teacher = stage.cache.tier.rows(batch.cached, head, stage.alignment.teacher)
     elif stage.teacher is not None and batch.teacher_prompts is not None:
         with torch.no_grad():
             hidden = response_hidden(stage.teacher, batch.teacher_prompts, batch.responses)
-            teacher = _rows(stage.teacher, hidden, stage.vocabulary)
+            teacher = _rows(stage.teacher, hidden, stage.alignment.teacher)
     hidden = student_hidden(stage.student, batch.student_prompts, batch.responses)
-    return _rows(stage.student, hidden, stage.vocabulary), teacher
+    return _rows(stage.student, hidden, stage.alignment.student), teacher
 
 
-def _rows(loaded: LoadedModel, hidden: Float[Tensor, "row width"], vocabulary: slice) -> Rows:
-    return Rows(hidden=hidden, head=loaded.head, vocabulary=vocabulary)
+def _rows(loaded: LoadedModel, hidden: Float[Tensor, "row width"], compared: ComparedIds) -> Rows:
+    return Rows(hidden=hidden, head=loaded.head, compared=compared)
