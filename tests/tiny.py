@@ -73,6 +73,14 @@ def fresh(loaded: LoadedModel) -> LoadedModel:
     return replace(loaded, model=copy.deepcopy(loaded.model))
 
 
+def with_places(loaded: LoadedModel, places: torch.Tensor) -> LoadedModel:
+    """Return a copy whose output layer, which must not be tied, has token i at the id places[i]."""
+    moved = fresh(loaded)
+    weight = moved.model.get_output_embeddings().weight
+    weight.data = weight.data[places.argsort()]
+    return moved
+
+
 def picture(color: str = "red", *, size: tuple[int, int] = (IMAGE_SIZE, IMAGE_SIZE)) -> Picture.Image:
     """Return a picture with one coloured square off the centre, so that patches differ."""
     image = Picture.new("RGB", size, "white")

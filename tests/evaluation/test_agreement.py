@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.tiny import example, picture, tiny_llava, tiny_text_model
+from tests.tiny import example, picture, tiny_llava, tiny_text_model, with_places
 from vlm_distill.adapters.adapter import LoadedModel
 from vlm_distill.alignment.alignment import ALL_IDS, Alignment
 from vlm_distill.alignment.same_ids import same_ids
@@ -151,12 +151,24 @@ def test_examples_without_a_response_are_counted() -> None:
         measure(tiny_llava(0), tiny_llava(1), answers=answers_to(EXAMPLES, {}))
 
 
+def test_a_teacher_may_have_the_same_tokens_at_other_ids_of_its_output_layer() -> None:
+    student, teacher = tiny_text_model(0), tiny_text_model(1)
+    texts = Answers(examples=[example("b", "hi")], responses=RESPONSES, load_images=lambda _: [])
+    places = torch.randperm(len(teacher.head.weight), generator=torch.Generator().manual_seed(0))
+    moved = Alignment(route="moved", student=IdRange(), teacher=IdList(ids=places))
+    found = measure(student, with_places(teacher, places), answers=texts, alignment=moved)
+    expected = measure(student, teacher, answers=texts)
+    assert found.token_kl == pytest.approx(expected.token_kl, rel=1e-5)
+    assert found.top1 == expected.top1
+
+
 def test_other_output_layers_need_the_shared_ids() -> None:
     student, teacher = copy.deepcopy(tiny_text_model(0)), tiny_text_model(1)
     student.model.resize_token_embeddings(len(student.tokenizer) + 8)  # type: ignore[operator]
     texts = Answers(examples=[example("b", "hi")], responses=RESPONSES, load_images=lambda _: [])
     with pytest.raises(AdapterError, match="give the ids that both models share"):
         measure(student, teacher, answers=texts)
-    assert measure(student, teacher, answers=texts, alignment=same_ids(teacher, student)).num_tokens == 2
+    aligned = measure(student, teacher, answers=texts, alignment=same_ids(teacher, student))
+    assert aligned.num_tokens == 2
     with pytest.raises(DataError, match="token id 30"):
         measure(student, teacher, answers=texts, alignment=both(IdRange(stop=20)))

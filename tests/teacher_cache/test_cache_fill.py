@@ -10,11 +10,11 @@ import torch
 from tests.stages import KilledError, assert_same, config, load_images, make_items, make_stage, weights
 from tests.tiny import fresh, tiny_llava, tiny_text_model
 from vlm_distill.adapters.adapter import LoadedModel, LoadOptions
-from vlm_distill.alignment.alignment import ALL_IDS
+from vlm_distill.alignment.alignment import ALL_IDS, Alignment
 from vlm_distill.batches import pad_responses
 from vlm_distill.errors import AdapterError, DataError
 from vlm_distill.forward import response_hidden
-from vlm_distill.losses import DPO, KD, TAID, DistiLLM2, Rows, forward_kl
+from vlm_distill.losses import DPO, KD, TAID, DistiLLM2, IdRange, Rows, forward_kl
 from vlm_distill.models.load import load_model
 from vlm_distill.models.output_layer import light_model
 from vlm_distill.models.save import save_model
@@ -132,6 +132,15 @@ def test_a_bfloat16_teacher_is_cached_in_its_own_numbers(tmp_path: Path) -> None
     live = trained(tmp_path / "live", teacher, KD(), size=6)
     cached = trained(tmp_path / "cached", teacher, KD(), size=6, cache=CacheConfig())
     assert_same(cached, live)
+
+
+def test_the_key_names_the_ids_of_the_teacher_over_which_probabilities_are_normalised(
+    tmp_path: Path,
+) -> None:
+    plan = Teacher(tmp_path / "teacher").plan(tmp_path / "cache", tier="sampled")
+    assert plan.key["vocabulary"] == [0, 300]
+    moved = Alignment(route="moved", student=IdRange(start=10, stop=20), teacher=IdRange(stop=10))
+    assert replace(plan, alignment=moved).key["vocabulary"] == [0, 10]
 
 
 def test_top_k_of_nearly_every_token_is_training_with_the_live_teacher(tmp_path: Path) -> None:

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from tests.stages import assert_same, config, make_items, make_stage, response, stop_after, weights
-from tests.tiny import example, fresh, tiny_llava, tiny_text_model
+from tests.tiny import example, fresh, tiny_llava, tiny_text_model, with_places
+from vlm_distill.alignment.alignment import ALL_IDS, Alignment
 from vlm_distill.batches import TrainItem
 from vlm_distill.errors import AdapterError, ConfigError, DataError
-from vlm_distill.losses import SFT, DistiLLM2, SeqKD
+from vlm_distill.losses import SFT, DistiLLM2, IdList, IdRange, SeqKD
 from vlm_distill.models.feature_store import FeatureStore, VisionCacheConfig
 from vlm_distill.models.vision_cache import with_vision_cache
 from vlm_distill.training.budget import Budget, learning_rate
@@ -42,6 +43,29 @@ def test_gradients_do_not_depend_on_how_a_step_is_cut_into_micro_batches(tmp_pat
         assert loss == pytest.approx(gradients[0][0], rel=1e-7)
         for value, expected in zip(found, gradients[0][1], strict=True):
             torch.testing.assert_close(value, expected, rtol=1e-6, atol=1e-12)
+
+
+def test_a_teacher_that_has_the_tokens_at_other_ids_of_its_output_layer_trains_the_same_student(
+    tmp_path: Path,
+) -> None:
+    teacher = tiny_text_model(1, hidden_size=32)
+    places = torch.randperm(len(teacher.head.weight), generator=torch.Generator().manual_seed(0))
+    moved = Alignment(route="moved", student=IdRange(), teacher=IdList(ids=places))
+    trained = []
+    for one, alignment in ((fresh(teacher), ALL_IDS), (with_places(teacher, places), moved)):
+        student = fresh(tiny_text_model(0))
+        student.model.double(), one.model.double()
+        stage = make_stage(
+            tmp_path / alignment.route,
+            student=student,
+            teacher=one,
+            alignment=alignment,
+            items=make_items(num_images=0),
+        )
+        train(config(), stage, log=print)
+        trained.append(weights(student))
+    for name, value in trained[0].items():
+        torch.testing.assert_close(trained[1][name], value, rtol=0, atol=1e-9)
 
 
 def test_training_lowers_the_loss(tmp_path: Path) -> None:
