@@ -314,7 +314,7 @@ def _stored(context: Context, step: Step, loaded: LoadedModel) -> list[Response]
         examples=context.examples,
         sampling=settings.sampling.model_copy(update={"seed": seed}),
         fingerprint=loaded.fingerprint,
-        suppressed_ids=context.pair.suppressed_ids if context.pair else (),
+        suppressed_ids=context.alignment.suppressed_ids,
         author=author,
         round=step.round,
         label=f"{step.label} responses",
