@@ -13,9 +13,9 @@ from tests.scripted_engine import ScriptedEngine
 from tests.tiny import example, picture, tiny_llava, tiny_text_model
 from vlm_distill.adapters.adapter import LoadedModel
 from vlm_distill.errors import EngineError
-from vlm_distill.generation.engine import Completion, Engine, OpenEngine, Sampling, VllmEngineConfig
+from vlm_distill.generation.engine import Completion, Engine, OpenEngine, Sampling
 from vlm_distill.generation.transformers_engine import TransformersEngine
-from vlm_distill.generation.vllm_engine import VllmEngine
+from vlm_distill.generation.vllm_engine import VllmEngine, VllmEngineConfig
 from vlm_distill.generation.work import Job, generate_responses
 from vlm_distill.records import Example, Response
 

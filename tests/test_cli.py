@@ -78,3 +78,18 @@ def test_an_interrupt_says_that_the_command_continues(
     monkeypatch.setattr("vlm_distill.runs.config.load_run", interrupted)
     assert main(["run", "easy_vqa"]) == 130
     assert "the same command continues" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("engine", "message"),
+    [
+        (["vlm"], "engine.kind: unknown kind 'vlm'; did you mean 'vllm'?"),
+        (["vllm", "dtyp=float32"], "engine.dtyp: unknown key; did you mean 'dtype'?"),
+        (["vllm", "float32"], "float32"),
+    ],
+)
+def test_a_mistake_in_the_engine_of_an_evaluation_is_one_line(
+    engine: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["eval", "bundled:easy_vqa_teacher", "--suite", "easy_vqa", "--engine", *engine]) == 2
+    assert message in capsys.readouterr().err

@@ -67,7 +67,7 @@ def _check(options: Namespace) -> None:
 
 
 def _eval(options: Namespace) -> None:
-    from vlm_distill.config import check_yaml
+    from vlm_distill.config import apply_overrides, check_yaml, decode
 
     check_yaml(options.suite, folder="eval/suites")
     _quiet_libraries()
@@ -77,9 +77,12 @@ def _eval(options: Namespace) -> None:
 
     name = options.model.removeprefix("bundled:").strip("./").replace("/", "_")
     settings = {"suite": options.suite, "limit": options.limit, "batch_size": options.batch_size}
+    if options.engine:
+        kind, *overrides = options.engine
+        settings["engine"] = apply_overrides({"kind": kind}, overrides)
     table = evaluate_model(
         ModelConfig(model=options.model, dtype=options.dtype, trust_remote_code=options.trust_remote_code),
-        EvaluateConfig(**settings, shuffle_images=options.shuffle_images),
+        decode(EvaluateConfig, {**settings, "shuffle_images": options.shuffle_images}, where="eval"),
         folder=options.output or Path("eval_results") / name,
         device=options.device,
     )
@@ -185,6 +188,12 @@ VERBS = {
             },
             "--limit": {"type": _positive, "help": "at most this many questions of each task, whole images"},
             "--batch-size": {"type": _positive, "default": 64},
+            "--engine": {
+                "nargs": "+",
+                "metavar": ("KIND", "key=value"),
+                "help": "what generates: transformers, in batches of --batch-size (default), or vllm, with "
+                "settings of its own such as dtype=float32 max_model_len=512",
+            },
             "--dtype": {"default": "float32", "choices": ["float32", "bfloat16", "float16", "auto"]},
             "--device": {"default": "auto"},
             "--shuffle-images": {

@@ -1,8 +1,11 @@
 """Installed Python packages, none of which is imported here: their versions, and folders with data."""
 
 import importlib.util
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires, version
 from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 _INSTALL = {
     "easy_vqa": "pip install 'vlm-distill[demo]'",
@@ -17,6 +20,23 @@ def package_version(distribution: str) -> str | None:
         return version(distribution)
     except PackageNotFoundError:
         return None
+
+
+def provider_version(package: str) -> str | None:
+    """Return the version of the distribution that gives an import name, which may be called otherwise."""
+    return next((version(one) for one in packages_distributions().get(package, ())), None)
+
+
+def declared_versions(distribution: str) -> SpecifierSet:
+    """Return the versions that the metadata of vlm-distill accept of another distribution.
+
+    A checkout that was never installed has none, and all versions are accepted.
+    """
+    try:
+        declared = [Requirement(line) for line in requires("vlm-distill") or ()]
+    except PackageNotFoundError:
+        return SpecifierSet()
+    return next((one.specifier for one in declared if one.name == distribution), SpecifierSet())
 
 
 def package_folder(package: str) -> Path | None:

@@ -1,17 +1,9 @@
-from typing import Annotated
-
 import pytest
-from pydantic import Field
 
 from tests.scripted_engine import ScriptedEngine
 from tests.tiny import example, tiny_text_model
-from vlm_distill.config import Record, decode
-from vlm_distill.errors import ConfigError, EngineError
-from vlm_distill.generation.engine import EngineConfig, Sampling
-
-
-class Generate(Record):
-    engine: Annotated[EngineConfig, Field(discriminator="kind")]
+from vlm_distill.errors import EngineError
+from vlm_distill.generation.engine import Sampling
 
 
 def scripted(script: dict[str, tuple[str, ...]]) -> ScriptedEngine:
@@ -43,10 +35,3 @@ def test_a_text_without_room_for_its_stop_token_finishes_by_length() -> None:
 def test_an_example_without_a_script_names_the_nearest_one() -> None:
     with pytest.raises(EngineError, match="did you mean 'question-1'"):
         scripted({"question-1": ("x",)}).generate([example("question-2", "?")], Sampling())
-
-
-def test_an_unknown_engine_is_an_error() -> None:
-    values = {"kind": "transformers", "batch_size": 3}
-    assert decode(Generate, {"engine": values}, where="x").engine.batch_size == 3
-    with pytest.raises(ConfigError, match=r"engine\.kind: unknown kind 'transformer'; did you mean"):
-        decode(Generate, {"engine": {"kind": "transformer"}}, where="x")

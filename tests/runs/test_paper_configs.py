@@ -19,7 +19,7 @@ from vlm_distill.config.assets import asset_folder
 from vlm_distill.data.dataset import Dataset
 from vlm_distill.data.recipe import load_recipe, prepare
 from vlm_distill.data.sources import Files, Hub
-from vlm_distill.generation.engine import VllmEngineConfig
+from vlm_distill.generation.vllm_engine import VllmEngineConfig
 from vlm_distill.losses import DistiLLM2
 from vlm_distill.models.lora import Lora
 from vlm_distill.records import Example, Image, Message, Text

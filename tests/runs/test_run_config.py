@@ -89,13 +89,6 @@ def test_mistakes_are_named_by_dotted_path(override: str, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_vllm_does_not_sample_from_a_quantised_teacher() -> None:
-    overrides = ["generate.engine={kind: vllm}", "teacher.quantisation={quant_method: bitsandbytes}"]
-    assert load_run(MAIN, overrides[:1]).generate.engine.kind == "vllm"
-    with pytest.raises(ConfigError, match="vllm would sample from its full weights"):
-        load_run(MAIN, overrides)
-
-
 def test_an_unknown_config_names_the_nearest_shipped_one() -> None:
     with pytest.raises(ConfigError, match="did you mean 'easy_vqa'"):
         load_run("configs/easy_vga.yaml")

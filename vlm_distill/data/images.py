@@ -73,6 +73,10 @@ class ImageStore:
         self._stored.add(image)
         return image
 
+    def load_images(self, example: Example) -> list[Image.Image]:
+        """Return the pictures of an example, in the order of its image parts."""
+        return [self.load(image) for image in example.images]
+
     def load(self, image: str) -> Image.Image:
         """Return the picture as RGB, upright as its EXIF orientation says, transparent parts on white.
 

@@ -78,7 +78,7 @@ def evaluate_task(
         DataError: the data cannot be read, or an example has fewer references than a metric needs.
         EngineError: the engine failed.
     """
-    target = folder / (f"{task.name}.shuffled_images" if selection.shuffle_images else task.name)
+    target = _target(folder, task, shuffle_images=selection.shuffle_images)
     questions, data_counts = on_main(lambda: _questions(task, images, selection))
     job = _job(task, model, questions, label=f"eval {target.name}")
     provenance = _provenance(task, job, selection, questions=questions)
@@ -97,6 +97,15 @@ def evaluate_task(
         provenance = saved.provenance
     samples = [_sample(task, one, predictions[one.example.id]) for one in questions]
     return on_main(lambda: _score_and_write(task, samples, provenance, target))
+
+
+def has_result(folder: Path, task: Task, *, shuffle_images: bool) -> bool:
+    """Return whether `evaluate_task` has written a result there, of whichever model and questions."""
+    return (_target(folder, task, shuffle_images=shuffle_images) / "results.json").is_file()
+
+
+def _target(folder: Path, task: Task, *, shuffle_images: bool) -> Path:
+    return folder / (f"{task.name}.shuffled_images" if shuffle_images else task.name)
 
 
 def _job(task: Task, model: Answerer, questions: Sequence[Question], *, label: str) -> Job:

@@ -6,7 +6,7 @@ Stage logic (what is stored, what is resumed) is in work.py; the numerics of sam
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from pydantic import Field, model_validator
 
@@ -43,40 +43,6 @@ class Sampling(Record):
     def hash(self) -> str:
         """Return the hash that responses carry in `Response.sampling`."""
         return hash_json(self.model_dump(mode="json"))
-
-
-class TransformersEngineConfig(Record):
-    """Generation inside this process. `batch_size` is the number of responses that are decoded together."""
-
-    kind: Literal["transformers"] = "transformers"
-    batch_size: int = Field(default=128, ge=1)
-
-
-class VllmEngineConfig(Record):
-    """Generation with vLLM, whose worker processes end with the stage.
-
-    `batch_size` is the number of responses that are handed over at once, the most that a kill loses; what
-    runs together inside is vLLM's to schedule, up to `max_num_seqs` responses (None: vLLM's default).
-    `gpu_memory_utilization` is the share of each GPU that vLLM may take, beside models that stay loaded; on a
-    CPU, VLLM_CPU_KVCACHE_SPACE (GiB) sizes the key-value cache. `max_model_len` is the room for a prompt and
-    its answer in tokens (None: all positions of the model, for which the memory must suffice).
-    `limit_images` is the most images in one prompt. `dtype` is written out, because vLLM reads "auto" in
-    another way than transformers. `enforce_eager` starts sooner and generates slower.
-    """
-
-    kind: Literal["vllm"] = "vllm"
-    batch_size: int = Field(default=1024, ge=1)
-    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-    tensor_parallel_size: int = Field(default=1, ge=1)
-    gpu_memory_utilization: float = Field(default=0.5, gt=0.0, le=1.0)
-    max_model_len: int | None = Field(default=None, ge=1)
-    max_num_seqs: int | None = Field(default=None, ge=1)
-    limit_images: int = Field(default=4, ge=1)
-    enforce_eager: bool = False
-
-
-# Tagged by `kind`.
-EngineConfig = TransformersEngineConfig | VllmEngineConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -5,17 +5,21 @@ decoding.py.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Int
+from pydantic import Field
 from torch import Tensor
 
 from vlm_distill.adapters.adapter import LoadedModel
 from vlm_distill.batches import PromptBatch
+from vlm_distill.config import Record
 from vlm_distill.data.images import ImageLoader
 from vlm_distill.files import hash_json
+from vlm_distill.generation.backend import Asked, Backend
 from vlm_distill.generation.decoding import FINISHES, Decoded, EndsInStop, decode_batch, evaluating
 from vlm_distill.generation.engine import Completion, Sampling
 from vlm_distill.generation.prompts import (
@@ -28,6 +32,13 @@ from vlm_distill.generation.prompts import (
 from vlm_distill.generation.sampling import row_uniforms
 from vlm_distill.packages import package_version
 from vlm_distill.records import Example
+
+
+class TransformersEngineConfig(Record):
+    """Generation inside this process. `batch_size` is the number of responses that are decoded together."""
+
+    kind: Literal["transformers"] = "transformers"
+    batch_size: int = Field(default=128, ge=1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -115,3 +126,22 @@ def _stop_string_test(tokenizer: Any, stop: tuple[str, ...]) -> EndsInStop:
         return torch.tensor(found, device=token_ids.device)
 
     return ends_in_stop
+
+
+def transformers_engine(config: TransformersEngineConfig, asked: Asked) -> TransformersEngine:
+    """Return the engine with these settings, which holds nothing that must be freed."""
+    return TransformersEngine(
+        loaded=asked.loaded,
+        load_images=asked.load_images,
+        batch_size=config.batch_size,
+        suppressed_ids=asked.suppressed_ids,
+        full=asked.full,
+    )
+
+
+TRANSFORMERS = Backend(
+    config=TransformersEngineConfig,
+    open=lambda config, asked: nullcontext(transformers_engine(config, asked)),
+    # It runs on what training runs on.
+    require=lambda config, loaded, options: None,
+)

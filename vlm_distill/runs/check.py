@@ -12,6 +12,7 @@ from vlm_distill.evaluation.task import load_suite, load_task
 from vlm_distill.losses import ObjectiveConfig
 from vlm_distill.models.skeleton import load_skeleton
 from vlm_distill.runs.config import RunConfig
+from vlm_distill.runs.engines import about_live, require_engines
 from vlm_distill.runs.memory import MicroBatchShape, estimate
 from vlm_distill.runs.plan import Step, plan
 from vlm_distill.runs.prepare import millions, recipe_of, trains_tokenizer
@@ -41,14 +42,16 @@ def check(config: RunConfig) -> str:
 
     Reads configs, tokenizers, processors and no weights.
     """
-    found = inspect(config)
+    found, steps = inspect(config), plan(config)
+    require_engines(config, steps, teacher=found.teacher, student=found.student)
     lines = [dump_yaml(config.model_dump(mode="json")).rstrip()]
     lines.append(f"data: recipe {found.recipe.name} with {len(found.recipe.sources)} source(s)")
     lines.append(f"evaluation: {', '.join(found.tasks) or 'none'}")
     lines += [f"pair: {line}" for line in found.pair.lines()] if found.pair else []
     about = " (more with the tokens that the data will give it)" if trains_tokenizer(config.student) else ""
     lines.append(f"student: {millions(found.student)} parameters{about}; the run writes to {config.folder}")
-    lines += [f"step: {_line(step)}" for step in plan(config)]
+    lines += [f"step: {_line(step)}" for step in steps]
+    lines += about_live(config)
     if config.cache:
         lines += _cache(config, found)
     if config.warmup:

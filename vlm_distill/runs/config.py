@@ -9,7 +9,9 @@ from pydantic import Field, field_validator, model_validator
 from vlm_distill.adapters.adapter import Placement
 from vlm_distill.config import Record, apply_overrides, decode, find_yaml, read_yaml
 from vlm_distill.data.augment import Augment
-from vlm_distill.generation.engine import EngineConfig, Sampling, TransformersEngineConfig
+from vlm_distill.generation.engine import Sampling
+from vlm_distill.generation.engines import EngineConfig
+from vlm_distill.generation.transformers_engine import TransformersEngineConfig
 from vlm_distill.losses import ObjectiveConfig
 from vlm_distill.models.feature_store import VisionCacheConfig
 from vlm_distill.records import Author
@@ -139,7 +141,8 @@ class EvaluateConfig(Record):
 
     `limit` caps the questions of each task (whole images are drawn), `agreement_examples` the held-out
     prompts on which student and teacher are compared, on greedy responses of up to `agreement_tokens`;
-    `shuffle_images` repeats the suite with permuted images for the table's drop.
+    `shuffle_images` repeats the suite with permuted images for the table's drop. `engine` answers all of it,
+    by default this process with `batch_size` responses at once.
     """
 
     suite: str | None = None
@@ -149,6 +152,11 @@ class EvaluateConfig(Record):
     agreement_tokens: int = Field(default=64, ge=1)
     shuffle_images: bool = True
     batch_size: int = Field(default=64, ge=1)
+    engine: Engine | None = None
+
+    @property
+    def answers_with(self) -> EngineConfig:
+        return self.engine or TransformersEngineConfig(batch_size=self.batch_size)
 
 
 class RunConfig(Record):
@@ -193,11 +201,6 @@ class RunConfig(Record):
             )
         if self.teacher is None and self.student.shrink is not None:
             raise ValueError("`student.shrink` takes layers of a teacher: add `teacher`")
-        if self.teacher and self.teacher.quantisation and self.generate.engine.kind == "vllm":
-            raise ValueError(
-                "`teacher.quantisation` is for the teacher in this process, and vllm would sample from its "
-                "full weights; choose `generate.engine: {kind: transformers}`"
-            )
         if self.warmup and self.train and self.warmup.train.precision != self.train.precision:
             raise ValueError("`warmup.train.precision` and `train.precision` must be equal in one run")
         return self

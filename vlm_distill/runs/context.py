@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from vlm_distill.adapters.adapter import LoadedModel
+from vlm_distill.adapters.adapter import LoadedModel, LoadOptions
 from vlm_distill.alignment.alignment import ALL_IDS, Alignment
 from vlm_distill.alignment.pair import PairReport, pair_report, share_stops
 from vlm_distill.batches import TrainItem
@@ -15,8 +15,9 @@ from vlm_distill.data.dataset import Dataset, open_dataset
 from vlm_distill.data.draw import draw
 from vlm_distill.data.images import ImageLoader, ImageStore
 from vlm_distill.files import write_json
-from vlm_distill.generation.engine import TransformersEngineConfig
-from vlm_distill.generation.transformers_engine import TransformersEngine
+from vlm_distill.generation.backend import Asked
+from vlm_distill.generation.engines import live_config
+from vlm_distill.generation.transformers_engine import TransformersEngine, transformers_engine
 from vlm_distill.models.feature_store import FeatureStore
 from vlm_distill.models.skeleton import load_skeleton
 from vlm_distill.models.vision_cache import with_vision_cache
@@ -26,7 +27,7 @@ from vlm_distill.records import Example
 from vlm_distill.runs.config import VISION_FEATURES, ModelConfig, RunConfig
 from vlm_distill.runs.evaluator import Evaluator, HeldOut, draw_held_out
 from vlm_distill.runs.plan import HELD_OUT, Step, compares
-from vlm_distill.runs.teacher import Teacher, load
+from vlm_distill.runs.teacher import Teacher, load, load_options
 from vlm_distill.teacher_cache.fill import CachePlan, fill_cache
 from vlm_distill.teacher_cache.store import CacheReader
 from vlm_distill.teacher_cache.tiers import CacheConfig
@@ -104,18 +105,13 @@ class Context:
         examples = draw_held_out(self.config.evaluate, self.dataset.held_out, log=self.log)
         if not examples:
             return None
-        evaluator, teacher = self.evaluator(), self.teacher
-        engine = TransformersEngine(
-            loaded=teacher.loaded,
-            load_images=self.load_images,
-            batch_size=evaluator.config.batch_size,
-            full=teacher.full,
-        )
         folder = self.folder / self.steps[f"{HELD_OUT}.generate"].folder
         return HeldOut(
             examples=examples,
-            responses=evaluator.answers(engine, examples, folder=folder, author="teacher"),
-            teacher=teacher,
+            responses=self.evaluator().answers(
+                self.asked_teacher(), examples, folder=folder, author="teacher"
+            ),
+            teacher=self.teacher,
             alignment=self.alignment,
             load_images=self.load_images,
         )
@@ -140,22 +136,33 @@ class Context:
         return Evaluator(config=self.config.evaluate, images=images, log=self.log, held_out=held_out)
 
     def load_images(self, example: Example) -> list[Image.Image]:
-        return [self.dataset.images.load(image) for image in example.images]
+        return self.dataset.images.load_images(example)
 
-    def engine(self, loaded: LoadedModel, load_images: ImageLoader | None = None) -> TransformersEngine:
-        """Return the engine inside this process, which never writes what the other model could not read.
-
-        A student in the middle of its training answers with it whatever `generate.engine` says.
-        """
-        config = self.config.generate.engine
-        # The batch of vLLM counts what is handed over, not what is decoded together.
-        own = config if isinstance(config, TransformersEngineConfig) else TransformersEngineConfig()
-        return TransformersEngine(
-            loaded=loaded,
-            load_images=load_images or self.load_images,
-            batch_size=own.batch_size,
-            suppressed_ids=self.alignment.suppressed_ids,
+    def asked_teacher(self) -> Asked:
+        """Return the teacher as an engine is opened with it."""
+        assert self.teacher is not None
+        assert self.config.teacher is not None
+        return Asked(
+            loaded=self.teacher.loaded,
+            load_images=self.load_images,
+            options=load_options(self.config.teacher, self.config.device),
+            full=self.teacher.full,
         )
+
+    def asked_student(self, stage: str) -> Asked:
+        """Return the student of a stage as an engine is opened with it."""
+        return self._asked(self.student(stage))
+
+    def live_engine(self, student: LoadedModel, load_images: ImageLoader) -> TransformersEngine:
+        """Return the engine inside this process, with which a student answers as it is at that moment."""
+        asked = replace(
+            self._asked(student), load_images=load_images, suppressed_ids=self.alignment.suppressed_ids
+        )
+        return transformers_engine(live_config(self.config.generate.engine), asked)
+
+    def _asked(self, student: LoadedModel) -> Asked:
+        options = LoadOptions(trust_remote_code=self.config.student.trust_remote_code)
+        return Asked(loaded=student, load_images=self.load_images, options=options)
 
     def cache_plan(self, config: CacheConfig | None = None) -> CachePlan:
         """Return what is cached of the teacher; `config` replaces that of the run."""

@@ -3,8 +3,7 @@
 The suite, the suite with permuted images, and agreement with the teacher on held-out prompts.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,14 +12,15 @@ from vlm_distill.alignment.alignment import Alignment
 from vlm_distill.data.images import ImageLoader, ImageStore
 from vlm_distill.evaluation.agreement import FORWARD_KL, Agreement, Answers, agreement
 from vlm_distill.evaluation.compare import same_answer
-from vlm_distill.evaluation.harness import Answerer, evaluate_task
+from vlm_distill.evaluation.harness import Answerer, evaluate_task, has_result
 from vlm_distill.evaluation.measures import Measured
 from vlm_distill.evaluation.results import TaskResult
 from vlm_distill.evaluation.selection import Selection, take_clusters
 from vlm_distill.evaluation.task import load_suite, load_task
 from vlm_distill.files import hash_json, read_json, write_json
+from vlm_distill.generation.backend import Asked
 from vlm_distill.generation.engine import Sampling
-from vlm_distill.generation.transformers_engine import TransformersEngine
+from vlm_distill.generation.engines import open_engine, opened_once
 from vlm_distill.generation.work import Job, generate_responses
 from vlm_distill.losses.divergences import ForwardKL, ReverseKL
 from vlm_distill.processes import on_main
@@ -58,33 +58,19 @@ class Evaluator:
     log: Log
     held_out: HeldOut | None = None
 
-    def measure(
-        self,
-        loaded: LoadedModel,
-        *,
-        label: str,
-        track: str,
-        folder: Path,
-        full: Callable[[], LoadedModel] | None = None,
-    ) -> Measured:
-        """Return everything that is measured of one model; what `folder` has of it is not computed again.
-
-        `full` gives the model with all weights, where `loaded` has its output layer alone.
-        """
-        engine = TransformersEngine(
-            loaded=loaded,
-            load_images=lambda example: [self.images.load(image) for image in example.images],
-            batch_size=self.config.batch_size,
-            full=full,
-        )
-        results = self._score(engine, label=label, folder=folder, shuffle=False)
-        shuffles = bool(results) and self.config.shuffle_images
-        shuffled = self._score(engine, label=label, folder=folder, shuffle=True) if shuffles else {}
-        agreed = {} if self.held_out is None else self._compare(loaded, self.held_out, folder=folder)
+    def measure(self, asked: Asked, *, label: str, track: str, folder: Path) -> Measured:
+        """Return everything that is measured of one model; what `folder` has of it is not computed again."""
+        of_suite = replace(asked, load_images=self.images.load_images)
+        with opened_once(self.config.answers_with, of_suite) as open_engine:
+            model = Answerer(fingerprint=asked.loaded.fingerprint, open_engine=open_engine)
+            results = self._score(model, label=label, folder=folder, shuffle=False)
+            shuffles = bool(results) and self.config.shuffle_images
+            shuffled = self._score(model, label=label, folder=folder, shuffle=True) if shuffles else {}
+        agreed = {} if self.held_out is None else self._compare(asked, self.held_out, folder=folder)
         return Measured(
             label=label,
             track=track,
-            fingerprint=loaded.fingerprint,
+            fingerprint=asked.loaded.fingerprint,
             results=results,
             shuffled=shuffled,
             values=agreed,
@@ -96,28 +82,27 @@ class Evaluator:
         return self._agreement(student, self.held_out.teacher.loaded, self.held_out)
 
     def answers(
-        self, engine: TransformersEngine, examples: Sequence[Example], *, folder: Path, author: Author
+        self, asked: Asked, examples: Sequence[Example], *, folder: Path, author: Author
     ) -> dict[str, Response]:
         """Return greedy answers to held-out prompts by example id."""
         job = Job(
             examples=examples,
             sampling=Sampling(temperature=0.0, max_new_tokens=self.config.agreement_tokens),
-            fingerprint=engine.loaded.fingerprint,
+            fingerprint=asked.loaded.fingerprint,
             author=author,
             round=0,
             label=f"held-out answers of the {author}",
         )
-        responses = generate_responses(job, lambda: nullcontext(engine), folder=folder, log=self.log)
+        responses = generate_responses(
+            job, lambda: open_engine(self.config.answers_with, asked), folder=folder, log=self.log
+        )
         return {response.example_id: response for response in responses}
 
-    def _score(
-        self, engine: TransformersEngine, *, label: str, folder: Path, shuffle: bool
-    ) -> dict[str, TaskResult]:
+    def _score(self, model: Answerer, *, label: str, folder: Path, shuffle: bool) -> dict[str, TaskResult]:
         """Return the results on every task of the suite, by task name; none without a suite."""
         if self.config.suite is None:
             return {}
         results = {}
-        model = Answerer(fingerprint=engine.loaded.fingerprint, open_engine=lambda: nullcontext(engine))
         for entry in load_suite(self.config.suite).tasks:
             limits = [limit for limit in (entry.limit, self.config.limit) if limit is not None]
             result = evaluate_task(
@@ -131,20 +116,18 @@ class Evaluator:
             results[result.task] = result
         return results
 
-    def _compare(self, student: LoadedModel, held_out: HeldOut, *, folder: Path) -> dict[str, float | None]:
+    def _compare(self, asked: Asked, held_out: HeldOut, *, folder: Path) -> dict[str, float | None]:
         """Return the values of MEASURES on the held-out prompts.
 
         They are stored and not computed twice. The own KL of a student that answers nothing is None.
         """
+        student = asked.loaded
         path, key = folder / "agreement.json", self._key(student, held_out)
         saved = on_main(lambda: read_json(path) if path.is_file() else None)
         if saved is not None and saved["key"] == key:
             return dict(saved["values"])
         found = on_main(lambda: self.live(student))
-        engine = TransformersEngine(
-            loaded=student, load_images=held_out.load_images, batch_size=self.config.batch_size
-        )
-        answers = self.answers(engine, held_out.examples, folder=folder / "held_out", author="student")
+        answers = self.answers(asked, held_out.examples, folder=folder / "held_out", author="student")
         equal = [
             id in answers and same_answer(answers[id].text, response.text)
             for id, response in held_out.responses.items()
@@ -201,6 +184,13 @@ class Evaluator:
         settings = [self.config.agreement_tokens, *ids, "token and own KL"]
         teacher = held_out.teacher.loaded.fingerprint
         return hash_json([student.fingerprint, teacher, hash_json(teacher_ids), settings])
+
+
+def has_answers(folder: Path, suite: str | None, *, shuffle_images: bool) -> bool:
+    """Return whether the folder of an evaluation has results of a suite, those with permuted images too."""
+    tasks = [load_task(entry.task) for entry in load_suite(suite).tasks] if suite else []
+    asked = {False, shuffle_images}
+    return all(has_result(folder, task, shuffle_images=one) for task in tasks for one in asked)
 
 
 def draw_held_out(config: EvaluateConfig, held_out: Sequence[Example], *, log: Log) -> list[Example]:

@@ -17,6 +17,7 @@ from vlm_distill.files import atomic_path, read_json, write_json
 from vlm_distill.packages import package_version
 from vlm_distill.processes import is_main, num_processes, on_main, wait
 from vlm_distill.runs.config import VISION_FEATURES, RunConfig
+from vlm_distill.runs.evaluator import has_answers
 from vlm_distill.runs.plan import HELD_OUT, STAGES, Kind, Step, plan_format, write_plan
 from vlm_distill.training.config import MECHANICAL
 
@@ -122,7 +123,10 @@ def require_plan(folder: Path) -> None:
 
 
 def is_complete(folder: Path, step: Step) -> bool:
-    """Return whether another step can use what a step has left in the folder of its run."""
+    """Return whether another step can use what a step has left in the folder of its run.
+
+    Of an evaluation: whether its answers are there, of whichever models.
+    """
     return _COMPLETE[step.kind](folder, step)
 
 
@@ -133,7 +137,7 @@ def _is_prepared(folder: Path, step: Step) -> bool:
 
 
 def _is_generated(folder: Path, step: Step) -> bool:
-    if _has_no_prompts(folder, step):
+    if step.stage == HELD_OUT and _holds_nothing_out(folder):
         return True
     return (folder / step.folder / MANIFEST).is_file() and ResponseStore(folder / step.folder).is_complete
 
@@ -141,15 +145,19 @@ def _is_generated(folder: Path, step: Step) -> bool:
 def _is_cached(folder: Path, step: Step) -> bool:
     sets = (folder / "cache" / name for name in step.settings["of"].values())
     is_marked = (folder / f"{step.folder}.json").is_file() and all(path.is_dir() for path in sets)
-    return is_marked or _has_no_prompts(folder, step)
+    return is_marked or (step.stage == HELD_OUT and _holds_nothing_out(folder))
 
 
-def _has_no_prompts(folder: Path, step: Step) -> bool:
-    """Return whether a step works on held-out prompts and the prepared data have none."""
+def _is_measured(folder: Path, step: Step) -> bool:
+    where, settings = folder / step.folder, step.settings
+    agrees = not settings["compares"] or (where / "agreement.json").is_file() or _holds_nothing_out(folder)
+    return agrees and has_answers(where, settings["suite"], shuffle_images=settings["shuffle_images"])
+
+
+def _holds_nothing_out(folder: Path) -> bool:
+    """Return whether the data are prepared and have no held-out prompts."""
     manifest = folder / "data" / "manifest.json"
-    if step.stage != HELD_OUT or not manifest.is_file():
-        return False
-    return not read_json(manifest)["counts"].get("held_out")
+    return manifest.is_file() and not read_json(manifest)["counts"].get("held_out")
 
 
 _COMPLETE: dict[Kind, Callable[[Path, Step], bool]] = {
@@ -157,6 +165,7 @@ _COMPLETE: dict[Kind, Callable[[Path, Step], bool]] = {
     "generate": _is_generated,
     "cache": _is_cached,
     "train": lambda folder, step: (folder / step.folder / "stage.json").is_file(),
+    "evaluate": _is_measured,
 }
 
 

@@ -12,21 +12,24 @@ from vlm_distill.data.images import ImageStore
 from vlm_distill.errors import ConfigError
 from vlm_distill.evaluation.measures import Measured
 from vlm_distill.evaluation.task import load_suite
-from vlm_distill.generation.vllm_engine import require_vllm
+from vlm_distill.generation.backend import Asked
+from vlm_distill.generation.engines import require_engine
 from vlm_distill.models.feature_store import FeatureStore, VisionCacheConfig
+from vlm_distill.models.skeleton import load_skeleton
 from vlm_distill.models.vision_cache import with_vision_cache
 from vlm_distill.processes import is_main, on_main, start
 from vlm_distill.progress import Log
 from vlm_distill.runs.check import inspect
 from vlm_distill.runs.config import EvaluateConfig, ModelConfig, RunConfig, read_by_teacher
 from vlm_distill.runs.context import Context
-from vlm_distill.runs.evaluator import Evaluator
+from vlm_distill.runs.engines import about_live, require_engines
+from vlm_distill.runs.evaluator import Evaluator, has_answers
 from vlm_distill.runs.folder import is_complete, open_folder, print_log, require_plan
-from vlm_distill.runs.plan import BASE, Kind, Step, choose, plan
+from vlm_distill.runs.plan import BASE, TEACHER, Kind, Step, choose, plan
 from vlm_distill.runs.prepare import introduce, prepare_data, prepare_student
 from vlm_distill.runs.stages import cache, cache_existing, generate, measure, train_student
 from vlm_distill.runs.summary import summarise
-from vlm_distill.runs.teacher import load
+from vlm_distill.runs.teacher import load, load_options
 
 BY_NAME: dict[str, Callable[[Context], object]] = {
     "data.prepare": prepare_data,
@@ -88,7 +91,8 @@ def fill_caches(config: RunConfig, *, log: Log = print_log) -> list[str]:
     steps = plan(config)
     require_plan(config.folder)
     start(config.device)
-    _inspect(config, steps)
+    asked = [step for step in steps if step.track == TEACHER and step.kind == "generate"]
+    _inspect(config, asked)
     if not read_by_teacher(config):
         raise ConfigError("cache: no objective of this run reads the teacher; nothing to cache")
     with open_folder(config, steps) as folder:
@@ -112,20 +116,24 @@ def evaluate_model(
     assert evaluate.suite is not None
     start(device)
     load_suite(evaluate.suite)
+    options = load_options(config, device)
+    if not has_answers(folder, evaluate.suite, shuffle_images=evaluate.shuffle_images):
+        skeleton = load_skeleton(config.model, trust_remote_code=config.trust_remote_code)
+        require_engine(evaluate.answers_with, skeleton, options=options, where="--engine")
     # Questions share images; there is no run folder to keep features in.
     store = FeatureStore(VisionCacheConfig(), folder=None, log=log)
-    loaded = with_vision_cache(load(config, device), store)
-    evaluator = Evaluator(config=evaluate, images=ImageStore(folder / "images"), log=log)
-    one = evaluator.measure(loaded, label=config.model, track="", folder=folder)
+    images = ImageStore(folder / "images")
+    asked = Asked(
+        loaded=with_vision_cache(load(config, device), store), load_images=images.load_images, options=options
+    )
+    evaluator = Evaluator(config=evaluate, images=images, log=log)
+    one = evaluator.measure(asked, label=config.model, track="", folder=folder)
     return on_main(lambda: summarise([one], folder=folder))
 
 
 def _inspect(config: RunConfig, chosen: Sequence[Step]) -> None:
-    inspect(config)
-    # Held-out prompts are answered in this process, and stored responses need no engine.
-    steps = (step for step in chosen if step.kind == "generate" and step.name not in BY_NAME)
-    if config.generate.engine.kind == "vllm" and not all(is_complete(config.folder, step) for step in steps):
-        require_vllm()
+    found = inspect(config)
+    require_engines(config, chosen, teacher=found.teacher, student=found.student)
 
 
 def _require_ready(folder: Path, steps: Sequence[Step], chosen: Sequence[Step]) -> None:
@@ -148,6 +156,8 @@ def _announce(config: RunConfig, folder: Path, chosen: Sequence[Step], log: Log)
             f"teacher: what it says about stored responses is cached before every stage (tier "
             f"{config.cache.tier}); training keeps no more of it than its output layer"
         )
+    for line in about_live(config):
+        log(line)
     log(f"steps: {', '.join(step.name for step in chosen)}")
 
 

@@ -4,8 +4,7 @@ Which steps there are is in plan.py, their order in pipeline.py.
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -19,10 +18,10 @@ from vlm_distill.data.images import ImageLoader
 from vlm_distill.data.store import MANIFEST, ResponseStore
 from vlm_distill.evaluation.measures import Measured
 from vlm_distill.files import hash_json, read_json
-from vlm_distill.generation.engine import Engine, VllmEngineConfig
+from vlm_distill.generation.backend import Asked
+from vlm_distill.generation.engines import open_engine
 from vlm_distill.generation.live import sample_responses
 from vlm_distill.generation.references import encode_references
-from vlm_distill.generation.vllm_engine import VllmEngine, require_vllm
 from vlm_distill.generation.work import Job, generate_responses
 from vlm_distill.losses import Objective
 from vlm_distill.models.vision_cache import without_vision_cache
@@ -41,13 +40,12 @@ from vlm_distill.training.train import finished, train
 def generate(context: Context, step: Step) -> None:
     """Sample the responses of a step, as far as they are not stored."""
     if step.track == TEACHER:
-        assert context.teacher is not None
-        _stored(context, step, context.teacher.loaded)
+        _stored(context, step, context.asked_teacher())
         # The student before any training answers next.
         context.release_teacher()
         return
     context.release_teacher()
-    _stored(context, step, context.student(step.starts_from))
+    _stored(context, step, context.asked_student(step.starts_from))
 
 
 def cache(context: Context, step: Step) -> None:
@@ -62,12 +60,11 @@ def cache(context: Context, step: Step) -> None:
 def measure(context: Context, step: Step) -> Measured:
     """Return the row of one model for the summary."""
     if step.track == TEACHER:
-        assert context.teacher is not None
-        evaluator, loaded, full = context.evaluator(None), context.teacher.loaded, context.teacher.full
+        evaluator, asked = context.evaluator(None), context.asked_teacher()
     else:
-        evaluator, loaded, full = context.evaluator(context.held_out), context.student(step.starts_from), None
+        evaluator, asked = context.evaluator(context.held_out), context.asked_student(step.starts_from)
     folder = context.folder / step.folder
-    found = evaluator.measure(loaded, label=step.label, track=step.track, folder=folder, full=full)
+    found = evaluator.measure(asked, label=step.label, track=step.track, folder=folder)
     # Training starts from what is on the disk, as it does in a run that was killed in between.
     context.drop_student()
     context.release_teacher()
@@ -125,8 +122,7 @@ def _existing(context: Context, step: Step, author: Author) -> list[Response] | 
     if author == "reference":
         return _references(context, context.student(""))
     if author == "teacher":
-        assert context.teacher is not None
-        return _stored(context, context.steps[f"{TEACHER}.generate"], context.teacher.loaded)
+        return _stored(context, context.steps[f"{TEACHER}.generate"], context.asked_teacher())
     folder = context.folder / context.steps[f"{step.stage}.generate"].folder
     store = ResponseStore(folder) if (folder / MANIFEST).is_file() else None
     return store.read() if store and store.is_complete else None
@@ -262,7 +258,9 @@ def _augmented(load_images: ImageLoader, augment: Augment) -> ImageLoader:
 
 def _fitting(context: Context, student: LoadedModel, label: str) -> list[Example]:
     """Return the prompts that the student can answer during training within its context."""
-    plan = context.engine(student).plan(context.examples, context.config.generate.sampling)
+    plan = context.live_engine(student, context.load_images).plan(
+        context.examples, context.config.generate.sampling
+    )
     fitting = [context.examples[index] for index in sorted(index for batch in plan for index in batch)]
     if len(fitting) < len(context.examples):
         context.log(f"{label}: {len(context.examples) - len(fitting):,} prompts are too long and left out")
@@ -271,7 +269,7 @@ def _fitting(context: Context, student: LoadedModel, label: str) -> list[Example
 
 def _sampler(context: Context, student: LoadedModel, load_images: ImageLoader) -> Sample:
     """Return a function that lets the student, as it is at that moment, answer prompts with a seed."""
-    engine = context.engine(student, load_images)
+    engine = context.live_engine(student, load_images)
     sampling = context.config.generate.sampling.model_copy(update={"num_samples": 1})
 
     def sample(examples: Sequence[Example], seed: int) -> list[Response]:
@@ -305,7 +303,7 @@ def _references(context: Context, student: LoadedModel) -> list[Response]:
     )
 
 
-def _stored(context: Context, step: Step, loaded: LoadedModel) -> list[Response]:
+def _stored(context: Context, step: Step, asked: Asked) -> list[Response]:
     """Return the responses of a step by its model, sampling those that are not stored yet."""
     settings, author = context.config.generate, step.settings["author"]
     # Every author and round draws its own random numbers.
@@ -313,31 +311,12 @@ def _stored(context: Context, step: Step, loaded: LoadedModel) -> list[Response]
     job = Job(
         examples=context.examples,
         sampling=settings.sampling.model_copy(update={"seed": seed}),
-        fingerprint=loaded.fingerprint,
+        fingerprint=asked.loaded.fingerprint,
         suppressed_ids=context.alignment.suppressed_ids,
         author=author,
         round=step.round,
         label=f"{step.label} responses",
     )
-    folder = context.folder / step.folder
-    return generate_responses(job, lambda: _engine(context, loaded, author), folder=folder, log=context.log)
-
-
-@contextmanager
-def _engine(context: Context, loaded: LoadedModel, author: Author) -> Iterator[Engine]:
-    """Yield the engine that `generate.engine` names, for responses that are stored; free it afterwards."""
-    config, own = context.config, context.engine(loaded)
-    if not isinstance(config.generate.engine, VllmEngineConfig):
-        teacher = context.teacher if author == "teacher" else None
-        yield replace(own, full=teacher.full) if teacher else own
-        return
-    require_vllm()
-    settings = config.teacher if author == "teacher" else config.student
-    with VllmEngine(
-        loaded=loaded,
-        load_images=context.load_images,
-        config=config.generate.engine,
-        suppressed_ids=own.suppressed_ids,
-        trust_remote_code=settings is not None and settings.trust_remote_code,
-    ) as engine:
-        yield engine
+    engine, folder = settings.engine, context.folder / step.folder
+    asked = replace(asked, suppressed_ids=job.suppressed_ids)
+    return generate_responses(job, lambda: open_engine(engine, asked), folder=folder, log=context.log)

@@ -1,0 +1,91 @@
+"""The one door to the back ends: what it opens, what it refuses, and how its configs are chosen."""
+
+from typing import Annotated, get_args
+
+import pytest
+from pydantic import Field
+
+from tests.engines import engine_of, load_pictures, prompts_of
+from tests.tiny import tiny_llava
+from vlm_distill.adapters.adapter import LoadOptions
+from vlm_distill.config import Record, decode
+from vlm_distill.errors import ConfigError, EngineError
+from vlm_distill.generation.backend import Asked
+from vlm_distill.generation.engine import Engine, Sampling
+from vlm_distill.generation.engines import (
+    ENGINES,
+    EngineConfig,
+    live_config,
+    open_engine,
+    opened_once,
+    require_engine,
+)
+from vlm_distill.generation.transformers_engine import TransformersEngineConfig
+from vlm_distill.generation.vllm_engine import VllmEngineConfig
+
+SAMPLING = Sampling(temperature=0, max_new_tokens=4)
+
+
+class Generate(Record):
+    engine: Annotated[EngineConfig, Field(discriminator="kind")]
+
+
+def test_every_config_names_the_back_end_that_it_is_for() -> None:
+    assert {backend.config for backend in ENGINES.values()} == set(get_args(EngineConfig))
+    assert {kind: backend.config().kind for kind, backend in ENGINES.items()} == {
+        kind: kind for kind in ENGINES
+    }
+
+
+def test_the_config_is_chosen_by_kind_and_a_wrong_key_is_named() -> None:
+    values = {"kind": "vllm", "tensor_parallel_size": 2, "max_model_len": 4096}
+    engine = decode(Generate, {"engine": values}, where="x").engine
+    assert engine == VllmEngineConfig(tensor_parallel_size=2, max_model_len=4096)
+    for wrong, message in (
+        (
+            {"kind": "vllm", "max_model_length": 1},
+            r"max_model_length: unknown key; did you mean 'max_model_len'",
+        ),
+        ({"kind": "vllm", "gpu_memory_utilization": 1.5}, r"gpu_memory_utilization.*got 1\.5"),
+        ({"kind": "transformer"}, r"kind: unknown kind 'transformer'; did you mean"),
+    ):
+        with pytest.raises(ConfigError, match=rf"engine\.{message}"):
+            decode(Generate, {"engine": wrong}, where="x")
+
+
+def test_an_opened_engine_answers_as_asked() -> None:
+    plain, prompts = tiny_llava(), prompts_of("llava")
+    asked = Asked(loaded=plain, load_images=load_pictures, options=LoadOptions())
+    with open_engine(TransformersEngineConfig(batch_size=2), asked) as engine:
+        assert isinstance(engine, Engine)
+        assert len(engine.plan(prompts, SAMPLING)[0]) == 2
+        assert engine.generate(prompts, SAMPLING) == engine_of("llava", loaded=plain).generate(
+            prompts, SAMPLING
+        )
+
+
+def test_a_refusal_begins_with_the_key_of_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded, options = tiny_llava(), LoadOptions()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    require_engine(TransformersEngineConfig(), loaded, options=options, where="evaluate.engine")
+    with pytest.raises(EngineError, match=r"^evaluate\.engine: vllm works in a job of one process"):
+        require_engine(VllmEngineConfig(), loaded, options=options, where="evaluate.engine")
+
+
+def test_what_samples_during_training_is_this_process_in_batches_of_its_own() -> None:
+    own = TransformersEngineConfig(batch_size=3)
+    assert live_config(own) is own
+    assert live_config(VllmEngineConfig(batch_size=4096)) == TransformersEngineConfig()
+
+
+def test_an_engine_for_several_jobs_is_opened_by_the_first_that_needs_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = Asked(loaded=tiny_llava(), load_images=load_pictures, options=LoadOptions())
+    with opened_once(TransformersEngineConfig(), asked) as first, first() as engine, first() as again:
+        assert again is engine
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with opened_once(VllmEngineConfig(), asked) as unneeded:
+        pass
+    with pytest.raises(EngineError, match="one process"), opened_once(VllmEngineConfig(), asked) as unneeded:
+        unneeded()

@@ -1,0 +1,53 @@
+"""Engines of a run: what is missing is said before anything is done, and only where something is missing."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.commands import error_of
+from tests.engines import VLLM_INSTALLED
+from tests.tiny_run import write_run
+from tests.whole_runs import Copy, config_of
+from vlm_distill.cli import main
+from vlm_distill.runs.config import load_run
+from vlm_distill.runs.engines import about_live
+
+VLLM = ("generate.engine={kind: vllm}", "evaluate.engine={kind: vllm}")
+pytestmark = pytest.mark.skipif(VLLM_INSTALLED, reason="vllm is installed")
+
+
+@pytest.mark.parametrize("override", VLLM)
+@pytest.mark.parametrize("verb", ["run", "check"])
+def test_a_missing_engine_is_said_before_anything_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: str, override: str
+) -> None:
+    line = error_of(capsys, main([verb, str(write_run(tmp_path)), override]))
+    assert f"error: {override.partition('=')[0]}: vllm is not installed" in line
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("lost", "key"),
+    [
+        ("responses/student_round_2", "generate.engine"),
+        ("held_out/teacher", "evaluate.engine"),
+        ("eval/round_1/tiny.shuffled_images", "evaluate.engine"),
+        ("eval/round_2/agreement.json", "evaluate.engine"),
+    ],
+)
+def test_only_what_is_not_generated_yet_needs_its_engine(
+    finished: Path, copy: Copy, capsys: pytest.CaptureFixture[str], lost: str, key: str
+) -> None:
+    folder = copy(finished)
+    check = ["check", str(config_of(finished)), f"output={folder}", *VLLM]
+    assert main(check) == 0
+    (shutil.rmtree if (folder / lost).is_dir() else Path.unlink)(folder / lost)
+    assert f"error: {key}: vllm is not installed" in error_of(capsys, main(check))
+
+
+def test_a_run_that_samples_during_training_says_in_which_engine() -> None:
+    gkd = "objective={kind: gkd, beta: 0.5, on_policy: 0.5}"
+    [line] = about_live(load_run("easy_vqa", [VLLM[0], gkd]))
+    assert "sampled in this process" in line
+    assert about_live(load_run("easy_vqa", [gkd])) == about_live(load_run("easy_vqa", [VLLM[0]])) == []
