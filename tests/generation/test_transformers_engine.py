@@ -197,6 +197,7 @@ def test_an_image_placeholder_is_never_generated() -> None:
     loaded.model.lm_head = torch.nn.Linear(16, loaded.model.lm_head.weight.shape[0])
     with torch.no_grad():
         loaded.model.lm_head.bias[placeholder] = 100.0
+        loaded.model.lm_head.bias[list(loaded.stop_ids)] = -100.0
     for sampling in (Sampling(temperature=0, max_new_tokens=4), Sampling(max_new_tokens=4, top_p=0.9)):
         completions = engine_of("llava", loaded=loaded).generate(prompts_of("llava"), sampling)
         assert all(placeholder not in one.token_ids for one in completions)
