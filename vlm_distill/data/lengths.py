@@ -10,9 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from vlm_distill.data.store import MANIFEST
+from vlm_distill.data.store import ResponseStore
 from vlm_distill.errors import DataError, one_line
-from vlm_distill.files import read_json
 from vlm_distill.records import Finish
 
 
@@ -38,19 +37,19 @@ def read_lengths(folder: Path) -> StoredLengths:
     lengths: list[int] = []
     finishes: list[Finish] = []
     prompts: set[str] = set()
+    store = ResponseStore(folder)
     try:
-        manifest = read_json(folder / MANIFEST)
-        for shard in manifest["shards"]:
-            table = pq.read_table(folder / shard["name"], columns=["example_id", "token_ids", "finish"])
+        for path in store.paths():
+            table = pq.read_table(path, columns=["example_id", "token_ids", "finish"])
             lengths += pc.list_value_length(table.column("token_ids")).to_pylist()
             finishes += table.column("finish").to_pylist()
             prompts.update(table.column("example_id").to_pylist())
-    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException) as error:
         detail = one_line(error)
         raise DataError(f"{folder}: the stored responses cannot be read: {detail}") from None
     return StoredLengths(
         lengths=lengths,
         finishes=finishes,
         num_prompts=len(prompts),
-        is_complete=bool(manifest["complete"]),
+        is_complete=store.is_complete,
     )

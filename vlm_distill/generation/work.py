@@ -6,9 +6,8 @@ whatever engine answered it. Complete ones need no engine, interrupted ones are 
 The batch is the unit of resume: a batch whose responses are all stored (or were dropped and counted) is
 skipped. Rows have their own seeds, so what one engine generates again comes out the same.
 
-Of several processes each generates every Nth of the remaining batches into a store of its own below the
-stage's, `rank_K`; the main process lists their shards in the one manifest when all are done, and at the next
-start where they were cut short, however many processes there are then.
+Of several processes each generates every Nth of the remaining batches into a part of its own below the
+stage's folder, `rank_K`; all parts are read, however many processes there are then.
 """
 
 import shutil
@@ -18,13 +17,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from vlm_distill.data.store import MANIFEST, ResponseStore
+from vlm_distill.data.store import ResponseStore
 from vlm_distill.errors import DataError, EngineError
 from vlm_distill.files import hash_json, read_json, write_json
 from vlm_distill.generation.engine import Engine, OpenEngine, Sampling
 from vlm_distill.processes import num_processes, on_main, rank, wait
 from vlm_distill.progress import Log, progress
 from vlm_distill.records import Author, Example, Response, response_id
+from vlm_distill.shards import MANIFEST, part_folder, part_folders
 
 FORMAT_VERSION = 2
 # A kill loses what was generated since the last shard.
@@ -32,8 +32,6 @@ SHARD_ROWS = 8192
 SHARD_SECONDS = 15.0
 
 DROPPED, COUNTS = "dropped.json", "counts.json"
-# Where each of several processes stores what it generated.
-PART, PARTS = "rank_{}", "rank_*"
 
 Drop = Literal["empty", "aborted"]
 
@@ -145,20 +143,10 @@ class _Results:
         """Return where this process writes: the store itself, or its part of it among several processes."""
         if num_processes() == 1:
             return self
-        store = ResponseStore.create_or_resume(self.store.folder / PART.format(rank()), self.key)
+        store = ResponseStore.create_or_resume(part_folder(self.store.folder, rank()), self.key)
         dropped = _read_dropped(store.folder, self.key)
         done = set(self.done)
         return _Results(store=store, key=self.key, engine=self.engine, done=done, dropped=dropped)
-
-    def adopt_parts(self) -> None:
-        """Take over what each of several processes stored, of this start or an earlier one."""
-        for folder in sorted(self.store.folder.glob(PARTS)):
-            part = ResponseStore(folder)
-            dropped = _read_dropped(folder, self.key)
-            self.dropped.update(dropped)
-            self.flush()
-            self.store.adopt(part)
-            self.done |= part.ids() | dropped.keys()
 
 
 def generate_responses(job: Job, open_engine: OpenEngine, *, folder: Path, log: Log) -> list[Response]:
@@ -207,8 +195,10 @@ def _open(folder: Path, key: str, *, engine: dict[str, str], log: Log, label: st
         if (folder / MANIFEST).is_file()
         else ResponseStore.create_or_resume(folder, key)
     )
-    # Those of another key are what a kill left of a reset.
-    _remove_parts(folder, but=store.key)
+    # What a kill left of a reset.
+    for part in part_folders(folder):
+        if not (part / MANIFEST).is_file() or ResponseStore(part).key != store.key:
+            shutil.rmtree(part)
     if store.key != key:
         log(
             f"{label}: model, sampling or prompts changed since {len(store):,} responses were stored; "
@@ -216,17 +206,14 @@ def _open(folder: Path, key: str, *, engine: dict[str, str], log: Log, label: st
         )
         (folder / COUNTS).unlink(missing_ok=True)
         store.reset(key)
-        _remove_parts(folder, but=key)
     dropped = _read_dropped(folder, key)
     done = store.ids() | dropped.keys()
-    results = _Results(store=store, key=key, engine=engine, done=done, dropped=dropped)
-    results.adopt_parts()
     if any(other != engine for other in store.engines):
         log(
             f"{label}: {len(store):,} responses stay as they are, stored by {_names(store.engines)}; "
             f"{_names([engine])} continues"
         )
-    return results
+    return _Results(store=store, key=key, engine=engine, done=done, dropped=dropped)
 
 
 def _names(engines: Sequence[Mapping[str, str]]) -> str:
@@ -234,18 +221,10 @@ def _names(engines: Sequence[Mapping[str, str]]) -> str:
 
 
 def _read_dropped(folder: Path, key: str) -> dict[str, Drop]:
-    if not (folder / DROPPED).is_file():
-        return {}
-    stored = read_json(folder / DROPPED)
-    dropped: dict[str, Drop] = stored["dropped"] if stored["key"] == key else {}
-    return dropped
-
-
-def _remove_parts(folder: Path, *, but: str) -> None:
-    """Delete the stores of single processes, except those under the key `but`."""
-    for part in folder.glob(PARTS):
-        if not (part / MANIFEST).is_file() or ResponseStore(part).key != but:
-            shutil.rmtree(part)
+    """Return why which responses are not stored, those of single processes among them."""
+    files = (one / DROPPED for one in (folder, *part_folders(folder)))
+    found = [read_json(path) for path in files if path.is_file()]
+    return {id: reason for one in found if one["key"] == key for id, reason in one["dropped"].items()}
 
 
 def _fill(results: _Results, job: Job, *, engine: Engine, log: Log) -> None:
@@ -277,15 +256,16 @@ def _fill(results: _Results, job: Job, *, engine: Engine, log: Log) -> None:
 
 
 def _finish(results: _Results, job: Job, *, overlong: int, log: Log) -> None:
-    parts = [results.store.folder / PART.format(number) for number in range(num_processes())]
+    parts = [part_folder(results.store.folder, number) for number in range(num_processes())]
     lost = [part.name for part in parts if not part.is_dir()]
     if lost and num_processes() > 1:
         raise DataError(
             f"{results.store.folder}: found no responses of process {', '.join(lost)}; "
             "give the run an output folder that all machines share"
         )
-    results.adopt_parts()
-    finishes, drops = [response.finish for response in results.store.read()], list(results.dropped.values())
+    store = ResponseStore(results.store.folder)
+    drops = list(_read_dropped(store.folder, results.key).values())
+    finishes = [response.finish for response in store.read()]
     counts = Counts(
         prompts=len(job.examples),
         overlong=overlong,
@@ -299,8 +279,8 @@ def _finish(results: _Results, job: Job, *, overlong: int, log: Log) -> None:
             f"{job.label}: all {counts.aborted} responses were aborted because the logits are not finite; "
             "load the model in float32 or bfloat16, or check its weights"
         )
-    write_json(results.store.folder / COUNTS, asdict(counts))
-    results.store.finish()
+    write_json(store.folder / COUNTS, asdict(counts))
+    store.finish()
     log(
         f"{job.label}: {len(finishes):,} responses stored, {counts.length:,} of them cut "
         f"at max_new_tokens; dropped {counts.empty:,} empty and {counts.aborted:,} aborted ones"

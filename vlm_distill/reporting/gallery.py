@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vlm_distill.data.examples import example_from_json
 from vlm_distill.data.images import ImageStore
-from vlm_distill.data.store import MANIFEST, ResponseStore
+from vlm_distill.data.store import ResponseStore
 from vlm_distill.errors import DataError
 from vlm_distill.evaluation.compare import same_answer
 from vlm_distill.evaluation.scorers.exact_match import ExactMatch
@@ -18,6 +18,7 @@ from vlm_distill.records import Example, Message, Response
 from vlm_distill.reporting.facts import Run
 from vlm_distill.reporting.pictures import data_uri
 from vlm_distill.runs.plan import STUDENT, TEACHER
+from vlm_distill.shards import MANIFEST
 
 MAX_CARDS = 60
 MAX_PICTURES = 3  # of one prompt

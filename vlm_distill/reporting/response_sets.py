@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from vlm_distill.data.lengths import StoredLengths, read_lengths
-from vlm_distill.data.store import MANIFEST
 from vlm_distill.reporting.facts import Run, Values
+from vlm_distill.shards import MANIFEST
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,7 +11,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from vlm_distill.config import dump_yaml, read_yaml
-from vlm_distill.data.store import MANIFEST, ResponseStore
+from vlm_distill.data.store import ResponseStore
 from vlm_distill.errors import ConfigError, DataError
 from vlm_distill.files import atomic_path, read_json, write_json
 from vlm_distill.packages import package_version
@@ -19,6 +19,7 @@ from vlm_distill.processes import is_main, num_processes, on_main, wait
 from vlm_distill.runs.config import VISION_FEATURES, RunConfig
 from vlm_distill.runs.evaluator import has_answers
 from vlm_distill.runs.plan import HELD_OUT, STAGES, Kind, Step, plan_format, write_plan
+from vlm_distill.shards import MANIFEST
 from vlm_distill.training.config import MECHANICAL
 
 FORMAT_VERSION = 1

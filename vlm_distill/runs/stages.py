@@ -15,7 +15,7 @@ from vlm_distill.adapters.adapter import LoadedModel
 from vlm_distill.batches import TrainItem
 from vlm_distill.data.augment import Augment
 from vlm_distill.data.images import ImageLoader
-from vlm_distill.data.store import MANIFEST, ResponseStore
+from vlm_distill.data.store import ResponseStore
 from vlm_distill.evaluation.measures import Measured
 from vlm_distill.files import hash_json, read_json
 from vlm_distill.generation.backend import Asked
@@ -29,6 +29,7 @@ from vlm_distill.processes import on_main
 from vlm_distill.records import Author, Example, Response
 from vlm_distill.runs.context import Context
 from vlm_distill.runs.plan import TEACHER, Step, Track, track_of
+from vlm_distill.shards import MANIFEST
 from vlm_distill.teacher_cache.fill import cached_by_author, fill_cache
 from vlm_distill.training.config import TrainConfig
 from vlm_distill.training.items import build_items

@@ -1,4 +1,4 @@
-"""What a teacher says about stored responses, on disk: append-only safetensors shards and their manifests.
+"""What a teacher says about stored responses, on disk, in safetensors shards.
 
 A row group is one response: the teacher's numbers for each of its tokens, joined by response id. Which
 tensors they are is the tier's (tiers.py), what they hold comes from fill.py.
@@ -7,7 +7,7 @@ Every process writes a part of its own, `rank_K`; all parts are read, however ma
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vlm_distill.errors import DataError
-from vlm_distill.files import atomic_path, hash_json, read_json, sha256_file, write_json
+from vlm_distill.files import hash_json
 from vlm_distill.progress import progress
 from vlm_distill.records import Example, Response
+from vlm_distill.shards import Shards, part_folder, read_parts
 from vlm_distill.teacher_cache.tiers import Tier
 
-FORMAT_VERSION = 1
-MANIFEST, PART, PARTS = "manifest.json", "rank_{}", "rank_*"
 # File handles of one reader.
 MAX_OPEN = 64
 # From so many bytes on, reading all of a cache takes long enough to be watched.
@@ -64,7 +63,7 @@ def content_hash(example: Example, response: Response) -> str:
 class CacheStore:
     """The cache of one set of responses. `key` names by part what its rows depend on beside the responses.
 
-    A shard counts when a manifest lists it, so a kill leaves nothing half written.
+    `places` says where the rows of a response are, whichever process wrote them.
     """
 
     def __init__(self, folder: Path, key: Mapping[str, Any], *, part: int = 0):
@@ -73,51 +72,43 @@ class CacheStore:
         Raises:
             DataError: the folder holds rows that were made under another key, or a manifest is damaged.
         """
-        self.folder, self.key, self._own = folder, dict(key), folder / PART.format(part)
+        self.folder, self.key = folder, dict(key)
+        remedy = f"delete {folder} and start again to compute it anew"
+        own = Shards(folder=part_folder(folder, part), key=self.key, remedy=remedy)
+        parts = {shards.folder: shards for shards in read_parts(folder, remedy=remedy)}
+        self._require_same_key(parts.values())
+        self._own = parts.setdefault(own.folder, own)
+        self._parts = list(parts.values())
         self.places: dict[str, RowSpan] = {}
-        self._shards: dict[Path, list[dict[str, Any]]] = {self._own: []}
-        for manifest in sorted(folder.glob(f"{PARTS}/{MANIFEST}")):
-            self._shards[manifest.parent] = self._listed(manifest)
-            for shard in self._shards[manifest.parent]:
-                self.places |= _places(manifest.parent / shard["name"])
+        for shards in self._parts:
+            for path in shards.paths():
+                self.places |= _places(shards, path)
 
-    def _listed(self, path: Path) -> list[dict[str, Any]]:
-        try:
-            manifest = read_json(path)
-            version, key, shards = manifest["format_version"], manifest["key"], manifest["shards"]
-        except (ValueError, KeyError, TypeError):
-            raise DataError(
-                f"{path}: damaged; delete {self.folder} and start again to compute it anew"
-            ) from None
-        changed = [name for name in dict.fromkeys([*key, *self.key]) if key.get(name) != self.key.get(name)]
-        if version != FORMAT_VERSION:
-            changed = [f"format version ({version}, expected {FORMAT_VERSION})"]
-        if changed:
-            raise DataError(
-                f"{self.folder}: was computed with another {', '.join(changed)}; delete the folder to "
-                "compute it again, or give the run another `output`"
-            )
-        listed: list[dict[str, Any]] = shards
-        return listed
+    def _require_same_key(self, parts: Iterable[Shards]) -> None:
+        for key in (shards.key for shards in parts):
+            changed = [name for name in {**key, **self.key} if key.get(name) != self.key.get(name)]
+            if changed:
+                raise DataError(
+                    f"{self.folder}: was computed with another {', '.join(changed)}; delete the folder to "
+                    "compute it again, or give the run another `output`"
+                )
 
     @property
     def num_bytes(self) -> int:
-        return sum((part / shard["name"]).stat().st_size for part, shard in self._all())
+        return sum(path.stat().st_size for shards in self._parts for path in shards.paths())
 
     @property
     def num_tokens(self) -> int:
         return sum(place.stop - place.start for place in self.places.values())
 
-    def _all(self) -> list[tuple[Path, dict[str, Any]]]:
-        return [(part, shard) for part, shards in self._shards.items() for shard in shards]
-
     def verify(self) -> None:
         """Compare every shard with its checksum; DataError for one that differs."""
-        shards = self._all()
         label = f"{self.folder.name} cache: checksums of shards"
-        for part, shard in progress(shards, label=label) if self.num_bytes > LARGE else shards:
-            if sha256_file(part / shard["name"]) != shard["sha256"]:
-                raise _damaged(part / shard["name"])
+        for shards in self._parts:
+            total = len(shards.listed)
+            paths = shards.verified()
+            for _ in progress(paths, label=label, total=total) if self.num_bytes > LARGE else paths:
+                pass
 
     def missing(self, wanted: Mapping[str, str]) -> set[str]:
         """Return the response ids without rows."""
@@ -137,8 +128,6 @@ class CacheStore:
         if not responses:
             return
         assert not self.places.keys() & {one.response_id for one in responses}, "cached twice"
-        listed = self._shards[self._own]
-        path = self._own / f"rows-{len(listed):05d}.safetensors"
         names = responses[0].tensors.keys()
         tensors = {
             name: torch.cat([one.tensors[name] for one in responses]).cpu().contiguous() for name in names
@@ -147,17 +136,13 @@ class CacheStore:
             [one.response_id, one.content, one.prompt_ids_hash, len(next(iter(one.tensors.values())))]
             for one in responses
         ]
-        try:
-            with atomic_path(path) as temporary:
-                save_file(tensors, temporary, metadata={"rows": json.dumps(rows)})
-        except (OSError, SafetensorError) as error:
-            raise DataError(
-                f"{path}: cannot be written ({error}); what is stored is kept: make room and start again"
-            ) from None
-        listed.append({"name": path.name, "responses": len(rows), "sha256": sha256_file(path)})
-        manifest = {"format_version": FORMAT_VERSION, "key": self.key, "shards": listed}
-        write_json(self._own / MANIFEST, manifest)
-        self.places |= _places(path)
+        path = self._own.append(
+            lambda path: _write(path, tensors, rows=json.dumps(rows)),
+            name="rows-{:05d}.safetensors",
+            num_rows=len(rows),
+            writer={},
+        )
+        self.places |= _places(self._own, path)
 
 
 class CacheReader:
@@ -196,17 +181,20 @@ class CacheReader:
         return self._handles[path]
 
 
-def _places(path: Path) -> dict[str, RowSpan]:
-    if not path.is_file():
-        raise DataError(
-            f"{path}: the shard is missing; delete {path.parents[1]} and start again to compute it anew"
-        )
+def _write(path: Path, tensors: dict[str, Tensor], *, rows: str) -> None:
+    try:
+        save_file(tensors, path, metadata={"rows": rows})
+    except SafetensorError as error:
+        raise OSError(str(error)) from None
+
+
+def _places(shards: Shards, path: Path) -> dict[str, RowSpan]:
     try:
         with safe_open(path, framework="pt") as handle:
             rows = json.loads(handle.metadata()["rows"])
     # The header is not covered by any checksum before it is read.
     except (SafetensorError, ValueError, TypeError, KeyError):
-        raise _damaged(path) from None
+        raise shards.damaged(path) from None
     places, start = {}, 0
     for response_id, content, prompt_ids_hash, count in rows:
         places[response_id] = RowSpan(
@@ -214,9 +202,3 @@ def _places(path: Path) -> dict[str, RowSpan]:
         )
         start += count
     return places
-
-
-def _damaged(path: Path) -> DataError:
-    return DataError(
-        f"{path}: the shard is damaged; delete {path.parents[1]} and start again to compute it anew"
-    )

@@ -1,0 +1,136 @@
+"""Append-only shards in a folder, and the manifest that lists them: what the stores on disk share. No torch.
+
+A shard counts when the manifest lists it. One that a killed process renamed but did not list is ignored, and
+the next append overwrites it, because its name follows from the number of listed shards. One process writes a
+manifest; several write one each, in parts of the folder, which are read together however many there are then.
+
+What is inside a shard is the codec of its store: Parquet in data/store.py, safetensors in
+teacher_cache/store.py. Features of images (models/feature_store.py) need no manifest: their files are named
+by their content.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vlm_distill.errors import DataError
+from vlm_distill.files import atomic_path, read_json, sha256_file, write_json
+
+FORMAT_VERSION = 2
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shard:
+    """A listed file; `writer` is what made its rows, as it says itself."""
+
+    name: str
+    num_rows: int
+    sha256: str
+    writer: Mapping[str, str]
+
+
+@dataclass(kw_only=True, slots=True)
+class Shards:
+    """What one manifest lists. `key` is JSON that says what the rows were made from.
+
+    `remedy` ends the lines about damage: what to do about it.
+    """
+
+    folder: Path
+    key: Any
+    remedy: str
+    listed: list[Shard] = field(default_factory=list)
+    is_complete: bool = False
+
+    @classmethod
+    def read(cls, folder: Path, *, remedy: str) -> "Shards":
+        """Return what the manifest in `folder` lists; DataError for a damaged one or another format."""
+        path = folder / MANIFEST
+        try:
+            found = read_json(path)
+            version = found["format_version"]
+            if version == FORMAT_VERSION:
+                listed = [Shard(**shard) for shard in found["shards"]]
+                key, is_complete = found["key"], found["complete"]
+                return cls(folder=folder, key=key, remedy=remedy, listed=listed, is_complete=is_complete)
+        except (ValueError, KeyError, TypeError):
+            raise DataError(f"{path}: damaged; {remedy}") from None
+        raise DataError(
+            f"{path}: expected format version {FORMAT_VERSION}, got {version}; start in another folder"
+        )
+
+    def save(self) -> None:
+        shards = [asdict(shard) for shard in self.listed]
+        facts = {"format_version": FORMAT_VERSION, "key": self.key, "complete": self.is_complete}
+        write_json(self.folder / MANIFEST, {**facts, "shards": shards})
+
+    def append(
+        self, write: Callable[[Path], None], *, name: str, num_rows: int, writer: Mapping[str, str]
+    ) -> Path:
+        """List the file that `write` makes and return its path; after this returns it survives a crash.
+
+        `name` has a place for its number.
+
+        Raises:
+            DataError: the file cannot be written, for `write` raised an OSError.
+        """
+        path = self.folder / name.format(len(self.listed))
+        try:
+            with atomic_path(path) as temporary:
+                write(temporary)
+        except OSError as error:
+            raise DataError(
+                f"{path}: cannot be written ({error}); what is stored is kept: make room and start again"
+            ) from None
+        sha256 = sha256_file(path)
+        self.listed.append(Shard(name=path.name, num_rows=num_rows, sha256=sha256, writer=writer))
+        self.save()
+        return path
+
+    def reset(self, key: Any) -> None:
+        """Delete all shards and start again under `key`."""
+        old, self.key, self.listed, self.is_complete = self.listed, key, [], False
+        # The manifest goes first: a process that dies in between leaves shards that nothing lists.
+        self.save()
+        for shard in old:
+            (self.folder / shard.name).unlink(missing_ok=True)
+
+    def finish(self) -> None:
+        """Mark the whole as complete."""
+        self.is_complete = True
+        self.save()
+
+    def paths(self) -> list[Path]:
+        """Return where the shards are; DataError if one is not there."""
+        paths = [self.folder / shard.name for shard in self.listed]
+        for path in paths:
+            if not path.is_file():
+                raise DataError(f"{path}: the shard is missing; {self.remedy}")
+        return paths
+
+    def verified(self) -> Iterator[Path]:
+        """Yield where the shards are; DataError if one is missing or was changed after it was written."""
+        for path, shard in zip(self.paths(), self.listed, strict=True):
+            if sha256_file(path) != shard.sha256:
+                raise self.damaged(path)
+            yield path
+
+    def damaged(self, path: Path) -> DataError:
+        return DataError(f"{path}: the shard is damaged; {self.remedy}")
+
+
+def part_folder(folder: Path, number: int) -> Path:
+    """Return where one of several processes writes its part."""
+    return folder / f"rank_{number}"
+
+
+def part_folders(folder: Path) -> list[Path]:
+    return sorted(folder.glob("rank_*"))
+
+
+def read_parts(folder: Path, *, remedy: str) -> list[Shards]:
+    """Return what several processes list in their parts; DataError as `Shards.read`."""
+    parts = [path for path in part_folders(folder) if (path / MANIFEST).is_file()]
+    return [Shards.read(path, remedy=remedy) for path in parts]
