@@ -24,6 +24,10 @@ class EngineError(UserError):
     """A generation back end is missing or failed."""
 
 
+class PluginError(UserError):
+    """A part that another installed package brings cannot be used."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return the tail of an error message: the nearest known name if one is near, then all known names."""
     names = sorted(known)

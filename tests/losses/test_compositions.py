@@ -25,7 +25,7 @@ from vlm_distill.losses import (
     ForwardKL,
     ImitKD,
     JensenShannon,
-    ObjectiveConfig,
+    KnownObjective,
     OnPolicyKD,
     ReverseKL,
     SeqKD,
@@ -61,7 +61,7 @@ FACTS = [
 
 
 class Run(Record):
-    objective: Annotated[ObjectiveConfig, Field(discriminator="kind")]
+    objective: Annotated[KnownObjective, Field(discriminator="kind")]
 
 
 def decoded(**objective):

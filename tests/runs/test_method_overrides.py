@@ -6,7 +6,7 @@ from typing import get_args
 import pytest
 
 from vlm_distill.config import asset_folder
-from vlm_distill.losses import ObjectiveConfig
+from vlm_distill.losses import KnownObjective
 from vlm_distill.runs.config import load_run
 
 README = (asset_folder("configs") / "README.md").read_text(encoding="utf-8")
@@ -23,7 +23,7 @@ METHODS = rows()
 
 
 def test_every_objective_has_a_row() -> None:
-    assert sorted(METHODS) == sorted(config().kind for config in get_args(ObjectiveConfig))
+    assert sorted(METHODS) == sorted(config().kind for config in get_args(KnownObjective))
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -1,6 +1,8 @@
-"""The known model families, those of installed packages among them."""
+"""The known model families, those of installed packages among them.
 
-from importlib.metadata import entry_points
+A package adds a family with one entry point of the group a model type, named like it: of an adapter for
+several types the package writes several, and only the one that a model asks for is loaded.
+"""
 
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -12,32 +14,48 @@ from vlm_distill.adapters.causal_lm import CAUSAL_LM
 from vlm_distill.adapters.hyperclovax import HYPERCLOVAX
 from vlm_distill.adapters.llava import LLAVA
 from vlm_distill.adapters.qwen_vl import QWEN_VL
-from vlm_distill.errors import AdapterError, did_you_mean
+from vlm_distill.errors import AdapterError, PluginError, did_you_mean
+from vlm_distill.plugins import find_part, installed_names
 
-ENTRY_POINTS = "vlm_distill.adapters"
-ADAPTERS = {adapter.name: adapter for adapter in (CAUSAL_LM, HYPERCLOVAX, LLAVA, QWEN_VL)}
+GROUP = "vlm_distill.adapters"
+BY_TYPE = {known: adapter for adapter in (HYPERCLOVAX, LLAVA, QWEN_VL) for known in adapter.model_types}
 
 
 def find_adapter(model_type: str) -> Adapter:
-    """Return the adapter of a `model_type`; installed packages add families through the entry-point group.
+    """Return the adapter of a `model_type`, that of an installed package before a built-in one.
 
     Any causal language model of transformers gets the generic text adapter. An image-text family must be
     known, because position ids and extra tensors differ between them and a wrong guess would train without an
     error.
     """
-    installed: list[Adapter] = [point.load() for point in entry_points(group=ENTRY_POINTS)]
-    by_type = {
-        known: adapter for adapter in [*ADAPTERS.values(), *installed] for known in adapter.model_types
-    }
-    if model_type in by_type:
-        return by_type[model_type]
+    built_in = _built_in(model_type)
+    found = _installed(model_type, is_built_in=built_in is not None) or built_in
+    if found is None:
+        known = did_you_mean(model_type, [*BY_TYPE, *installed_names(GROUP)])
+        raise AdapterError(f"model type {model_type!r}: {_unknown(model_type)}; {known}")
+    return found
+
+
+def load_family(model_type: str) -> None:
+    """Import what an installed package brings for a `model_type`, which may tell transformers of the type."""
+    if model_type in installed_names(GROUP):
+        find_adapter(model_type)
+
+
+def _built_in(model_type: str) -> Adapter | None:
+    is_image_text = model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    is_text = model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not is_image_text
+    return BY_TYPE.get(model_type, CAUSAL_LM if is_text else None)
+
+
+def _unknown(model_type: str) -> str:
     if model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
-        raise AdapterError(
-            f"model type {model_type!r}: an image-text family without an adapter; "
-            f"write one for the entry-point group {ENTRY_POINTS!r}; {did_you_mean(model_type, by_type)}"
-        )
-    if model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        return CAUSAL_LM
-    raise AdapterError(
-        f"model type {model_type!r}: not a text or image-text model; {did_you_mean(model_type, by_type)}"
-    )
+        return f"an image-text family without an adapter; write one for the entry-point group {GROUP!r}"
+    return "not a text or image-text model"
+
+
+def _installed(model_type: str, *, is_built_in: bool) -> Adapter | None:
+    part = find_part(GROUP, model_type, is_built_in=is_built_in)
+    if part is not None and not (isinstance(part.value, Adapter) and model_type in part.value.model_types):
+        raise PluginError(f"{part.origin}: expected an Adapter with {model_type!r} among its model_types")
+    return part.value if part else None

@@ -14,6 +14,7 @@ from typing import Any
 from pydantic_core import CoreSchema, PydanticCustomError, SchemaValidator, core_schema
 
 from vlm_distill.config.assets import Folder
+from vlm_distill.plugins import installed_names
 
 Schema = dict[str, Any]
 SCHEMAS = Path(__file__).parent / "schemas"
@@ -39,6 +40,8 @@ _LIMITS = {
     "minItems": "min_length",
 }
 _PLAIN = "no record"
+GROUP = "x-entry-points"
+"""The keyword beside a choice that other packages add to: the group of their entry points."""
 
 
 @cache
@@ -61,7 +64,7 @@ def _core(schema: Schema, definitions: Schema) -> CoreSchema:
     schema = _resolve(schema, definitions)
     limits = {_LIMITS[keyword]: value for keyword, value in schema.items() if keyword in _LIMITS}
     if "discriminator" in schema:
-        return _tagged(schema["discriminator"], definitions)
+        return _tagged(schema, definitions)
     if "anyOf" in schema or "oneOf" in schema:
         return _union(schema.get("anyOf") or schema["oneOf"], definitions)
     if "const" in schema or "enum" in schema:
@@ -101,8 +104,12 @@ def _mapping(schema: Schema, definitions: Schema) -> CoreSchema:
     return core_schema.dict_schema(keys, _core({} if values is True else values, definitions))
 
 
-def _tagged(discriminator: Schema, definitions: Schema) -> CoreSchema:
+def _tagged(schema: Schema, definitions: Schema) -> CoreSchema:
+    discriminator = schema["discriminator"]
     choices = {tag: _core({"$ref": ref}, definitions) for tag, ref in discriminator["mapping"].items()}
+    # A record of another package has its say where it is made: nothing is loaded to know its name.
+    others = installed_names(schema[GROUP]) if GROUP in schema else ()
+    choices |= dict.fromkeys(others, core_schema.any_schema())
     return core_schema.tagged_union_schema(choices, discriminator["propertyName"])
 
 

@@ -53,10 +53,13 @@ def read_examples(
         DataError: a row is wrong, two rows share an id, or an image is bad and `on_bad_image` is "stop".
         ConfigError: the prompt template does not fit the columns.
     """
-    template = _template(entry)
+    template = compile_prompt(entry.prompt)
     examples: dict[str, Example] = {}
     counts: Counter[str] = Counter(read=0)
     for row in progress(entry.source.rows(), label=f"reading {entry.source.label}"):
+        if row.messages is not None and entry.prompt != DEFAULT_PROMPT:
+            where = f"{entry.source.label}: prompt has no effect"
+            raise ConfigError(f"{where} beside columns.messages, which hold whole prompts")
         stored = _admit(row, entry.filters, images=images, on_bad_image=on_bad_image, counts=counts)
         if stored is None:
             continue
@@ -68,15 +71,6 @@ def read_examples(
         if len(examples) == entry.limit:
             break
     return list(examples.values()), counts
-
-
-def _template(entry: RecipeSource) -> jinja2.Template:
-    source = entry.source
-    if source.columns.messages is not None and entry.prompt != DEFAULT_PROMPT:
-        raise ConfigError(
-            f"{source.label}: prompt has no effect beside columns.messages, which hold whole prompts"
-        )
-    return compile_prompt(entry.prompt)
 
 
 def _admit(

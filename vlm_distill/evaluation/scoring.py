@@ -18,12 +18,13 @@ def score(task: Task, samples: Sequence[Sample], provenance: Provenance) -> Task
         )
         for sample in samples
     )
+    settings = task.model_dump(mode="json")["metrics"]
     return TaskResult(
         task=task.name,
         version=task.version,
         task_hash=task.hash(),
         verified=task.verified,
-        scorers={metric.name: metric.model_dump(mode="json") for metric in task.metrics},
+        scorers={metric.name: one for metric, one in zip(task.metrics, settings, strict=True)},
         metrics={metric.name: _estimates(task, scored, metric.name) for metric in task.metrics},
         counts=_counts(task, scored),
         provenance=provenance,

@@ -6,14 +6,14 @@ distillm2.py.
 """
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
 
-from pydantic import Field
-
+from vlm_distill.config import Kinds
 from vlm_distill.losses.distillm2 import DistiLLM2
 from vlm_distill.losses.divergences import (
     CrossEntropy,
     Divergence,
+    DivergenceConfig,
     ForwardKL,
     JensenShannon,
     ReverseKL,
@@ -29,7 +29,20 @@ from vlm_distill.losses.targets import Interpolated, OneHot
 from vlm_distill.losses.terms import Reduction, Term
 
 StoredAuthor: TypeAlias = Literal["teacher", "reference"]
-AnyDivergence: TypeAlias = Annotated[Divergence, Field(discriminator="kind")]
+AnyDivergence: TypeAlias = Annotated[DivergenceConfig, Kinds("vlm_distill.divergences", Divergence)]
+
+
+@runtime_checkable
+class ObjectiveConfig(Protocol):
+    """What a run asks of a method: a frozen dataclass, whose fields are its settings."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def kind(self) -> str: ...
+
+    def build(self) -> Objective:
+        """Return the objective anew, its curricula at their start."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -217,13 +230,18 @@ class OnPolicyKD:
         return Objective([term], OnPolicy(share=1.0))
 
 
-ObjectiveConfig: TypeAlias = (
+KnownObjective: TypeAlias = (
     DistiLLM2 | DistiLLM | GKD | KD | TAID | ImitKD | OnPolicyKD | SimPER | DPO | SeqKD | SFT
 )
 
 
 def _likelihood(author: StoredAuthor, reduction: Reduction) -> Objective:
     term = Term(
-        name="nll", divergence=NegativeLogLikelihood(), target=OneHot(), author=author, reduction=reduction
+        name="nll",
+        title="negative log-likelihood",
+        divergence=NegativeLogLikelihood(),
+        target=OneHot(),
+        author=author,
+        reduction=reduction,
     )
     return Objective([term])

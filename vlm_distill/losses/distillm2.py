@@ -80,6 +80,7 @@ class DistiLLM2:
             [
                 Term(
                     name="skl",
+                    title="skew KL",
                     divergence=divergences[0],
                     author="teacher",
                     weight=weights[0],
@@ -88,6 +89,7 @@ class DistiLLM2:
                 ),
                 Term(
                     name="srkl",
+                    title="skew reverse KL",
                     divergence=divergences[1],
                     author="student",
                     weight=weights[1],

@@ -10,7 +10,7 @@ return inf for that row, and support.py names the token.
 """
 
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal, Protocol, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from pydantic import GetPydanticSchema
@@ -36,6 +36,17 @@ from vlm_distill.losses.targets import RowTarget
 
 Parameter: TypeAlias = Annotated[Skew, GetPydanticSchema(lambda _, handler: handler(float))]
 """A number in configs; `at` puts one per row in its place."""
+
+
+@runtime_checkable
+class DivergenceConfig(RowDivergence, Protocol):
+    """A divergence that configs name: a frozen dataclass, whose fields are its parameters."""
+
+    __slots__ = ()
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def kind(self) -> str: ...
 
 
 class DistributionDivergence(RowDivergence, Protocol):

@@ -65,6 +65,11 @@ class Objective:
         return self.authors - {"student"} if self.source.samples else self.authors
 
     @property
+    def titles(self) -> dict[str, str]:
+        """What the terms are called in the report, by the names of their metrics, where they say so."""
+        return {term.name: term.title for term in self.terms if term.title}
+
+    @property
     def needs_teacher(self) -> bool:
         """Whether the loss reads teacher rows."""
         return any(term.needs_teacher for term in self.terms)

@@ -36,6 +36,7 @@ class PairTerm:
     chosen: Author = "teacher"
     rejected: Author = "student"
     weight: float = 1.0
+    title: str = ""
 
     def __post_init__(self) -> None:
         assert self.chosen != self.rejected

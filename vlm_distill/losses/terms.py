@@ -27,7 +27,8 @@ class Term:
 
     `reduction` "token" is the mean over all their tokens, "sequence" the mean over each response and then
     over responses. `name` prefixes the metrics and the saved state. `log_weight_as` is the metric under which
-    the weight is logged, if any. The t of an interpolated target is logged as `<name>_t`.
+    the weight is logged, if any. In the report a term is drawn under its `title` beside others that have one,
+    else in a chart of its own. The t of an interpolated target is logged as `<name>_t`.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Term:
     reduction: Reduction = "sequence"
     skew: SkewCurriculum | None = None
     log_weight_as: str | None = None
+    title: str = ""
 
     def __post_init__(self) -> None:
         assert self.target.needs_teacher == self.divergence.needs_teacher

@@ -5,27 +5,34 @@ from typing import Any
 
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 
 from vlm_distill.adapters.adapter import Adapter, LoadedModel, LoadOptions
-from vlm_distill.adapters.catalog import find_adapter
+from vlm_distill.adapters.catalog import find_adapter, load_family
 from vlm_distill.adapters.chat import find_image_token_ids, find_stop_ids
-from vlm_distill.errors import AdapterError, one_line
+from vlm_distill.errors import AdapterError, PluginError, one_line
 from vlm_distill.models.fingerprint import model_fingerprint, weights_fingerprint
 from vlm_distill.models.gguf import UNREADABLE, is_gguf, load_gguf, location
 from vlm_distill.models.names import resolve
 from vlm_distill.models.placement import finish_loading, is_placed, placement_arguments, require_dtype
 
 
-def load_model(name: str, options: LoadOptions = LoadOptions()) -> LoadedModel:  # noqa: B008 (frozen)
+def load_model(
+    name: str,
+    options: LoadOptions = LoadOptions(),  # noqa: B008 (frozen)
+    *,
+    adapter: Adapter | None = None,
+) -> LoadedModel:
     """Return the model that `name` means (path, hub id or `bundled:NAME`), in eval mode and on its device.
+
+    The default adapter is that of its family.
 
     Raises:
         AdapterError: the name means nothing, the folder is incomplete, or no adapter knows its family.
     """
     path = resolve(name, trust_remote_code=options.trust_remote_code)
     config = load_config(path, name, trust_remote_code=options.trust_remote_code)
-    adapter = find_adapter(config.model_type)
+    adapter = adapter or find_adapter(config.model_type)
     if is_gguf(path):
         model, processor = load_gguf(str(path), config, options)
     else:
@@ -55,9 +62,14 @@ def _load_folder(adapter: Adapter, path: str, options: LoadOptions) -> tuple[nn.
 def load_config(path: Path, name: str, *, trust_remote_code: bool = False) -> Any:
     """Return the transformers config of a model folder or GGUF file; `name` stands in errors."""
     try:
+        if not is_gguf(path):
+            values, _ = PreTrainedConfig.get_config_dict(path, local_files_only=True)
+            load_family(values.get("model_type", ""))
         return AutoConfig.from_pretrained(
             **location(path), trust_remote_code=trust_remote_code, local_files_only=True
         )
+    except PluginError:
+        raise
     except UNREADABLE as error:
         raise AdapterError(
             f"{name}: {'it' if is_gguf(path) else 'config.json'} cannot be read: {one_line(error)}"

@@ -5,6 +5,7 @@ new objectives need no change.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from vlm_distill.evaluation.table import words
@@ -60,7 +61,6 @@ SUBJECTS = {
     "tokens_per_second": Subject(title="Speed", unit="response tokens per second"),
     "padding": Subject(title="Padding in training", unit="share of positions"),
 }
-TERMS = {"skl": "skew KL", "srkl": "skew reverse KL", "nll": "negative log-likelihood"}
 AUTHORS = ("teacher", "student", "reference")
 
 
@@ -70,7 +70,7 @@ def read_charts(run: Run, scores: Scores) -> list[Chart]:
     left_out: dict[str, int] = {}
     for one in run.trainings:
         for name in dict.fromkeys(name for row in one.rows for name in row):
-            subject, label = _place(name)
+            subject, label = _place(name, one.step.titles)
             points = one.points(name)
             finite = [point for point in points if math.isfinite(point[1])]
             left_out[subject] = left_out.get(subject, 0) + len(points) - len(finite)
@@ -83,10 +83,10 @@ def read_charts(run: Run, scores: Scores) -> list[Chart]:
     return [_chart(name, values[name], left_out.get(name, 0)) for name in order if name in values]
 
 
-def _place(name: str) -> tuple[str, str]:
-    """Return the subject of a metric and the label of its curve there."""
-    if name in TERMS:
-        return "terms", TERMS[name]
+def _place(name: str, titles: Mapping[str, str]) -> tuple[str, str]:
+    """Return the subject of a metric and the label of its curve there; `titles` are those of terms."""
+    if name in titles:
+        return "terms", titles[name]
     if name == AGREEMENT:
         return name, "during training"
     stem, _, author = name.rpartition("_")

@@ -7,12 +7,12 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from vlm_distill.adapters.adapter import Placement
-from vlm_distill.config import Record, apply_overrides, decode, find_yaml, read_yaml
+from vlm_distill.config import Kinds, Record, apply_overrides, decode, find_yaml, read_yaml
 from vlm_distill.data.augment import Augment
 from vlm_distill.generation.engine import Sampling
 from vlm_distill.generation.engines import EngineConfig
 from vlm_distill.generation.transformers_engine import TransformersEngineConfig
-from vlm_distill.losses import ObjectiveConfig
+from vlm_distill.losses import KnownObjective, ObjectiveConfig
 from vlm_distill.models.feature_store import VisionCacheConfig
 from vlm_distill.records import Author
 from vlm_distill.students.build import BuildConfig
@@ -20,7 +20,7 @@ from vlm_distill.students.pruning import ShrinkConfig
 from vlm_distill.teacher_cache.tiers import CacheConfig, require_tier
 from vlm_distill.training.config import TrainConfig
 
-Objective = Annotated[ObjectiveConfig, Field(discriminator="kind")]
+Objective = Annotated[ObjectiveConfig, Kinds("vlm_distill.objectives", KnownObjective)]
 Engine = Annotated[EngineConfig, Field(discriminator="kind")]
 # Names become folders.
 NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$"
@@ -194,10 +194,10 @@ class RunConfig(Record):
         names = [control.name for control in self.controls]
         if len(set(names)) < len(names):
             raise ValueError("`controls` need distinct names, which become folders")
-        if self.teacher is None and (self.rounds or (self.warmup and self.warmup.objective.kind != "sft")):
+        if self.teacher is None and (self.rounds or (self.warmup and not _on_labels(self.warmup.objective))):
             raise ValueError(
-                "this objective needs `teacher`; without one only `warmup` with `objective: {kind: sft}` "
-                "can run"
+                "this objective needs `teacher`; without one only `warmup` with an objective on labels, such "
+                "as `objective: {kind: sft}`, can run"
             )
         if self.teacher is None and self.student.shrink is not None:
             raise ValueError("`student.shrink` takes layers of a teacher: add `teacher`")
@@ -231,6 +231,12 @@ class RunConfig(Record):
     @property
     def folder(self) -> Path:
         return Path(self.output).expanduser() if self.output else Path("runs") / self.name
+
+
+def _on_labels(objective: ObjectiveConfig) -> bool:
+    """Return whether an objective trains on references and on nothing that a model says."""
+    built = objective.build()
+    return not built.needs_teacher and built.authors == {"reference"}
 
 
 def read_by_teacher(config: RunConfig) -> frozenset[Author]:

@@ -35,7 +35,8 @@ class Step:
     steps that must be complete before. `track` is the sequence of students that it belongs to: the rounds,
     the warm-up, a control, or what comes before all of them. `round` counts from 1 within a track and is 0
     before. `starts_from` is the stage whose student it takes, empty for the student before any training.
-    `settings` are those that decide its results, as JSON. A step that the config no longer asks for, of
+    `settings` are those that decide its results, as JSON. `titles` are what the terms of its loss are called,
+    by metric. A step that the config no longer asks for, of
     which results are there, is not `is_planned`.
     """
 
@@ -49,6 +50,7 @@ class Step:
     needs: tuple[str, ...] = ()
     starts_from: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
+    titles: Mapping[str, str] = field(default_factory=dict)
     is_planned: bool = True
 
     @property
@@ -224,6 +226,7 @@ def _of_round(config: RunConfig, track: Track, number: int, *, start: str) -> It
         step,
         needs=(*step.needs, *responses, f"{step.stage}.cache", *watched, *track.budget_of),
         settings=_training(track),
+        titles=objective.titles,
     )
     is_last = number == track.num_rounds
     if config.evaluate and (is_last or (track.name == ROUNDS and config.evaluate.every_round)):

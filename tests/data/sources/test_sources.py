@@ -5,7 +5,7 @@ from pydantic import Field
 
 from vlm_distill.config import Record, decode
 from vlm_distill.data.columns import Columns
-from vlm_distill.data.sources import Files, Hub, ImageFolder, PackageData, Source
+from vlm_distill.data.sources import Files, Hub, ImageFolder, KnownSource, PackageData, Source
 from vlm_distill.errors import ConfigError
 
 COLUMNS = Columns(question="q")
@@ -23,7 +23,7 @@ ANSWERS = {
 }
 
 
-@pytest.mark.parametrize("kind", get_args(get_args(Source)[0]))
+@pytest.mark.parametrize("kind", get_args(KnownSource))
 def test_every_kind_says_what_it_is_called_and_what_it_is(kind: Any) -> None:
     unnamed = kind(**UNNAMED[kind])
     named = kind(**UNNAMED[kind], name="mine")

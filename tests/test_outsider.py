@@ -1,0 +1,196 @@
+"""Parts of another installed package: found by name, loaded when named, and as good as the built-in ones.
+
+The package is outsider/ beside this file, installed into a folder of its own by pip.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.tiny import tiny_text_model
+from tests.tiny_run import write_run
+from tests.whole_runs import once
+from vlm_distill.config import dump_yaml, read_yaml
+from vlm_distill.files import read_json
+from vlm_distill.models.save import save_model
+from vlm_distill.runs.plan import read_plan
+
+OUTSIDER = Path(__file__).parent / "outsider"
+# Runs verbs; says how each ended, and then which modules of other packages were loaded.
+PROGRAM = """
+import shlex, sys
+from vlm_distill.cli import main
+for verb in sys.argv[1:]:
+    try:
+        code = main(shlex.split(verb))
+    except SystemExit as end:
+        code = end.code
+    print("ended:", code, file=sys.stderr)
+loaded = [name for name in sys.modules if name.startswith("example_parts.")]
+print("loaded:", *loaded, file=sys.stderr)
+"""
+STAGE = {"steps": 2, "batch_size": 4, "learning_rate": 1e-3}
+OBJECTIVE = {"kind": "two_sided", "divergence": {"kind": "hellinger", "scale": 2}, "own": 1}
+
+
+@dataclass(frozen=True)
+class Done:
+    """How verbs ended: `said` are the lines of standard error."""
+
+    codes: list[int]
+    printed: str
+    said: list[str]
+    loaded: set[str]
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder that pip has installed the package into."""
+    offline = ["--no-index", "--no-deps", "--no-build-isolation", "--disable-pip-version-check"]
+
+    def make(folder: Path) -> None:
+        install = [sys.executable, "-m", "pip", "install", *offline, "--target", str(folder), str(OUTSIDER)]
+        subprocess.run(install, check=True, capture_output=True)
+
+    return once(tmp_path_factory, "outsider", make)
+
+
+def declare(folder: Path, name: str, **entries: str) -> None:
+    """Write the metadata of a distribution that brings objectives, whose names are the keywords."""
+    metadata = folder / f"{name}-0.3.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 0.3\n")
+    lines = [f"{entry} = {target}\n" for entry, target in entries.items()]
+    (metadata / "entry_points.txt").write_text("".join(["[vlm_distill.objectives]\n", *lines]))
+
+
+def command(*verbs: str, paths: tuple[Path, ...]) -> Done:
+    """Run verbs in one process that sees the distributions in some folders."""
+    path = os.pathsep.join([str(Path(__file__).parents[1]), *map(str, paths)])
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, *verbs],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    *said, last = done.stderr.splitlines()
+    return Done(
+        codes=[int(line.split()[1]) for line in said if line.startswith("ended:")],
+        printed=done.stdout,
+        said=[line for line in said if not line.startswith("ended:")],
+        loaded={name.removeprefix("example_parts.") for name in last.split()[1:]},
+    )
+
+
+def write_outsiders_run(folder: Path, **changes: object) -> Path:
+    """Write a run, recipe, task and models that use every part of the package; return the config."""
+    for name, width in (("teacher", 32), ("small", 16)):
+        save_model(tiny_text_model(1, hidden_size=width), folder / name)
+        config = json.loads((folder / name / "config.json").read_text())
+        family = {"model_type": "example_llama", "architectures": ["ExampleLlamaForCausalLM"]}
+        (folder / name / "config.json").write_text(json.dumps({**config, **family}))
+    settings = {
+        "student": {"model": str(folder / "small")},
+        "warmup": None,
+        "rounds": 1,
+        "objective": OBJECTIVE,
+        "train": STAGE,
+        "evaluate": {"suite": str(folder / "suite.yaml"), "agreement_tokens": 5, "shuffle_images": False},
+        "controls": [{"name": "hellinger", "objective": {"kind": "kd", "divergence": {"kind": "hellinger"}}}],
+    }
+    config = write_run(folder, **settings | changes)
+    source = {"kind": "sums", "limit": 4}
+    recipe = {"name": "sums", "sources": [{"source": source}], "split": {"held_out": 0.25}}
+    task = read_yaml(folder / "task.yaml") | {"data": source, "metrics": [{"kind": "first_letter"}]}
+    for name, value in {"recipe": recipe, "task": task | {"subsets": {}}}.items():
+        (folder / f"{name}.yaml").write_text(dump_yaml(value))
+    return config
+
+
+@pytest.fixture(scope="session")
+def finished_elsewhere(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a finished run by the parts of the package."""
+
+    def make(folder: Path) -> None:
+        done = command(f"run {write_outsiders_run(folder)} cache.tier=top_k", paths=(installed,))
+        assert done.codes == [0], done.said
+        assert done.loaded == {"adapter", "divergence", "objective", "scorer", "source"}
+
+    return once(tmp_path_factory, "finished_elsewhere", make) / "run"
+
+
+def test_a_run_of_outsiders_has_all_that_a_run_of_built_in_parts_has(finished_elsewhere: Path) -> None:
+    run = finished_elsewhere
+    assert read_yaml(run / "config.yaml")["objective"] == OBJECTIVE
+    [trained] = [step for step in read_plan(run) if step.name == "round_1.train"]
+    assert trained.settings["objective"] == OBJECTIVE
+    logged = [read_log(run / name)[-1] for name in ("round_1", "hellinger")]
+    assert 0 < logged[0]["theirs"] < 2
+    assert 0 < logged[1]["hellinger"] < 1
+    # Both divergences compare distributions, and the teacher was known by its most probable tokens.
+    assert (run / "cache" / "teacher").is_dir()
+    page = (run / "report.html").read_text()
+    assert "teacher&#39;s side" in page
+    assert "1 round of two_sided" in page
+    result = read_json(run / "eval" / "round_1" / "tiny" / "results.json")
+    assert result["scorers"] == {"first_letter": {"kind": "first_letter", "name": "first_letter"}}
+    assert result["counts"]["examples"] == 16
+
+
+def read_log(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_finished_run_of_outsiders_is_unchanged_scored_and_exported(
+    finished_elsewhere: Path, installed: Path, tmp_path: Path
+) -> None:
+    config, suite = (finished_elsewhere.with_name(f"{name}.yaml") for name in ("config", "suite"))
+    model = finished_elsewhere / "round_1" / "model"
+    done = command(
+        f"eval {model} --suite {suite} --output {tmp_path / 'scores'}",
+        f"run {config} cache.tier=top_k",
+        f"export {finished_elsewhere} {tmp_path / 'student'}",
+        paths=(installed,),
+    )
+    assert done.codes == [0, 0, 0], done.said
+    assert "tiny first_letter" in done.printed
+    assert len([line for line in done.said if "unchanged, the trained student" in line]) == 2
+    card = (tmp_path / "student" / "README.md").read_text()
+    assert "all sums of two numbers below 4" in card
+    assert "two_sided" in card
+
+
+def test_what_names_no_outsider_loads_none(installed: Path) -> None:
+    done = command(
+        "--help", "ls", "check easy_vqa objective.kind=two_sidde", "check easy_vqa", paths=(installed,)
+    )
+    assert (done.codes, done.loaded) == ([0, 0, 2, 0], set())
+    assert "objective.kind: unknown kind 'two_sidde'; did you mean 'two_sided'?" in done.said[-1]
+
+
+def test_a_broken_or_doubtful_part_ends_only_the_command_that_names_it(
+    installed: Path, tmp_path: Path
+) -> None:
+    declare(tmp_path, "broken_parts", shattered="no_such_module:Shattered")
+    declare(tmp_path, "twin_parts", two_sided="example_parts.objective:TwoSided")
+    declare(tmp_path, "bold_parts", kd="vlm_distill.losses:KD")
+    kinds = ("shattered", "two_sided", "kd", "distillm2")
+    verbs = [f"check easy_vqa 'objective={{kind: {kind}}}'" for kind in kinds]
+    done = command(*verbs, paths=(installed, tmp_path))
+    assert (done.codes, done.loaded) == ([2, 2, 0, 0], set())
+    said = [line.partition("easy_vqa.yaml: ")[2] or line for line in done.said]
+    group = "vlm_distill.objectives"
+    assert said == [
+        f"objective: broken_parts 0.3 ({group}: shattered) cannot be loaded: ModuleNotFoundError: "
+        "No module named 'no_such_module'; mend or uninstall it",
+        f"objective: {group}: 'two_sided' is brought by example-parts 0.1 and twin_parts 0.3: uninstall one "
+        "of them",
+        f"bold_parts 0.3 ({group}: kd) takes the place of the built-in kd",
+    ]
