@@ -18,6 +18,7 @@ LAYERS = [
     {"generation"},
     {"teacher_cache"},
     {"training", "evaluation"},
+    {"conformance"},
     {"runs"},
     {"reporting"},
     {"publishing"},

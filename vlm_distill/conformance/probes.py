@@ -1,0 +1,109 @@
+"""What a model is asked: prompts with one picture, none and two, and responses of unequal lengths to them.
+
+Everything is drawn here, so that any model folder can be checked without data.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from PIL import Image as Picture
+
+from vlm_distill.adapters.adapter import LoadedModel
+from vlm_distill.batches import PromptBatch, ResponseBatch
+from vlm_distill.records import Example, Image, Message, Text
+
+Pairs = Sequence[tuple[int, Sequence[int]]]
+"""Responses as the number of their prompt and their token ids."""
+
+QUESTIONS = ("What color is the shape?", "hi", "Which one is red, the first or the second?")
+# Colour, width and height; of unequal sizes, so that a family that sizes its inputs by them has to.
+PICTURES = ((("red", 40, 16),), (), (("blue", 16, 16), ("green", 8, 32)))
+# Prompt and length of each response: out of order, several to a prompt, one of a single token.
+LENGTHS = ((0, 3), (2, 2), (0, 5), (1, 1), (2, 3))
+
+
+@dataclass(frozen=True, kw_only=True)  # no slots: they leave no room for a cached property
+class Probe:
+    """A model with what it is asked; `pictures` are by example id, and nobody else knows these images."""
+
+    loaded: LoadedModel
+    examples: tuple[Example, ...]
+    pictures: Mapping[str, tuple[Picture.Image, ...]]
+    pairs: tuple[tuple[int, tuple[int, ...]], ...]
+
+    def load_pictures(self, example: Example) -> list[Picture.Image]:
+        return list(self.pictures[example.id])
+
+    @cached_property
+    def prompts(self) -> PromptBatch:
+        """The prompts as the model's adapter encodes them, on its device."""
+        pictures = [self.load_pictures(example) for example in self.examples]
+        return self.loaded.encode(self.examples, pictures).to(self.loaded.device)
+
+
+def probe_of(loaded: LoadedModel, *, lengths: Sequence[tuple[int, int]] = LENGTHS) -> Probe:
+    """Return the probe of a model; one without a vision component is asked the questions alone.
+
+    `lengths` are the prompt and the number of tokens of each response.
+    """
+    pictures = PICTURES if "vision" in loaded.adapter.parts else ((),) * len(PICTURES)
+    examples = [
+        _example(str(number), question, num_images=len(some))
+        for number, (question, some) in enumerate(zip(QUESTIONS, pictures, strict=True))
+    ]
+    return Probe(
+        loaded=loaded,
+        examples=tuple(examples),
+        pictures={
+            one.id: tuple(map(_draw, *zip(*some, strict=True))) if some else ()
+            for one, some in zip(examples, pictures, strict=True)
+        },
+        pairs=tuple(_responses(loaded, lengths)),
+    )
+
+
+def response_batch(probe: Probe, pairs: Pairs, *, wider: int = 0) -> ResponseBatch:
+    """Return right-padded responses, by `wider` more than they need; padding is a token like any other."""
+    width = max(len(ids) for _, ids in pairs) + wider
+    shape = (len(pairs), width)
+    input_ids = torch.full(shape, probe.pairs[0][1][0])
+    mask = torch.zeros(shape, dtype=torch.bool)
+    for row, (_, ids) in enumerate(pairs):
+        input_ids[row, : len(ids)] = torch.tensor(ids)
+        mask[row, : len(ids)] = True
+    index = torch.tensor([prompt for prompt, _ in pairs])
+    author = torch.zeros(len(pairs), dtype=torch.long)
+    responses = ResponseBatch(prompt_index=index, input_ids=input_ids, mask=mask, author=author)
+    return responses.to(probe.loaded.device)
+
+
+def vocabulary_size(loaded: LoadedModel) -> int:
+    """Return how many ids the tokenizer knows and the output layer has rows for."""
+    return min(len(loaded.tokenizer), len(loaded.head.weight))
+
+
+def _example(id: str, question: str, *, num_images: int) -> Example:
+    content: tuple[Text | Image, ...] = (*[Image() for _ in range(num_images)], Text(text=question))
+    images = tuple(f"{id}-{number}" for number in range(num_images))
+    return Example(id=id, messages=(Message(role="user", content=content),), images=images)
+
+
+def _draw(color: str, width: int, height: int) -> Picture.Image:
+    """Return a picture with a coloured block off the centre, so that its patches differ."""
+    image = Picture.new("RGB", (width, height), "white")
+    image.paste(Picture.new("RGB", (width // 2, height // 2), color), (1, 2))
+    return image
+
+
+def _responses(loaded: LoadedModel, lengths: Sequence[tuple[int, int]]) -> list[tuple[int, tuple[int, ...]]]:
+    """Return responses of ids spread over the vocabulary; two of them end by the stop token."""
+    special = {*loaded.tokenizer.all_special_ids, *loaded.stop_ids, *loaded.image_token_ids}
+    plain = [token_id for token_id in range(vocabulary_size(loaded)) if token_id not in special]
+    count = sum(length for _, length in lengths)
+    ids = iter([plain[number * len(plain) // count] for number in range(count)])
+    rows = [(prompt, [next(ids) for _ in range(length)]) for prompt, length in lengths]
+    for _, row in rows[:2]:
+        row[-1] = loaded.stop_ids[0]
+    return [(prompt, tuple(row)) for prompt, row in rows]

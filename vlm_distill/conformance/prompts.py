@@ -1,0 +1,96 @@
+"""Checks of what stands before any forward: encoded prompts, placeholders of images, names of parameters."""
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from vlm_distill.conformance.findings import Finding, does_not_apply, failed, passed
+from vlm_distill.conformance.oracle import own_inputs
+from vlm_distill.conformance.probes import Probe
+from vlm_distill.generation.prompts import unpadded
+from vlm_distill.models.lora import part_of
+
+SHORT = 8
+"""A length in tokens below that of every prompt with a chat template."""
+
+
+def prompt_ids(probe: Probe) -> Finding:
+    """Each prompt of a batch has the ids that the processor makes of it alone, behind its padding."""
+    prompts = probe.prompts
+    if (prompts.attention_mask.diff(dim=1) < 0).any():
+        return failed("encode: expected padding left of every prompt, found some right of it")
+    for row, ids in enumerate(unpadded(prompts)):
+        expected = own_inputs(probe, row)["input_ids"][0].tolist()
+        if ids != expected:
+            return failed(
+                f"encode, prompt {row}: expected the {len(expected)} ids that its processor gives, got "
+                f"{len(ids)} that differ from place {_first_difference(ids, expected)} on"
+            )
+    return passed()
+
+
+def untruncated(probe: Probe) -> Finding:
+    """A tokenizer that calls itself shorter than the prompts changes none of them: encode never truncates."""
+    processor: Any = copy.deepcopy(probe.loaded.processor)
+    getattr(processor, "tokenizer", processor).model_max_length = SHORT
+    short = replace(probe, loaded=replace(probe.loaded, processor=processor))
+    found, expected = (unpadded(one.prompts) for one in (short, probe))
+    for row, (ids, whole) in enumerate(zip(found, expected, strict=True)):
+        if ids != whole:
+            return failed(f"encode, prompt {row}: expected all {len(whole)} tokens, got {len(ids)}")
+    return passed()
+
+
+def placeholders(probe: Probe) -> Finding:
+    """A picture has as many placeholders beside another one as alone, at least one, and text has none."""
+    if "vision" not in probe.loaded.adapter.parts:
+        return does_not_apply("the model reads text only")
+    counts = _count_placeholders(probe)
+    for row, example in enumerate(probe.examples):
+        alone = [
+            sum(_count_placeholders(_with_picture(probe, row, number)))
+            for number in range(len(example.images))
+        ]
+        if counts[row] != sum(alone) or 0 in alone:
+            return failed(
+                f"encode, prompt {row}: expected the placeholders of its pictures alone ({alone}, none 0), "
+                f"got {counts[row]} of the ids {probe.loaded.image_token_ids}"
+            )
+    return passed()
+
+
+def parts(probe: Probe) -> Finding:
+    """Every parameter belongs to a component, and every component has parameters."""
+    adapter = probe.loaded.adapter
+    # Tied weights by all their names.
+    names = [name for name, _ in probe.loaded.model.named_parameters(remove_duplicate=False)]
+    owner = {name: part_of(name, adapter.parts) for name in names}
+    lost = [name for name, part in owner.items() if part is None]
+    empty = sorted(set(adapter.parts) - set(map(str, owner.values())))
+    if lost:
+        return failed(f"parts: expected a prefix for every parameter, found none for {len(lost)}: {lost[0]}")
+    if empty:
+        return failed(f"parts: expected parameters of {empty[0]} below {adapter.parts[empty[0]]}, found none")
+    return passed()
+
+
+def _first_difference(ids: list[int], expected: list[int]) -> int:
+    pairs = zip(ids, expected, strict=False)
+    return next((place for place, pair in enumerate(pairs) if len({*pair}) > 1), min(len(ids), len(expected)))
+
+
+def _count_placeholders(probe: Probe) -> list[int]:
+    prompts = probe.prompts
+    image_ids = torch.tensor(probe.loaded.image_token_ids, device=prompts.input_ids.device)
+    return torch.isin(prompts.input_ids, image_ids).sum(dim=1).tolist()
+
+
+def _with_picture(probe: Probe, row: int, number: int) -> Probe:
+    """Return a probe of one prompt with one of its pictures."""
+    example = probe.examples[row]
+    [message] = example.messages
+    content = (message.content[number], message.content[-1])
+    alone = replace(example, messages=(replace(message, content=content),), images=(example.images[number],))
+    return replace(probe, examples=(alone,), pictures={alone.id: (probe.pictures[example.id][number],)})
