@@ -39,29 +39,6 @@ def recomputed(
     return rows
 
 
-@pytest.mark.parametrize("batch_size", [1, 6])
-@pytest.mark.parametrize("kind", KINDS)
-def test_greedy_equals_generate_of_transformers(kind: str, batch_size: int) -> None:
-    engine, examples, sampling = engine_of(kind), prompts_of(kind), Sampling(temperature=0, max_new_tokens=9)
-    loaded = engine.loaded
-    for start in range(0, len(examples), batch_size):
-        batch = examples[start : start + batch_size]
-        prompts = loaded.encode(batch, [load_pictures(one) for one in batch])
-        generated = loaded.model.generate(
-            input_ids=prompts.input_ids,
-            attention_mask=prompts.attention_mask,
-            **prompts.extras,
-            do_sample=False,
-            max_new_tokens=9,
-            eos_token_id=list(loaded.stop_ids),
-            pad_token_id=loaded.tokenizer.pad_token_id,
-        )[:, prompts.input_ids.shape[1] :]
-        for one, expected in zip(engine.generate(batch, sampling), generated.tolist(), strict=True):
-            assert list(one.token_ids) == expected[: len(one.token_ids)]
-            assert one.finish == ("stop" if one.token_ids[-1] in loaded.stop_ids else "length")
-            assert one.finish == "stop" or len(one.token_ids) == 9
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_samples_equal_rows_generated_alone_without_cache(kind: str) -> None:
     engine, sampling = (

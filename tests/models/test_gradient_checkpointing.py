@@ -15,7 +15,7 @@ from vlm_distill.forward import prefix_shared_hidden, response_hidden, unshared_
 from vlm_distill.models.gradient_checkpointing import cache_disabled, keep_activations, recompute_activations
 from vlm_distill.models.lora import Lora, add_lora, part_of
 
-LORA = {"plain": {}, "lora": {"language": Lora(rank=2)}, "dora": {"language": Lora(rank=2, dora=True)}}
+LORA = {"lora": {"language": Lora(rank=2)}, "dora": {"language": Lora(rank=2, dora=True)}}
 
 
 def student_of(loaded: LoadedModel, lora: dict[str, Lora], *, frozen: str = "none") -> LoadedModel:

@@ -13,6 +13,8 @@ from tests.prompts import IMAGES, PROMPTS, RESPONSES, responses_of
 from tests.tiny import fresh, picture, tiny_llava, tiny_text_model
 from vlm_distill.adapters.adapter import FEATURES, PIXELS, LoadedModel
 from vlm_distill.adapters.qwen_vl import QWEN_VL
+from vlm_distill.conformance.probes import probe_of
+from vlm_distill.conformance.training import vision_cache
 from vlm_distill.errors import AdapterError, DataError
 from vlm_distill.forward import prefix_shared_hidden, unshared_hidden
 from vlm_distill.models.feature_store import FeatureStore, VisionCacheConfig
@@ -27,7 +29,6 @@ from vlm_distill.models.vision_cache import (
 from vlm_distill.students.build import BuildConfig, build_llava
 
 SELECTIONS = {
-    "last layer": {"vision_feature_layer": -1},
     "as LLaVA-1.5": {"vision_feature_layer": -2},
     "from the front": {"vision_feature_layer": 1},
     "with the class token": {"vision_feature_layer": -2, "vision_feature_select_strategy": "full"},
@@ -63,20 +64,10 @@ def loss_and_gradients(
     return loss.detach(), {n: p.grad for n, p in loaded.model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("forward", [unshared_hidden, prefix_shared_hidden])
 @pytest.mark.parametrize("selection", SELECTIONS.values(), ids=SELECTIONS)
-def test_loss_and_gradients_equal_those_without_the_cache(selection, forward) -> None:
-    loaded = tiny_llava(**selection)
-    loss, gradients = loss_and_gradients(with_frozen_tower(loaded), forward)
-    cached = with_frozen_tower(loaded)
-    cached = with_vision_cache(cached, store())
-    found, found_gradients = loss_and_gradients(cached, forward)
-    torch.testing.assert_close(found, loss, rtol=1e-5, atol=0)
-    assert found_gradients.keys() == gradients.keys()
-    assert any("multi_modal_projector" in name for name in gradients)
-    largest = max(float(gradient.abs().max()) for gradient in gradients.values())
-    for name, gradient in gradients.items():
-        torch.testing.assert_close(found_gradients[name], gradient, rtol=1e-5, atol=1e-6 * largest, msg=name)
+def test_logits_and_gradients_equal_those_without_the_cache(selection) -> None:
+    found = vision_cache(probe_of(tiny_llava(**selection)))
+    assert found.outcome == "passed", found.line
 
 
 def test_the_tower_runs_once_per_image_whatever_asks_for_it() -> None:
