@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from vlm_distill.data.store import ResponseStore
+from vlm_distill.data.store import ResponseStore, engine_name
 from vlm_distill.errors import DataError, EngineError
 from vlm_distill.files import hash_json, read_json, write_json
 from vlm_distill.generation.engine import Engine, OpenEngine, Sampling
@@ -210,14 +210,10 @@ def _open(folder: Path, key: str, *, engine: dict[str, str], log: Log, label: st
     done = store.ids() | dropped.keys()
     if any(other != engine for other in store.engines):
         log(
-            f"{label}: {len(store):,} responses stay as they are, stored by {_names(store.engines)}; "
-            f"{_names([engine])} continues"
+            f"{label}: {len(store):,} responses stay as they are, stored by {store.written_by}; "
+            f"{engine_name(engine)} continues"
         )
     return _Results(store=store, key=key, engine=engine, done=done, dropped=dropped)
-
-
-def _names(engines: Sequence[Mapping[str, str]]) -> str:
-    return " and ".join(" ".join(engine.values()) for engine in engines)
 
 
 def _read_dropped(folder: Path, key: str) -> dict[str, Drop]:
