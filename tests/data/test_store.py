@@ -100,12 +100,13 @@ def test_an_id_cannot_be_stored_twice(store: ResponseStore, again: list[Response
 
 
 def test_every_engine_that_wrote_responses_is_named_once(store: ResponseStore) -> None:
-    newer = {**ENGINE, "version": "2"}
+    newer = {"kind": "scripted", "room": "9", "version": "2"}
     part = ResponseStore.create_or_resume(store.folder / "rank_1", "key one")
     part.append([response(3)], newer)
     for number, engine in enumerate((ENGINE, newer, ENGINE)):
         store.append([response(number)], engine)
     assert ResponseStore(store.folder).engines == [ENGINE, newer]
+    assert ResponseStore(store.folder).written_by == "scripted 1 and scripted 2 room 9"
 
 
 def test_appending_nothing_writes_no_shard(store: ResponseStore) -> None:

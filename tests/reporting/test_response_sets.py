@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from vlm_distill.data.store import ResponseStore
+from vlm_distill.packages import package_version
 from vlm_distill.reporting.charts.histogram import bin_edges, draw_histograms
 from vlm_distill.reporting.facts import open_run
 from vlm_distill.reporting.response_sets import read_response_sets
@@ -24,6 +25,7 @@ def test_sets_are_those_of_the_stores_in_order(finished: Path) -> None:
     assert [one.label for one in sets] == ["teacher", "student round 1", "student round 2"]
     for one in sets:
         stored = ResponseStore(finished / "responses" / one.label.replace(" ", "_")).read()
+        assert one.stored.written_by == f"transformers {package_version('transformers')} float32"
         assert one.num_stopped + one.num_cut == len(stored)
         assert one.num_cut == sum(response.finish == "length" for response in stored)
         assert one.num_unanswered == one.counts["prompts"] - len({response.example_id for response in stored})

@@ -20,12 +20,14 @@ class StoredLengths:
     """The stored responses of one stage, in their order: tokens of each, the stop token included.
 
     `num_prompts` counts the prompts that have one; `is_complete` is False while the stage is generating.
+    `written_by` names the engines.
     """
 
     lengths: list[int]
     finishes: list[Finish]
     num_prompts: int
     is_complete: bool
+    written_by: str
 
 
 def read_lengths(folder: Path) -> StoredLengths:
@@ -52,4 +54,5 @@ def read_lengths(folder: Path) -> StoredLengths:
         finishes=finishes,
         num_prompts=len(prompts),
         is_complete=store.is_complete,
+        written_by=store.written_by,
     )

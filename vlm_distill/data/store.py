@@ -90,6 +90,11 @@ class ResponseStore:
                 found.append(dict(shard.writer))
         return found
 
+    @property
+    def written_by(self) -> str:
+        """The same in a few words."""
+        return " and ".join(map(engine_name, self.engines))
+
     def __len__(self) -> int:
         return sum(shard.num_rows for shard in self._listed())
 
@@ -153,6 +158,13 @@ class ResponseStore:
     def finish(self) -> None:
         """Mark the stage as complete."""
         self._own.finish()
+
+
+def engine_name(settings: Mapping[str, str]) -> str:
+    """Return what an engine says of itself in a few words: kind, version and dtype, then the rest by name."""
+    known = ("kind", "version", "dtype")
+    rest = [f"{name} {value}" for name, value in settings.items() if name not in known]
+    return " ".join([*(settings[name] for name in known if name in settings), *rest])
 
 
 def join(examples: Sequence[Example], responses: Sequence[Response]) -> dict[str, list[Response]]:

@@ -6,8 +6,8 @@ whatever engine answered it. Complete ones need no engine, interrupted ones are 
 The batch is the unit of resume: a batch whose responses are all stored (or were dropped and counted) is
 skipped. Rows have their own seeds, so what one engine generates again comes out the same.
 
-Of several processes each generates every Nth of the remaining batches into a part of its own below the
-stage's folder, `rank_K`; all parts are read, however many processes there are then.
+Here: what is generated, as a list of batches. Which process generates which of them is in executors.py: into
+the folder of the stage or into a part of it, and all parts are read.
 """
 
 import shutil
@@ -17,14 +17,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from vlm_distill.data.store import ResponseStore
+from vlm_distill.data.store import ResponseStore, engine_name
 from vlm_distill.errors import DataError, EngineError
 from vlm_distill.files import hash_json, read_json, write_json
 from vlm_distill.generation.engine import Engine, OpenEngine, Sampling
-from vlm_distill.processes import num_processes, on_main, rank, wait
+from vlm_distill.generation.executors import Batch, executor
+from vlm_distill.processes import num_processes, on_main
 from vlm_distill.progress import Log, progress
 from vlm_distill.records import Author, Example, Response, response_id
-from vlm_distill.shards import MANIFEST, part_folder, part_folders
+from vlm_distill.shards import MANIFEST, part_folders
 
 FORMAT_VERSION = 2
 # A kill loses what was generated since the last shard.
@@ -81,7 +82,7 @@ class Job:
             response_id(example.id, self.author, round=self.round, sample_index=index) for index in samples
         ]
 
-    def generate(self, engine: Engine, batch: Sequence[int]) -> list[Response]:
+    def generate(self, engine: Engine, batch: Batch) -> list[Response]:
         """Return the responses to the examples with these indices."""
         completions = engine.generate([self.examples[i] for i in batch], self.sampling)
         sampling = self.sampling.hash()
@@ -139,12 +140,11 @@ class _Results:
             self.store.append(self.pending, self.engine)
         self.pending, self.flushed_at = [], time.monotonic()
 
-    def own_part(self) -> "_Results":
-        """Return where this process writes: the store itself, or its part of it among several processes."""
-        if num_processes() == 1:
+    def within(self, folder: Path) -> "_Results":
+        """Return the results of a part in `folder`, or these where it is their own."""
+        if folder == self.store.folder:
             return self
-        store = ResponseStore.create_or_resume(part_folder(self.store.folder, rank()), self.key)
-        dropped = _read_dropped(store.folder, self.key)
+        store, dropped = ResponseStore.create_or_resume(folder, self.key), _read_dropped(folder, self.key)
         done = set(self.done)
         return _Results(store=store, key=self.key, engine=self.engine, done=done, dropped=dropped)
 
@@ -210,14 +210,10 @@ def _open(folder: Path, key: str, *, engine: dict[str, str], log: Log, label: st
     done = store.ids() | dropped.keys()
     if any(other != engine for other in store.engines):
         log(
-            f"{label}: {len(store):,} responses stay as they are, stored by {_names(store.engines)}; "
-            f"{_names([engine])} continues"
+            f"{label}: {len(store):,} responses stay as they are, stored by {store.written_by}; "
+            f"{engine_name(engine)} continues"
         )
     return _Results(store=store, key=key, engine=engine, done=done, dropped=dropped)
-
-
-def _names(engines: Sequence[Mapping[str, str]]) -> str:
-    return " and ".join(" ".join(engine.values()) for engine in engines)
 
 
 def _read_dropped(folder: Path, key: str) -> dict[str, Drop]:
@@ -228,6 +224,20 @@ def _read_dropped(folder: Path, key: str) -> dict[str, Drop]:
 
 
 def _fill(results: _Results, job: Job, *, engine: Engine, log: Log) -> None:
+    remaining, overlong = _plan(results, job, engine=engine, log=log)
+
+    def generate(batches: Sequence[Batch], folder: Path) -> None:
+        part = results.within(folder)
+        for batch in progress(batches, label=job.label, total=len(batches)):
+            part.add(job.generate(engine, batch))
+        part.flush()
+
+    executor()(remaining, generate, folder=results.store.folder)
+    on_main(lambda: _finish(results.store.folder, job, overlong=overlong, log=log))
+
+
+def _plan(results: _Results, job: Job, *, engine: Engine, log: Log) -> tuple[list[list[int]], int]:
+    """Return the batches that are not done yet, and how many prompts are too long."""
     plan = on_main(lambda: engine.plan(job.examples, job.sampling))
     fitting = {i for batch in plan for i in batch}
     # Another engine may have had more room.
@@ -247,24 +257,12 @@ def _fill(results: _Results, job: Job, *, engine: Engine, log: Log) -> None:
         f"{overlong:,} prompts are too long and skipped"
         + (f"; shared by {num_processes()} processes" if num_processes() > 1 else "")
     )
-    part, share = results.own_part(), remaining[rank() :: num_processes()]
-    for batch in progress(share, label=job.label, total=len(share)):
-        part.add(job.generate(engine, batch))
-    part.flush()
-    wait()
-    on_main(lambda: _finish(results, job, overlong=overlong, log=log))
+    return remaining, overlong
 
 
-def _finish(results: _Results, job: Job, *, overlong: int, log: Log) -> None:
-    parts = [part_folder(results.store.folder, number) for number in range(num_processes())]
-    lost = [part.name for part in parts if not part.is_dir()]
-    if lost and num_processes() > 1:
-        raise DataError(
-            f"{results.store.folder}: found no responses of process {', '.join(lost)}; "
-            "give the run an output folder that all machines share"
-        )
-    store = ResponseStore(results.store.folder)
-    drops = list(_read_dropped(store.folder, results.key).values())
+def _finish(folder: Path, job: Job, *, overlong: int, log: Log) -> None:
+    store = ResponseStore(folder)
+    drops = list(_read_dropped(folder, store.key).values())
     finishes = [response.finish for response in store.read()]
     counts = Counts(
         prompts=len(job.examples),
@@ -279,7 +277,7 @@ def _finish(results: _Results, job: Job, *, overlong: int, log: Log) -> None:
             f"{job.label}: all {counts.aborted} responses were aborted because the logits are not finite; "
             "load the model in float32 or bfloat16, or check its weights"
         )
-    write_json(store.folder / COUNTS, asdict(counts))
+    write_json(folder / COUNTS, asdict(counts))
     store.finish()
     log(
         f"{job.label}: {len(finishes):,} responses stored, {counts.length:,} of them cut "
