@@ -61,6 +61,7 @@ def _cache(options: Namespace) -> None:
 
 def _check(options: Namespace) -> None:
     config = _load_run(options)
+    _quiet_libraries()
     from vlm_distill.runs.check import check
 
     print(check(config))

@@ -18,6 +18,7 @@ import torch
 
 from tests.engines import (
     KINDS,
+    QUESTIONS,
     VLLM_CONFIG,
     VLLM_INSTALLED,
     load_pictures,
@@ -25,12 +26,13 @@ from tests.engines import (
     vllm_engine_of,
     with_many_stops,
 )
-from tests.tiny import tiny_llava, tiny_text_model
+from tests.tiny import example, tiny_llava, tiny_text_model
 from vlm_distill.adapters.adapter import LoadedModel
 from vlm_distill.data.store import ResponseStore
 from vlm_distill.errors import EngineError
 from vlm_distill.files import hash_json
 from vlm_distill.generation.engine import Completion, Engine, Sampling
+from vlm_distill.generation.prompts import prompt_lengths
 from vlm_distill.generation.transformers_engine import TransformersEngine
 from vlm_distill.generation.vllm_engine import VllmEngine
 from vlm_distill.generation.work import Job, generate_responses, read_counts
@@ -193,6 +195,16 @@ def test_a_prompt_that_vllm_reads_in_other_ids_is_an_error(
     monkeypatch.setattr(engine, "loaded", dataclasses.replace(engine.loaded, adapter=adapter))
     with pytest.raises(EngineError, match=r"example 0: vllm reads its prompt as (\d+) tokens, training as"):
         engine.generate(prompts_of("llava")[:1], Sampling(max_new_tokens=1))
+
+
+def test_more_prompt_tokens_than_vllm_reads_in_one_step_are_sampled_on_a_cpu_too(
+    running: dict[str, VllmEngine],
+) -> None:
+    engine, sampling = running["text"], Sampling(temperature=0.8, max_new_tokens=3)
+    many = [example(str(number), f"{number} {QUESTIONS[2] * 15}") for number in range(16)]
+    assert sum(prompt_lengths(engine.loaded, load_pictures, many)) > 4096
+    together, alone = engine.generate(many, sampling), engine.generate(many[-1:], sampling)
+    assert together[-1].token_ids == alone[0].token_ids
 
 
 def test_a_refused_option_is_one_line(running: dict[str, VllmEngine]) -> None:
