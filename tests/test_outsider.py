@@ -5,22 +5,31 @@ The package is outsider/ beside this file, installed into a folder of its own by
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
+from tests.plain_run import config_of
 from tests.tiny import tiny_text_model
 from tests.tiny_run import write_run
 from tests.whole_runs import once
 from vlm_distill.config import dump_yaml, read_yaml
+from vlm_distill.data.examples import RecipeSource
+from vlm_distill.data.recipe import Recipe, prepare
+from vlm_distill.evaluation.task import Task
 from vlm_distill.files import read_json
+from vlm_distill.models.load import load_model
 from vlm_distill.models.save import save_model
-from vlm_distill.runs.plan import read_plan
+from vlm_distill.runs.plan import plan, read_plan
 
 OUTSIDER = Path(__file__).parent / "outsider"
+PACKAGE = Path(__file__).parents[1] / "vlm_distill"
+PARTS = ("adapter", "source", "scorer", "divergence", "objective")
 # Runs verbs; says how each ended, and then which modules of other packages were loaded.
 PROGRAM = """
 import shlex, sys
@@ -194,3 +203,35 @@ def test_a_broken_or_doubtful_part_ends_only_the_command_that_names_it(
         "of them",
         f"bold_parts 0.3 ({group}: kd) takes the place of the built-in kd",
     ]
+
+
+def test_every_part_is_taken_as_an_object_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(OUTSIDER)
+    parts = {name: import_module(f"example_parts.{name}") for name in PARTS}
+    sums, hellinger = parts["source"].Sums(limit=3), parts["divergence"].Hellinger(scale=2.0)
+    recipe = Recipe(name="sums", sources=[RecipeSource(source=sums)])
+    assert len(prepare(recipe, tmp_path / "data", log=lambda _: None).train) == 9
+    task = Task(
+        name="sums", version=1, data=sums, prompt="{{ question }}", metrics=(parts["scorer"].FirstLetter(),)
+    )
+    assert task.hash() != task.model_copy(update={"data": parts["source"].Sums(limit=4)}).hash()
+    run = config_of(objective=parts["objective"].TwoSided(divergence=hellinger, own=1.0))
+    assert run.model_dump(mode="json")["objective"] == OBJECTIVE
+    [trained] = [step for step in plan(run) if step.name == "round_1.train"]
+    assert trained.settings["objective"] == OBJECTIVE
+    save_model(tiny_text_model(), tmp_path / "llama")
+    family = parts["adapter"].EXAMPLE_LLAMA
+    assert load_model(str(tmp_path / "llama"), adapter=family).adapter is family
+
+
+def test_the_guide_shows_the_package_as_it_is() -> None:
+    guide = (OUTSIDER.parents[1] / "docs" / "extending.md").read_text(encoding="utf-8")
+    shown = re.findall(r"```python\n(.*?)```", guide, flags=re.DOTALL)
+    assert shown == [
+        (OUTSIDER / "example_parts" / f"{name}.py").read_text(encoding="utf-8") for name in PARTS
+    ]
+    [declared] = re.findall(r"```toml\n(.*?)```", guide, flags=re.DOTALL)
+    assert (OUTSIDER / "pyproject.toml").read_text(encoding="utf-8").endswith(declared)
+    groups = re.findall(r'entry-points."vlm_distill\.(\w+)"', declared)
+    sources = "".join(path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py"))
+    assert sorted(groups) == sorted(set(re.findall(r'"vlm_distill\.(\w+s)"', sources)))
