@@ -34,9 +34,9 @@ def read(folder: Path) -> Shards:
 def test_what_is_listed_reads_back_verified_and_in_order(shards: Shards) -> None:
     assert read(shards.folder) == shards
     assert [path.read_text() for path in read(shards.folder).verified()] == ["first", "second"]
-    assert not read(shards.folder).is_complete
-    shards.finish()
-    assert read(shards.folder).is_complete
+    assert read(shards.folder).num_complete is None
+    shards.finish(num_rows=3)
+    assert read(shards.folder).num_complete == 3
 
 
 def test_a_shard_that_no_manifest_lists_does_not_count_and_is_overwritten(shards: Shards) -> None:
@@ -56,7 +56,7 @@ def test_a_shard_that_no_manifest_lists_does_not_count_and_is_overwritten(shards
 
 
 def test_a_reset_deletes_what_was_listed_and_keeps_its_new_key(shards: Shards) -> None:
-    shards.finish()
+    shards.finish(num_rows=1)
     shards.reset({"of": "two"})
     assert read(shards.folder) == Shards(folder=shards.folder, key={"of": "two"}, remedy=REMEDY)
     assert not list(shards.folder.glob("*.txt"))

@@ -35,14 +35,15 @@ class Shard:
 class Shards:
     """What one manifest lists. `key` is JSON that says what the rows were made from.
 
-    `remedy` ends the lines about damage: what to do about it.
+    `remedy` ends the lines about damage: what to do about it. `num_complete` are the rows of the whole, parts
+    included, when it was finished; None before.
     """
 
     folder: Path
     key: Any
     remedy: str
     listed: list[Shard] = field(default_factory=list)
-    is_complete: bool = False
+    num_complete: int | None = None
 
     @classmethod
     def read(cls, folder: Path, *, remedy: str) -> "Shards":
@@ -53,8 +54,8 @@ class Shards:
             version = found["format_version"]
             if version == FORMAT_VERSION:
                 listed = [Shard(**shard) for shard in found["shards"]]
-                key, is_complete = found["key"], found["complete"]
-                return cls(folder=folder, key=key, remedy=remedy, listed=listed, is_complete=is_complete)
+                key, complete = found["key"], found["complete"]
+                return cls(folder=folder, key=key, remedy=remedy, listed=listed, num_complete=complete)
         except (ValueError, KeyError, TypeError):
             raise DataError(f"{path}: damaged; {remedy}") from None
         raise DataError(
@@ -63,7 +64,7 @@ class Shards:
 
     def save(self) -> None:
         shards = [asdict(shard) for shard in self.listed]
-        facts = {"format_version": FORMAT_VERSION, "key": self.key, "complete": self.is_complete}
+        facts = {"format_version": FORMAT_VERSION, "key": self.key, "complete": self.num_complete}
         write_json(self.folder / MANIFEST, {**facts, "shards": shards})
 
     def append(
@@ -91,15 +92,19 @@ class Shards:
 
     def reset(self, key: Any) -> None:
         """Delete all shards and start again under `key`."""
-        old, self.key, self.listed, self.is_complete = self.listed, key, [], False
+        old, self.key, self.listed, self.num_complete = self.listed, key, [], None
         # The manifest goes first: a process that dies in between leaves shards that nothing lists.
         self.save()
         for shard in old:
             (self.folder / shard.name).unlink(missing_ok=True)
 
-    def finish(self) -> None:
-        """Mark the whole as complete."""
-        self.is_complete = True
+    @property
+    def num_rows(self) -> int:
+        return sum(shard.num_rows for shard in self.listed)
+
+    def finish(self, *, num_rows: int) -> None:
+        """Mark the whole as complete with the rows of all parts."""
+        self.num_complete = num_rows
         self.save()
 
     def paths(self) -> list[Path]:

@@ -94,7 +94,7 @@ def test_a_killed_writer_leaves_a_readable_store_without_duplicates(tmp_path: Pa
 @pytest.mark.parametrize("again", [[response(0)], [response(1), response(1)]])
 def test_an_id_cannot_be_stored_twice(store: ResponseStore, again: list[Response]) -> None:
     store.append([response(0)], ENGINE)
-    with pytest.raises(DataError, match=f"1 response ids would stand twice, the first is {again[0].id}"):
+    with pytest.raises(DataError, match=f"1 response ids stand twice, the first is {again[0].id}"):
         ResponseStore(store.folder).append(again, ENGINE)
     assert store.read() == [response(0)]
 
@@ -157,7 +157,7 @@ def test_the_parts_of_several_processes_are_read_and_deleted_with_the_store(stor
     assert ResponseStore(store.folder).read() == [response(number) for number in (0, 3, 1, 2)]
     assert again.ids() == {response(number).id for number in range(4)}
     assert len(ResponseStore(store.folder)) == 4
-    with pytest.raises(DataError, match=f"1 response ids would stand twice, the first is {response(1).id}"):
+    with pytest.raises(DataError, match=f"1 response ids stand twice, the first is {response(1).id}"):
         again.append([response(1)], ENGINE)
     again.reset("key two")
     assert not list(store.folder.rglob("*.parquet"))

@@ -1,4 +1,5 @@
 import dataclasses
+import re
 import signal
 import subprocess
 import sys
@@ -46,7 +47,7 @@ def test_an_unchanged_stage_is_not_generated_again(tmp_path: Path) -> None:
     engine, lines = scripted(), []
     assert generate(engine, tmp_path, lines=lines) == first
     assert engine.asked == []
-    assert lines == ["teacher: unchanged, 14 stored responses are used"]
+    assert lines == ["teacher: unchanged, 14 stored responses are used, written by scripted 1"]
 
 
 @pytest.mark.parametrize(
@@ -78,7 +79,7 @@ def test_complete_responses_are_used_whatever_engine_is_there_now(tmp_path: Path
     lines: list[str] = []
     assert generate(scripted(version="2"), tmp_path, lines=lines) == first
     assert generate_with(no_engine, tmp_path, lines=lines) == first
-    assert lines == ["teacher: unchanged, 14 stored responses are used"] * 2
+    assert lines == ["teacher: unchanged, 14 stored responses are used, written by scripted 1"] * 2
     assert ResponseStore(tmp_path).engines == [{"kind": "scripted", "version": "1"}]
 
 
@@ -165,11 +166,49 @@ def test_user_errors_name_the_cause(tmp_path: Path) -> None:
     engine.too_long = tuple(one.id for one in EXAMPLES)
     with pytest.raises(EngineError, match=r"none of the 7 prompts fits.*lower max_new_tokens"):
         generate(engine, tmp_path)
+
+
+def test_what_an_engine_aborted_is_answered_by_the_next_one(tmp_path: Path) -> None:
     engine = scripted()
     engine.abort = True
-    for _ in range(2):  # the second time all batches are done already
+    for _ in range(2):
         with pytest.raises(EngineError, match="all 14 responses were aborted"):
             generate(engine, tmp_path)
+    responses = generate(scripted(), tmp_path)
+    assert [one.finish for one in responses] == ["stop"] * 14
+    assert read_counts(tmp_path).aborted == 0
+
+
+def test_stored_responses_stay_where_no_prompt_fits_the_changed_question(tmp_path: Path) -> None:
+    stored = generate(scripted(), tmp_path)
+    engine = scripted()
+    engine.too_long = tuple(one.id for one in EXAMPLES)
+    changed = SAMPLING.model_copy(update={"max_new_tokens": 2000})
+    with pytest.raises(EngineError, match="none of the 7 prompts fits"):
+        generate(engine, tmp_path, sampling=changed)
+    unused = scripted({})
+    assert generate(unused, tmp_path) == stored
+    assert unused.asked == []
+
+
+def test_complete_responses_name_their_engine_and_what_is_missing(tmp_path: Path) -> None:
+    engine = scripted()
+    engine.too_long = ("e1",)
+    generate(engine, tmp_path)
+    lines: list[str] = []
+    generate(scripted(), tmp_path, lines=lines)
+    expected = (
+        r"12 stored responses are used, written by scripted 1; 1 prompts were too long: delete .* to"
+    )
+    assert re.search(expected, lines[-1])
+
+
+def test_a_complete_store_without_one_of_its_parts_is_refused(tmp_path: Path) -> None:
+    stored = generate(scripted(), tmp_path)
+    part = ResponseStore.create_or_resume(tmp_path / "rank_1", ResponseStore(tmp_path).key)
+    part.append([dataclasses.replace(stored[0], id="more")], {"kind": "scripted"})
+    with pytest.raises(DataError, match=r"expected 14 responses, found 15: the part of a process \(rank_"):
+        generate(scripted(), tmp_path)
 
 
 KILLED_JOB = """

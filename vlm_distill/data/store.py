@@ -45,7 +45,11 @@ class ResponseStore:
     """
 
     def __init__(self, folder: Path):
-        """Open the store in `folder`; DataError if there is none or a manifest is damaged."""
+        """Open the store in `folder`.
+
+        Raises:
+            DataError: there is none, a manifest is damaged, or a part of a complete one is missing.
+        """
         if not (folder / MANIFEST).is_file():
             raise DataError(f"{folder}: no responses are stored here (no {MANIFEST}); generate them first")
         self.folder = folder
@@ -53,6 +57,11 @@ class ResponseStore:
         self._own = Shards.read(folder, remedy=remedy)
         self._parts = [part for part in read_parts(folder, remedy=remedy) if part.key == self.key]
         self._ids: set[str] | None = None
+        if self.is_complete and len(self) != self._own.num_complete:
+            raise DataError(
+                f"{folder}: expected {self._own.num_complete:,} responses, found {len(self):,}: "
+                f"the part of a process (rank_*) is missing or grew; {remedy}"
+            )
 
     @classmethod
     def create_or_resume(cls, folder: Path, key: str) -> "ResponseStore":
@@ -79,7 +88,7 @@ class ResponseStore:
 
     @property
     def is_complete(self) -> bool:
-        return self._own.is_complete
+        return self._own.num_complete is not None
 
     @property
     def engines(self) -> list[dict[str, str]]:
@@ -96,7 +105,7 @@ class ResponseStore:
         return " and ".join(map(engine_name, self.engines))
 
     def __len__(self) -> int:
-        return sum(shard.num_rows for shard in self._listed())
+        return sum(shards.num_rows for shards in (self._own, *self._parts))
 
     def _listed(self) -> list[Shard]:
         return [shard for shards in (self._own, *self._parts) for shard in shards.listed]
@@ -118,11 +127,7 @@ class ResponseStore:
         if not responses:
             return
         ids = [response.id for response in responses]
-        twice = sorted((self.ids() & set(ids)) | {id for id, count in Counter(ids).items() if count > 1})
-        if twice:
-            raise DataError(
-                f"{self.folder}: {len(twice)} response ids would stand twice, the first is {twice[0]}"
-            )
+        self._check_unique([*ids, *self.ids().intersection(ids)])
         table = pa.Table.from_pylist([_to_row(response) for response in responses], schema=_SCHEMA)
         self._own.append(
             lambda path: pq.write_table(table, path, compression="zstd"),
@@ -133,19 +138,28 @@ class ResponseStore:
         self.ids().update(ids)
 
     def ids(self) -> set[str]:
-        """Return the ids of all stored responses; the shards are verified the first time."""
+        """Return the ids of all stored responses; the shards are verified the first time.
+
+        Raises:
+            DataError: a shard is missing or was changed, or two parts have the same response.
+        """
         if self._ids is None:
             tables = (pq.read_table(path, columns=["id"]) for path in self._verified())
-            self._ids = {id for table in tables for id in table.column("id").to_pylist()}
+            ids = [id for table in tables for id in table.column("id").to_pylist()]
+            self._check_unique(ids)
+            self._ids = set(ids)
         return self._ids
 
     def read(self) -> list[Response]:
         """Return all responses: in the order in which they were appended, those of parts behind the others.
 
         Raises:
-            DataError: a shard is missing or was changed after it was written.
+            DataError: a shard is missing or was changed after it was written, or two parts have the same
+                response.
         """
-        return [_from_row(row) for path in self._verified() for row in pq.read_table(path).to_pylist()]
+        rows = [_from_row(row) for path in self._verified() for row in pq.read_table(path).to_pylist()]
+        self._check_unique([response.id for response in rows])
+        return rows
 
     def paths(self) -> list[Path]:
         """Return the files, which are not verified; DataError if one is missing."""
@@ -157,7 +171,15 @@ class ResponseStore:
 
     def finish(self) -> None:
         """Mark the stage as complete."""
-        self._own.finish()
+        self._own.finish(num_rows=len(self))
+
+    def _check_unique(self, ids: Sequence[str]) -> None:
+        twice = sorted(id for id, count in Counter(ids).items() if count > 1)
+        if twice:
+            raise DataError(
+                f"{self.folder}: {len(twice)} response ids stand twice, the first is {twice[0]}; was it "
+                f"written by two jobs at once? {_remedy(self.folder)}"
+            )
 
 
 def engine_name(settings: Mapping[str, str]) -> str:

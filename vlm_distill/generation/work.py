@@ -12,7 +12,7 @@ the folder of the stage or into a part of it, and all parts are read.
 
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -144,9 +144,9 @@ class _Results:
         """Return the results of a part in `folder`, or these where it is their own."""
         if folder == self.store.folder:
             return self
-        store, dropped = ResponseStore.create_or_resume(folder, self.key), _read_dropped(folder, self.key)
+        store, empty = ResponseStore.create_or_resume(folder, self.key), _empty([folder], self.key)
         done = set(self.done)
-        return _Results(store=store, key=self.key, engine=self.engine, done=done, dropped=dropped)
+        return _Results(store=store, key=self.key, engine=self.engine, done=done, dropped=empty)
 
 
 def generate_responses(job: Job, open_engine: OpenEngine, *, folder: Path, log: Log) -> list[Response]:
@@ -156,23 +156,20 @@ def generate_responses(job: Job, open_engine: OpenEngine, *, folder: Path, log: 
     responses. Where all are stored no engine is opened.
 
     Finished work is keyed by model, sampling, forbidden ids, prompts, author and round; a folder with
-    another key is emptied, once the engine is open. Empty and aborted responses and overlong prompts are
-    missing from the result and counted in counts.json beside the shards (`read_counts`).
+    another key is emptied, once the engine is open and has planned its batches. Empty and aborted responses
+    and overlong prompts are missing from the result and counted in counts.json beside the shards
+    (`read_counts`). An empty one is an answer, an aborted one is the engine's failure and is asked again.
 
     Raises:
         DataError: an example id stands twice.
         EngineError: the engine cannot be opened, no prompt fits the context, or every response was aborted.
     """
     _check_unique(job.examples)
-    key = job.key()
-    num_complete = on_main(lambda: _num_complete(folder, key))
-    if num_complete is None:
+    if (complete := on_main(lambda: _complete(folder, job.key()))) is None:
         with open_engine() as engine:
-            settings = dict(engine.settings)
-            results = on_main(lambda: _open(folder, key, engine=settings, log=log, label=job.label))
-            _fill(results, job, engine=engine, log=log)
+            _fill(job, engine, folder=folder, log=log)
     else:
-        log(f"{job.label}: unchanged, {num_complete:,} stored responses are used")
+        log(f"{job.label}: unchanged, {complete}")
     by_id = {response.id: response for response in ResponseStore(folder).read()}
     return [by_id[one] for example in job.examples for one in job.ids(example) if one in by_id]
 
@@ -182,72 +179,91 @@ def read_counts(folder: Path) -> Counts:
     return Counts(**read_json(folder / COUNTS))
 
 
-def _num_complete(folder: Path, key: str) -> int | None:
-    """Return how many responses are stored under the key, None where some may be missing."""
+def _complete(folder: Path, key: str) -> str | None:
+    """Return in words what is stored under the key, None where some may be missing."""
     store = ResponseStore(folder) if (folder / MANIFEST).is_file() else None
-    return len(store) if store and store.key == key and store.is_complete else None
+    if store is None or store.key != key or not store.is_complete:
+        return None
+    counts = read_counts(folder)
+    lost = [f"{counts.overlong:,} prompts were too long"] if counts.overlong else []
+    lost += [f"{counts.aborted:,} responses were aborted"] if counts.aborted else []
+    remedy = f"; {' and '.join(lost)}: delete {folder} to ask again" if lost else ""
+    written = f", written by {store.written_by}" if len(store) else ""
+    return f"{len(store):,} stored responses are used{written}{remedy}"
 
 
-def _open(folder: Path, key: str, *, engine: dict[str, str], log: Log, label: str) -> _Results:
-    """Return the store of a stage with all that earlier starts have left of it under this key."""
+def _open(folder: Path, job: Job, *, plan: Sequence[Batch], engine: dict[str, str], log: Log) -> _Results:
+    """Return the store of a job with all that earlier starts have left of it; what is of another job goes.
+
+    `plan` are all batches for which the engine has room.
+    """
+    key = job.key()
     store = (
         ResponseStore(folder)
         if (folder / MANIFEST).is_file()
         else ResponseStore.create_or_resume(folder, key)
     )
+    if job.examples and not plan and not (store.key == key and len(store)):
+        raise EngineError(
+            f"{job.label}: none of the {len(job.examples)} prompts fits the model's context with "
+            f"{job.sampling.max_new_tokens} new tokens; lower max_new_tokens or shorten the prompts"
+        )
     # What a kill left of a reset.
     for part in part_folders(folder):
         if not (part / MANIFEST).is_file() or ResponseStore(part).key != store.key:
             shutil.rmtree(part)
     if store.key != key:
         log(
-            f"{label}: model, sampling or prompts changed since {len(store):,} responses were stored; "
+            f"{job.label}: model, sampling or prompts changed since {len(store):,} responses were stored; "
             "all are generated again"
         )
-        (folder / COUNTS).unlink(missing_ok=True)
         store.reset(key)
-    dropped = _read_dropped(folder, key)
-    done = store.ids() | dropped.keys()
+        (folder / COUNTS).unlink(missing_ok=True)
     if any(other != engine for other in store.engines):
         log(
-            f"{label}: {len(store):,} responses stay as they are, stored by {store.written_by}; "
+            f"{job.label}: {len(store):,} responses stay as they are, stored by {store.written_by}; "
             f"{engine_name(engine)} continues"
         )
-    return _Results(store=store, key=key, engine=engine, done=done, dropped=dropped)
+    empty = _empty([folder, *part_folders(folder)], key)
+    return _Results(store=store, key=key, engine=engine, done=store.ids() | empty.keys(), dropped=empty)
 
 
-def _read_dropped(folder: Path, key: str) -> dict[str, Drop]:
-    """Return why which responses are not stored, those of single processes among them."""
-    files = (one / DROPPED for one in (folder, *part_folders(folder)))
+def _read_dropped(folders: Iterable[Path], key: str) -> dict[str, Drop]:
+    """Return why which responses are not stored."""
+    files = (folder / DROPPED for folder in folders)
     found = [read_json(path) for path in files if path.is_file()]
-    return {id: reason for one in found if one["key"] == key for id, reason in one["dropped"].items()}
+    dropped = [item for one in found if one["key"] == key for item in one["dropped"].items()]
+    # Another process may have been answered with nothing where one was aborted.
+    return dict(sorted(dropped, key=lambda item: item[1] == "empty"))
 
 
-def _fill(results: _Results, job: Job, *, engine: Engine, log: Log) -> None:
-    remaining, overlong = _plan(results, job, engine=engine, log=log)
+def _empty(folders: Iterable[Path], key: str) -> dict[str, Drop]:
+    """Return the responses that need not be asked for again."""
+    return {id: reason for id, reason in _read_dropped(folders, key).items() if reason == "empty"}
 
-    def generate(batches: Sequence[Batch], folder: Path) -> None:
-        part = results.within(folder)
+
+def _fill(job: Job, engine: Engine, *, folder: Path, log: Log) -> None:
+    plan = on_main(lambda: engine.plan(job.examples, job.sampling))
+    settings = dict(engine.settings)
+    results = on_main(lambda: _open(folder, job, plan=plan, engine=settings, log=log))
+    remaining, overlong = _remaining(results, job, plan, log=log)
+
+    def generate(batches: Sequence[Batch], part_folder: Path) -> None:
+        part = results.within(part_folder)
         for batch in progress(batches, label=job.label, total=len(batches)):
             part.add(job.generate(engine, batch))
         part.flush()
 
-    executor()(remaining, generate, folder=results.store.folder)
-    on_main(lambda: _finish(results.store.folder, job, overlong=overlong, log=log))
+    executor()(remaining, generate, folder=folder)
+    on_main(lambda: _finish(folder, job, overlong=overlong, log=log))
 
 
-def _plan(results: _Results, job: Job, *, engine: Engine, log: Log) -> tuple[list[list[int]], int]:
+def _remaining(results: _Results, job: Job, plan: Sequence[Batch], *, log: Log) -> tuple[list[Batch], int]:
     """Return the batches that are not done yet, and how many prompts are too long."""
-    plan = on_main(lambda: engine.plan(job.examples, job.sampling))
     fitting = {i for batch in plan for i in batch}
     # Another engine may have had more room.
     answered = (i for i, one in enumerate(job.examples) if not results.done.isdisjoint(job.ids(one)))
     overlong = len(job.examples) - len(fitting.union(answered))
-    if overlong and overlong == len(job.examples):
-        raise EngineError(
-            f"{job.label}: none of the {overlong} prompts fits the model's context with "
-            f"{job.sampling.max_new_tokens} new tokens; lower max_new_tokens or shorten the prompts"
-        )
     remaining = [
         batch for batch in plan if not all(results.done.issuperset(job.ids(job.examples[i])) for i in batch)
     ]
@@ -262,8 +278,14 @@ def _plan(results: _Results, job: Job, *, engine: Engine, log: Log) -> tuple[lis
 
 def _finish(folder: Path, job: Job, *, overlong: int, log: Log) -> None:
     store = ResponseStore(folder)
-    drops = list(_read_dropped(folder, store.key).values())
-    finishes = [response.finish for response in store.read()]
+    finish_of = {response.id: response.finish for response in store.read()}
+    # One that was aborted before may be answered now.
+    drops = [
+        why
+        for id, why in _read_dropped([folder, *part_folders(folder)], store.key).items()
+        if id not in finish_of
+    ]
+    finishes = list(finish_of.values())
     counts = Counts(
         prompts=len(job.examples),
         overlong=overlong,
