@@ -114,7 +114,7 @@ def decoded(value: Any, *, where: str = "run.yaml") -> Any:
     """Return the sound that a file says, by a record made after what is installed."""
 
     class Holder(Record):
-        sound: Annotated[Sound, Kinds(GROUP, Loud | Quiet)]
+        sound: Annotated[Sound, Kinds(GROUP, (Loud, Quiet))]
 
     return decode(Holder, {"sound": value}, where=where).sound
 
@@ -202,8 +202,8 @@ def test_one_that_takes_the_place_of_a_built_in_one_is_said_once(
 
 
 class Band(Record):
-    sound: Annotated[Sound, Kinds(GROUP, Loud | Quiet)] = Quiet()
-    others: tuple[Annotated[Sound, Kinds(GROUP, Loud | Quiet)], ...] = ()
+    sound: Annotated[Sound, Kinds(GROUP, (Loud, Quiet))] = Quiet()
+    others: tuple[Annotated[Sound, Kinds(GROUP, (Loud, Quiet))], ...] = ()
 
 
 def test_an_object_is_taken_as_it_is_and_written_as_its_fields() -> None:
