@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.distributions import declare
 from tests.plain_run import config_of
 from tests.tiny import tiny_text_model
 from tests.tiny_run import write_run
@@ -68,15 +69,6 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         subprocess.run(install, check=True, capture_output=True)
 
     return once(tmp_path_factory, "outsider", make)
-
-
-def declare(folder: Path, name: str, **entries: str) -> None:
-    """Write the metadata of a distribution that brings objectives, whose names are the keywords."""
-    metadata = folder / f"{name}-0.3.dist-info"
-    metadata.mkdir()
-    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 0.3\n")
-    lines = [f"{entry} = {target}\n" for entry, target in entries.items()]
-    (metadata / "entry_points.txt").write_text("".join(["[vlm_distill.objectives]\n", *lines]))
 
 
 def command(*verbs: str, paths: tuple[Path, ...]) -> Done:
@@ -196,15 +188,15 @@ def test_what_names_no_outsider_loads_none(installed: Path) -> None:
 def test_a_broken_or_doubtful_part_ends_only_the_command_that_names_it(
     installed: Path, tmp_path: Path
 ) -> None:
-    declare(tmp_path, "broken_parts", shattered="no_such_module:Shattered")
-    declare(tmp_path, "twin_parts", two_sided="example_parts.objective:TwoSided")
-    declare(tmp_path, "bold_parts", kd="vlm_distill.losses:KD")
+    group = "vlm_distill.objectives"
+    declare(tmp_path, "broken_parts", group, shattered="no_such_module:Shattered")
+    declare(tmp_path, "twin_parts", group, two_sided="example_parts.objective:TwoSided")
+    declare(tmp_path, "bold_parts", group, kd="vlm_distill.losses:KD")
     kinds = ("shattered", "two_sided", "kd", "distillm2")
     verbs = [f"check easy_vqa 'objective={{kind: {kind}}}'" for kind in kinds]
     done = command(*verbs, paths=(installed, tmp_path))
     assert (done.codes, done.loaded) == ([2, 2, 0, 0], set())
     said = [line.partition("easy_vqa.yaml: ")[2] or line for line in done.said]
-    group = "vlm_distill.objectives"
     assert said == [
         f"objective: broken_parts 0.3 ({group}: shattered) cannot be loaded: ModuleNotFoundError: "
         "No module named 'no_such_module'; mend or uninstall it",

@@ -54,7 +54,7 @@ class Kinds:
         if not isinstance(kind, str):
             return read_known(value)
         known = [get_args(record.__annotations__["kind"]) for record in self.known]
-        part = find_part(self.group, kind, is_built_in=(kind,) in known)
+        part = find_part(self.group, kind, instead_of=kind if (kind,) in known else None)
         if part is None:
             return read_known(value)
         return _follow(_made(part, value), protocol, origin=part.origin)
