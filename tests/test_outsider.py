@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.distributions import declare
 from tests.plain_run import config_of
 from tests.tiny import tiny_text_model
 from tests.tiny_run import write_run
@@ -21,6 +22,7 @@ from tests.whole_runs import once
 from vlm_distill.config import dump_yaml, read_yaml
 from vlm_distill.data.examples import RecipeSource
 from vlm_distill.data.recipe import Recipe, prepare
+from vlm_distill.data.store import ResponseStore
 from vlm_distill.evaluation.task import Task
 from vlm_distill.files import read_json
 from vlm_distill.models.load import load_model
@@ -29,7 +31,7 @@ from vlm_distill.runs.plan import plan, read_plan
 
 OUTSIDER = Path(__file__).parent / "outsider"
 PACKAGE = Path(__file__).parents[1] / "vlm_distill"
-PARTS = ("adapter", "source", "scorer", "divergence", "objective")
+PARTS = ("adapter", "source", "scorer", "divergence", "objective", "engine")
 # Runs verbs; says how each ended, and then which modules of other packages were loaded.
 PROGRAM = """
 import shlex, sys
@@ -69,15 +71,6 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return once(tmp_path_factory, "outsider", make)
 
 
-def declare(folder: Path, name: str, **entries: str) -> None:
-    """Write the metadata of a distribution that brings objectives, whose names are the keywords."""
-    metadata = folder / f"{name}-0.3.dist-info"
-    metadata.mkdir()
-    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 0.3\n")
-    lines = [f"{entry} = {target}\n" for entry, target in entries.items()]
-    (metadata / "entry_points.txt").write_text("".join(["[vlm_distill.objectives]\n", *lines]))
-
-
 def command(*verbs: str, paths: tuple[Path, ...]) -> Done:
     """Run verbs in one process that sees the distributions in some folders."""
     path = os.pathsep.join([str(Path(__file__).parents[1]), *map(str, paths)])
@@ -111,6 +104,7 @@ def write_outsiders_run(folder: Path, **changes: object) -> Path:
         "rounds": 1,
         "objective": OBJECTIVE,
         "train": STAGE,
+        "generate": {"engine": {"kind": "one_by_one"}, "sampling": {"max_new_tokens": 5}},
         "evaluate": {"suite": str(folder / "suite.yaml"), "agreement_tokens": 5, "shuffle_images": False},
         "controls": [{"name": "hellinger", "objective": {"kind": "kd", "divergence": {"kind": "hellinger"}}}],
     }
@@ -130,7 +124,7 @@ def finished_elsewhere(installed: Path, tmp_path_factory: pytest.TempPathFactory
     def make(folder: Path) -> None:
         done = command(f"run {write_outsiders_run(folder)} cache.tier=top_k", paths=(installed,))
         assert done.codes == [0], done.said
-        assert done.loaded == {"adapter", "divergence", "objective", "scorer", "source"}
+        assert done.loaded == set(PARTS)
 
     return once(tmp_path_factory, "finished_elsewhere", make) / "run"
 
@@ -148,6 +142,8 @@ def test_a_run_of_outsiders_has_all_that_a_run_of_built_in_parts_has(finished_el
     page = (run / "report.html").read_text()
     assert "teacher&#39;s side" in page
     assert "1 round of two_sided" in page
+    [engine] = ResponseStore(run / "responses" / "student_round_1").engines
+    assert (engine["kind"], engine["dtype"]) == ("one_by_one", "float32")
     result = read_json(run / "eval" / "round_1" / "tiny" / "results.json")
     assert result["scorers"] == {"first_letter": {"kind": "first_letter", "name": "first_letter"}}
     assert result["counts"]["examples"] == 16
@@ -163,12 +159,17 @@ def test_a_finished_run_of_outsiders_is_unchanged_scored_and_exported(
     config, suite = (finished_elsewhere.with_name(f"{name}.yaml") for name in ("config", "suite"))
     model = finished_elsewhere / "round_1" / "model"
     done = command(
-        f"eval {model} --suite {suite} --output {tmp_path / 'scores'}",
+        f"eval {model} --suite {suite} --output {tmp_path / 'scores'} --engine one_by_one",
+        f"eval bundled:easy_vqa_teacher --suite {suite} --output {tmp_path} --engine one_by_one",
         f"run {config} cache.tier=top_k",
         f"export {finished_elsewhere} {tmp_path / 'student'}",
         paths=(installed,),
     )
-    assert done.codes == [0, 0, 0], done.said
+    assert done.codes == [0, 2, 0, 0], done.said
+    refused = "--engine: one_by_one reads text alone, and bundled:easy_vqa_teacher reads images"
+    assert f"vlm-distill: error: {refused}" in done.said
+    [engine] = read_json(tmp_path / "scores" / "tiny" / "results.json")["provenance"]["engines"]
+    assert engine["kind"] == "one_by_one"
     assert "tiny first_letter" in done.printed
     assert len([line for line in done.said if "unchanged, the trained student" in line]) == 2
     card = (tmp_path / "student" / "README.md").read_text()
@@ -187,15 +188,15 @@ def test_what_names_no_outsider_loads_none(installed: Path) -> None:
 def test_a_broken_or_doubtful_part_ends_only_the_command_that_names_it(
     installed: Path, tmp_path: Path
 ) -> None:
-    declare(tmp_path, "broken_parts", shattered="no_such_module:Shattered")
-    declare(tmp_path, "twin_parts", two_sided="example_parts.objective:TwoSided")
-    declare(tmp_path, "bold_parts", kd="vlm_distill.losses:KD")
+    group = "vlm_distill.objectives"
+    declare(tmp_path, "broken_parts", group, shattered="no_such_module:Shattered")
+    declare(tmp_path, "twin_parts", group, two_sided="example_parts.objective:TwoSided")
+    declare(tmp_path, "bold_parts", group, kd="vlm_distill.losses:KD")
     kinds = ("shattered", "two_sided", "kd", "distillm2")
     verbs = [f"check easy_vqa 'objective={{kind: {kind}}}'" for kind in kinds]
     done = command(*verbs, paths=(installed, tmp_path))
     assert (done.codes, done.loaded) == ([2, 2, 0, 0], set())
     said = [line.partition("easy_vqa.yaml: ")[2] or line for line in done.said]
-    group = "vlm_distill.objectives"
     assert said == [
         f"objective: broken_parts 0.3 ({group}: shattered) cannot be loaded: ModuleNotFoundError: "
         "No module named 'no_such_module'; mend or uninstall it",
@@ -215,7 +216,10 @@ def test_every_part_is_taken_as_an_object_too(tmp_path: Path, monkeypatch: pytes
         name="sums", version=1, data=sums, prompt="{{ question }}", metrics=(parts["scorer"].FirstLetter(),)
     )
     assert task.hash() != task.model_copy(update={"data": parts["source"].Sums(limit=4)}).hash()
-    run = config_of(objective=parts["objective"].TwoSided(divergence=hellinger, own=1.0))
+    objective, engine = parts["objective"].TwoSided(divergence=hellinger, own=1.0), parts["engine"].OneByOne()
+    run = config_of(objective=objective, generate={"engine": engine})
+    assert run.generate.engine is engine
+    assert run.model_dump(mode="json")["generate"]["engine"] == {"kind": "one_by_one"}
     assert run.model_dump(mode="json")["objective"] == OBJECTIVE
     [trained] = [step for step in plan(run) if step.name == "round_1.train"]
     assert trained.settings["objective"] == OBJECTIVE

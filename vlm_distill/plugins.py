@@ -30,10 +30,10 @@ def installed_names(group: str) -> Collection[str]:
 
 
 @cache
-def find_part(group: str, name: str, *, is_built_in: bool) -> Part | None:
+def find_part(group: str, name: str, *, instead_of: str | None) -> Part | None:
     """Return the part of that name which an installed package brings, None where none does.
 
-    A part of this package that it takes the place of is named in the log.
+    The log says that it takes the place of a built-in one, `instead_of`.
 
     Raises:
         PluginError: it cannot be loaded, or several distributions bring one of this name.
@@ -46,8 +46,8 @@ def find_part(group: str, name: str, *, is_built_in: bool) -> Part | None:
         raise PluginError(f"{group}: {name!r} is brought by {owners}: uninstall one of them")
     origin = f"{_distribution(points[0])} ({group}: {name})"
     part = Part(value=_load(points[0], origin), origin=origin)
-    if is_built_in:
-        logger.warning("%s takes the place of the built-in %s", origin, name)
+    if instead_of is not None:
+        logger.warning("%s takes the place of the built-in %s", origin, instead_of)
     return part
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 import pytest
 
-from vlm_distill import plugins
+from tests.distributions import declare, forget
 from vlm_distill.config import Kinds, Record, decode
 from vlm_distill.errors import ConfigError
 
@@ -93,11 +93,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
     monkeypatch.syspath_prepend(tmp_path)
 
     def installed(distribution: str, **entries: str) -> None:
-        metadata = tmp_path / f"{distribution}-0.3.dist-info"
-        metadata.mkdir()
-        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 0.3\n")
-        lines = [f"{name} = {target}\n" for name, target in entries.items()]
-        (metadata / "entry_points.txt").write_text("".join([f"[{GROUP}]\n", *lines]))
+        declare(tmp_path, distribution, GROUP, **entries)
         forget()
 
     yield installed
@@ -105,16 +101,11 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
     sys.modules.pop("my_sounds", None)
 
 
-def forget() -> None:
-    plugins._entry_points.cache_clear()
-    plugins.find_part.cache_clear()
-
-
 def decoded(value: Any, *, where: str = "run.yaml") -> Any:
     """Return the sound that a file says, by a record made after what is installed."""
 
     class Holder(Record):
-        sound: Annotated[Sound, Kinds(GROUP, Loud | Quiet)]
+        sound: Annotated[Sound, Kinds(GROUP, (Loud, Quiet))]
 
     return decode(Holder, {"sound": value}, where=where).sound
 
@@ -202,8 +193,8 @@ def test_one_that_takes_the_place_of_a_built_in_one_is_said_once(
 
 
 class Band(Record):
-    sound: Annotated[Sound, Kinds(GROUP, Loud | Quiet)] = Quiet()
-    others: tuple[Annotated[Sound, Kinds(GROUP, Loud | Quiet)], ...] = ()
+    sound: Annotated[Sound, Kinds(GROUP, (Loud, Quiet))] = Quiet()
+    others: tuple[Annotated[Sound, Kinds(GROUP, (Loud, Quiet))], ...] = ()
 
 
 def test_an_object_is_taken_as_it_is_and_written_as_its_fields() -> None:

@@ -1,9 +1,6 @@
 """The one door to the back ends: what it opens, what it refuses, and how its configs are chosen."""
 
-from typing import Annotated, get_args
-
 import pytest
-from pydantic import Field
 
 from tests.engines import engine_of, load_pictures, prompts_of
 from tests.tiny import tiny_llava
@@ -14,9 +11,8 @@ from vlm_distill.generation.backend import Asked
 from vlm_distill.generation.engine import Engine, Sampling
 from vlm_distill.generation.engines import (
     ENGINES,
-    EngineConfig,
+    AnyEngine,
     live_config,
-    open_engine,
     opened_once,
     require_engine,
 )
@@ -27,14 +23,11 @@ SAMPLING = Sampling(temperature=0, max_new_tokens=4)
 
 
 class Generate(Record):
-    engine: Annotated[EngineConfig, Field(discriminator="kind")]
+    engine: AnyEngine
 
 
-def test_every_config_names_the_back_end_that_it_is_for() -> None:
-    assert {backend.config for backend in ENGINES.values()} == set(get_args(EngineConfig))
-    assert {kind: backend.config().kind for kind, backend in ENGINES.items()} == {
-        kind: kind for kind in ENGINES
-    }
+def test_every_engine_is_listed_under_its_kind() -> None:
+    assert [config().kind for config in ENGINES.values()] == list(ENGINES)
 
 
 def test_the_config_is_chosen_by_kind_and_a_wrong_key_is_named() -> None:
@@ -56,7 +49,7 @@ def test_the_config_is_chosen_by_kind_and_a_wrong_key_is_named() -> None:
 def test_an_opened_engine_answers_as_asked() -> None:
     plain, prompts = tiny_llava(), prompts_of("llava")
     asked = Asked(loaded=plain, load_images=load_pictures, options=LoadOptions())
-    with open_engine(TransformersEngineConfig(batch_size=2), asked) as engine:
+    with TransformersEngineConfig(batch_size=2).open(asked) as engine:
         assert isinstance(engine, Engine)
         assert len(engine.plan(prompts, SAMPLING)[0]) == 2
         assert engine.generate(prompts, SAMPLING) == engine_of("llava", loaded=plain).generate(

@@ -29,7 +29,7 @@ def find_adapter(model_type: str) -> Adapter:
     error.
     """
     built_in = _built_in(model_type)
-    found = _installed(model_type, is_built_in=built_in is not None) or built_in
+    found = _installed(model_type, built_in) or built_in
     if found is None:
         known = did_you_mean(model_type, [*BY_TYPE, *installed_names(GROUP)])
         raise AdapterError(f"model type {model_type!r}: {_unknown(model_type)}; {known}")
@@ -54,8 +54,8 @@ def _unknown(model_type: str) -> str:
     return "not a text or image-text model"
 
 
-def _installed(model_type: str, *, is_built_in: bool) -> Adapter | None:
-    part = find_part(GROUP, model_type, is_built_in=is_built_in)
+def _installed(model_type: str, built_in: Adapter | None) -> Adapter | None:
+    part = find_part(GROUP, model_type, instead_of=built_in and built_in.name)
     if part is not None and not (isinstance(part.value, Adapter) and model_type in part.value.model_types):
         raise PluginError(f"{part.origin}: expected an Adapter with {model_type!r} among its model_types")
     return part.value if part else None

@@ -6,7 +6,7 @@ pydantic model, decoded as the known ones are, and follows the protocol of the f
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Union, get_args
 
 from pydantic import Field, GetCoreSchemaHandler, GetJsonSchemaHandler, TypeAdapter
 from pydantic.errors import PydanticUserError
@@ -20,13 +20,13 @@ from vlm_distill.plugins import Part, find_part
 
 @dataclass(frozen=True, slots=True)
 class Kinds:
-    """The choice at a field, `Annotated[Protocol, Kinds(group, union of the known records)]`."""
+    """The choice at a field, `Annotated[Protocol, Kinds(group, known records)]`."""
 
     group: str
-    known: Any
+    known: tuple[Any, ...]
 
     def __get_pydantic_core_schema__(self, protocol: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        union: Any = Annotated[self.known, Field(discriminator="kind")]
+        union: Any = Annotated[Union[self.known], Field(discriminator="kind")]  # noqa: UP007 (of a tuple)
 
         def read(value: Any, read_known: Callable[[Any], Any]) -> Any:
             if isinstance(value, dict):
@@ -53,8 +53,8 @@ class Kinds:
         kind = value.get("kind")
         if not isinstance(kind, str):
             return read_known(value)
-        known = [get_args(record.__annotations__["kind"]) for record in get_args(self.known)]
-        part = find_part(self.group, kind, is_built_in=(kind,) in known)
+        known = [get_args(record.__annotations__["kind"]) for record in self.known]
+        part = find_part(self.group, kind, instead_of=kind if (kind,) in known else None)
         if part is None:
             return read_known(value)
         return _follow(_made(part, value), protocol, origin=part.origin)

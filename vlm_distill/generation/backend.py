@@ -1,4 +1,4 @@
-"""What is known of a generation back end: its settings in YAML, how it is opened, and what it needs.
+"""A generation back end before it is opened: its settings in YAML, how they open it, and what it needs.
 
 The known ones are in engines.py; what an opened engine can do is in engine.py.
 """
@@ -6,14 +6,11 @@ The known ones are in engines.py; what an opened engine can do is in engine.py.
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Protocol, runtime_checkable
 
 from vlm_distill.adapters.adapter import LoadedModel, LoadOptions
-from vlm_distill.config import Record
 from vlm_distill.data.images import ImageLoader
 from vlm_distill.generation.engine import Engine
-
-ConfigT = TypeVar("ConfigT", bound=Record)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,16 +29,22 @@ class Asked:
     full: Callable[[], LoadedModel] | None = None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Backend(Generic[ConfigT]):
-    """A generation back end.
+@runtime_checkable
+class EngineConfig(Protocol):
+    """What a config says of a back end: a record whose fields are its settings, and what they lead to."""
 
-    `config` is its record in YAML, whose `kind` names it. `open(config, asked)` gives the engine as a context
-    manager; leaving it frees what the engine holds, and an engine that cannot serve is an EngineError.
-    `require(config, loaded, options)` raises that EngineError beforehand, for a model that need not have
-    weights; it may take as long as an import, and the caller says which key of the config is meant.
-    """
+    @property
+    def kind(self) -> str: ...
 
-    config: type[ConfigT]
-    open: Callable[[ConfigT, Asked], AbstractContextManager[Engine]]
-    require: Callable[[ConfigT, LoadedModel, LoadOptions], None]
+    def open(self, asked: Asked) -> AbstractContextManager[Engine]:
+        """Return the engine as a context manager; leaving it frees what the engine holds.
+
+        Raises:
+            EngineError: it is missing or cannot serve this model.
+        """
+
+    def require(self, loaded: LoadedModel, options: LoadOptions) -> None:
+        """Raise that EngineError beforehand, for a model that need not have weights.
+
+        It may take as long as an import; the caller says which key of the config is meant.
+        """

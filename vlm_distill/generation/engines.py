@@ -1,29 +1,23 @@
 """The generation back ends by kind, and the one way to each of them."""
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cache
-from typing import Any
+from typing import Annotated, TypeAlias
 
 from vlm_distill.adapters.adapter import LoadedModel, LoadOptions
+from vlm_distill.config import Kinds
 from vlm_distill.errors import EngineError
-from vlm_distill.generation.backend import Asked, Backend
+from vlm_distill.generation.backend import Asked, EngineConfig
 from vlm_distill.generation.engine import Engine, OpenEngine
-from vlm_distill.generation.transformers_engine import TRANSFORMERS, TransformersEngineConfig
-from vlm_distill.generation.vllm_engine import VLLM, VllmEngineConfig
+from vlm_distill.generation.transformers_engine import TransformersEngineConfig
+from vlm_distill.generation.vllm_engine import VllmEngineConfig
 
-ENGINES: dict[str, Backend[Any]] = {"transformers": TRANSFORMERS, "vllm": VLLM}
-# Tagged by `kind`.
-EngineConfig = TransformersEngineConfig | VllmEngineConfig
-
-
-def open_engine(config: EngineConfig, asked: Asked) -> AbstractContextManager[Engine]:
-    """Return the engine that a config names as a context manager.
-
-    Raises:
-        EngineError: it is missing or cannot serve this model.
-    """
-    return ENGINES[config.kind].open(config, asked)
+ENGINES: dict[str, type[EngineConfig]] = {
+    "transformers": TransformersEngineConfig,
+    "vllm": VllmEngineConfig,
+}
+AnyEngine: TypeAlias = Annotated[EngineConfig, Kinds("vlm_distill.engines", tuple(ENGINES.values()))]
 
 
 @contextmanager
@@ -33,7 +27,7 @@ def opened_once(config: EngineConfig, asked: Asked) -> Iterator[OpenEngine]:
 
         @cache
         def engine() -> Engine:
-            return stack.enter_context(open_engine(config, asked))
+            return stack.enter_context(config.open(asked))
 
         yield lambda: nullcontext(engine())
 
@@ -45,7 +39,7 @@ def require_engine(config: EngineConfig, loaded: LoadedModel, *, options: LoadOp
         EngineError: one line that begins with `where`, the key of the config.
     """
     try:
-        ENGINES[config.kind].require(config, loaded, options)
+        config.require(loaded, options)
     except EngineError as error:
         raise EngineError(f"{where}: {error}") from None
 

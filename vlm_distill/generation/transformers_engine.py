@@ -5,7 +5,7 @@ decoding.py.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,12 +14,12 @@ from jaxtyping import Bool, Int
 from pydantic import Field
 from torch import Tensor
 
-from vlm_distill.adapters.adapter import LoadedModel
+from vlm_distill.adapters.adapter import LoadedModel, LoadOptions
 from vlm_distill.batches import PromptBatch
 from vlm_distill.config import Record
 from vlm_distill.data.images import ImageLoader
 from vlm_distill.files import hash_json
-from vlm_distill.generation.backend import Asked, Backend
+from vlm_distill.generation.backend import Asked
 from vlm_distill.generation.decoding import FINISHES, Decoded, EndsInStop, decode_batch, evaluating
 from vlm_distill.generation.engine import Completion, Sampling
 from vlm_distill.generation.prompts import (
@@ -39,6 +39,12 @@ class TransformersEngineConfig(Record):
 
     kind: Literal["transformers"] = "transformers"
     batch_size: int = Field(default=128, ge=1)
+
+    def open(self, asked: Asked) -> AbstractContextManager["TransformersEngine"]:
+        return nullcontext(transformers_engine(self, asked))
+
+    def require(self, loaded: LoadedModel, options: LoadOptions) -> None:
+        """Nothing is missing: it runs on what training runs on."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -137,11 +143,3 @@ def transformers_engine(config: TransformersEngineConfig, asked: Asked) -> Trans
         suppressed_ids=asked.suppressed_ids,
         full=asked.full,
     )
-
-
-TRANSFORMERS = Backend(
-    config=TransformersEngineConfig,
-    open=lambda config, asked: nullcontext(transformers_engine(config, asked)),
-    # It runs on what training runs on.
-    require=lambda config, loaded, options: None,
-)

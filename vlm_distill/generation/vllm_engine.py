@@ -25,12 +25,12 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from vlm_distill.adapters.adapter import LoadedModel
+from vlm_distill.adapters.adapter import LoadedModel, LoadOptions
 from vlm_distill.config import Record
 from vlm_distill.data.images import ImageLoader
 from vlm_distill.errors import EngineError, one_line
 from vlm_distill.files import hash_json
-from vlm_distill.generation.backend import Asked, Backend
+from vlm_distill.generation.backend import Asked
 from vlm_distill.generation.decoding import own_suppressed_ids
 from vlm_distill.generation.engine import Completion, Sampling
 from vlm_distill.generation.prompts import max_positions, prompt_ids, prompt_lengths, response_text
@@ -67,6 +67,20 @@ class VllmEngineConfig(Record):
     max_num_seqs: int | None = Field(default=None, ge=1)
     limit_images: int = Field(default=4, ge=1)
     enforce_eager: bool = False
+
+    def open(self, asked: Asked) -> "VllmEngine":
+        """Return an engine that starts vLLM with its first batch and ends it when it is left."""
+        self.require(asked.loaded, asked.options)
+        return VllmEngine(
+            loaded=asked.loaded,
+            load_images=asked.load_images,
+            config=self,
+            suppressed_ids=asked.suppressed_ids,
+            trust_remote_code=asked.options.trust_remote_code,
+        )
+
+    def require(self, loaded: LoadedModel, options: LoadOptions) -> None:
+        require_vllm(loaded, options)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -283,26 +297,3 @@ def _vllm_errors(what: str) -> Iterator[None]:
         yield
     except (own, RuntimeError, ValueError, OSError) as error:
         raise EngineError(f"{what}: {one_line(error)}") from error
-
-
-def open_vllm(config: VllmEngineConfig, asked: Asked) -> VllmEngine:
-    """Return an engine that starts vLLM with its first batch and ends it when it is left.
-
-    Raises:
-        EngineError: as `require_vllm`.
-    """
-    require_vllm(asked.loaded, asked.options)
-    return VllmEngine(
-        loaded=asked.loaded,
-        load_images=asked.load_images,
-        config=config,
-        suppressed_ids=asked.suppressed_ids,
-        trust_remote_code=asked.options.trust_remote_code,
-    )
-
-
-VLLM = Backend(
-    config=VllmEngineConfig,
-    open=open_vllm,
-    require=lambda config, loaded, options: require_vllm(loaded, options),
-)

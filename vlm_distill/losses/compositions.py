@@ -6,7 +6,7 @@ distillm2.py.
 """
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeAlias, get_args, runtime_checkable
 
 from vlm_distill.config import Kinds
 from vlm_distill.losses.distillm2 import DistiLLM2
@@ -29,7 +29,7 @@ from vlm_distill.losses.targets import Interpolated, OneHot
 from vlm_distill.losses.terms import Reduction, Term
 
 StoredAuthor: TypeAlias = Literal["teacher", "reference"]
-AnyDivergence: TypeAlias = Annotated[DivergenceConfig, Kinds("vlm_distill.divergences", Divergence)]
+AnyDivergence: TypeAlias = Annotated[DivergenceConfig, Kinds("vlm_distill.divergences", get_args(Divergence))]
 
 
 @runtime_checkable

@@ -2,15 +2,16 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
 from vlm_distill.adapters.adapter import Placement
 from vlm_distill.config import Kinds, Record, apply_overrides, decode, find_yaml, read_yaml
 from vlm_distill.data.augment import Augment
+from vlm_distill.generation.backend import EngineConfig
 from vlm_distill.generation.engine import Sampling
-from vlm_distill.generation.engines import EngineConfig
+from vlm_distill.generation.engines import AnyEngine
 from vlm_distill.generation.transformers_engine import TransformersEngineConfig
 from vlm_distill.losses import KnownObjective, ObjectiveConfig
 from vlm_distill.models.feature_store import VisionCacheConfig
@@ -20,8 +21,7 @@ from vlm_distill.students.pruning import ShrinkConfig
 from vlm_distill.teacher_cache.tiers import CacheConfig, require_tier
 from vlm_distill.training.config import TrainConfig
 
-Objective = Annotated[ObjectiveConfig, Kinds("vlm_distill.objectives", KnownObjective)]
-Engine = Annotated[EngineConfig, Field(discriminator="kind")]
+Objective = Annotated[ObjectiveConfig, Kinds("vlm_distill.objectives", get_args(KnownObjective))]
 # Names become folders.
 NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$"
 STARTS = ("student", "random", "shrunk")
@@ -108,7 +108,7 @@ class WarmupConfig(Record):
 class GenerateConfig(Record):
     """How teacher and student responses are sampled."""
 
-    engine: Engine = TransformersEngineConfig()
+    engine: AnyEngine = TransformersEngineConfig()
     sampling: Sampling = Sampling(temperature=0.8, top_p=0.95)
 
 
@@ -152,7 +152,7 @@ class EvaluateConfig(Record):
     agreement_tokens: int = Field(default=64, ge=1)
     shuffle_images: bool = True
     batch_size: int = Field(default=64, ge=1)
-    engine: Engine | None = None
+    engine: AnyEngine | None = None
 
     @property
     def answers_with(self) -> EngineConfig:

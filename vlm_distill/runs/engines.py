@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from vlm_distill.adapters.adapter import LoadedModel, LoadOptions
-from vlm_distill.generation.engines import EngineConfig, live_config, require_engine
+from vlm_distill.generation.backend import EngineConfig
+from vlm_distill.generation.engines import live_config, require_engine
 from vlm_distill.runs.config import RunConfig
 from vlm_distill.runs.folder import is_complete
 from vlm_distill.runs.plan import HELD_OUT, TEACHER, Step

@@ -20,7 +20,7 @@ from vlm_distill.evaluation.task import load_suite, load_task
 from vlm_distill.files import hash_json, read_json, write_json
 from vlm_distill.generation.backend import Asked
 from vlm_distill.generation.engine import Sampling
-from vlm_distill.generation.engines import open_engine, opened_once
+from vlm_distill.generation.engines import opened_once
 from vlm_distill.generation.work import Job, generate_responses
 from vlm_distill.losses.divergences import ForwardKL, ReverseKL
 from vlm_distill.processes import on_main
@@ -94,7 +94,7 @@ class Evaluator:
             label=f"held-out answers of the {author}",
         )
         responses = generate_responses(
-            job, lambda: open_engine(self.config.answers_with, asked), folder=folder, log=self.log
+            job, lambda: self.config.answers_with.open(asked), folder=folder, log=self.log
         )
         return {response.example_id: response for response in responses}
 

@@ -19,7 +19,6 @@ from vlm_distill.data.store import ResponseStore
 from vlm_distill.evaluation.measures import Measured
 from vlm_distill.files import hash_json, read_json
 from vlm_distill.generation.backend import Asked
-from vlm_distill.generation.engines import open_engine
 from vlm_distill.generation.live import sample_responses
 from vlm_distill.generation.references import encode_references
 from vlm_distill.generation.work import Job, generate_responses
@@ -320,4 +319,4 @@ def _stored(context: Context, step: Step, asked: Asked) -> list[Response]:
     )
     engine, folder = settings.engine, context.folder / step.folder
     asked = replace(asked, suppressed_ids=job.suppressed_ids)
-    return generate_responses(job, lambda: open_engine(engine, asked), folder=folder, log=context.log)
+    return generate_responses(job, lambda: engine.open(asked), folder=folder, log=context.log)

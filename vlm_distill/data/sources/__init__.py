@@ -1,7 +1,7 @@
 """Where examples come from: the kinds of sources. Prompts are made in examples.py, mixtures in recipe.py."""
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Protocol, TypeAlias, runtime_checkable
+from typing import Annotated, Any, Protocol, TypeAlias, get_args, runtime_checkable
 
 from vlm_distill.config import Kinds
 from vlm_distill.data.rows import Row
@@ -44,6 +44,6 @@ class SourceConfig(Protocol):
 
 
 KnownSource: TypeAlias = PackageData | Files | ImageFolder | Hub
-Source: TypeAlias = Annotated[SourceConfig, Kinds("vlm_distill.sources", KnownSource)]
+Source: TypeAlias = Annotated[SourceConfig, Kinds("vlm_distill.sources", get_args(KnownSource))]
 
 __all__ = ["Files", "Hub", "ImageFolder", "KnownSource", "PackageData", "Source", "SourceConfig"]

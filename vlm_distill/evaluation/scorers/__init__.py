@@ -3,7 +3,7 @@
 A metric that needs the whole set at once (F1, CIDEr) will be a second union beside this one.
 """
 
-from typing import Annotated, Protocol, TypeAlias, runtime_checkable
+from typing import Annotated, Protocol, TypeAlias, get_args, runtime_checkable
 
 from vlm_distill.config import Kinds
 from vlm_distill.evaluation.scorers.exact_match import ExactMatch
@@ -34,6 +34,6 @@ class ScorerConfig(Protocol):
 
 
 KnownScorer: TypeAlias = ExactMatch | VqaAccuracy
-Scorer: TypeAlias = Annotated[ScorerConfig, Kinds("vlm_distill.scorers", KnownScorer)]
+Scorer: TypeAlias = Annotated[ScorerConfig, Kinds("vlm_distill.scorers", get_args(KnownScorer))]
 
 __all__ = ["ExactMatch", "KnownScorer", "Scorer", "ScorerConfig", "VqaAccuracy"]
