@@ -138,6 +138,12 @@ def test_any_text_family_of_transformers_can_be_the_language_model():
     assert not torch.allclose(logits_of(loaded), logits_of(loaded, "blue"))
 
 
+def test_the_initializer_range_is_the_spread_of_language_model_and_projector():
+    model = build(language=LANGUAGE | {"initializer_range": 0.3}).model.model
+    learned = [model.language_model.layers[0].mlp.up_proj, model.multi_modal_projector.linear_1]
+    assert [layer.weight.std().item() for layer in learned] == pytest.approx([0.3, 0.3], rel=0.2)
+
+
 @pytest.mark.parametrize(
     ("language", "message"),
     [

@@ -53,6 +53,9 @@ class ScratchLanguage(Record):
     num_attention_heads: int = Field(gt=0)
     num_key_value_heads: int | None = Field(default=None, gt=0)
     intermediate_size: int = Field(gt=0)
+    initializer_range: float | None = Field(
+        default=None, gt=0, description="standard deviation of the weights; default: that of the family"
+    )
     max_position_embeddings: int = Field(default=2048, gt=0)
     tie_word_embeddings: bool = True
 
@@ -166,7 +169,7 @@ def _build_language(config: LanguageConfig, tokenizer: Any) -> nn.Module:
                 f"student.build.language.model_type: {config.model_type!r} is no causal language model of "
                 f"transformers; {did_you_mean(config.model_type, COMMON)}"
             )
-        settings = config.model_dump(exclude={"model_type"})
+        settings = config.model_dump(exclude={"model_type"}, exclude_none=True)
         # Without this, families such as Qwen2 put in a number that belongs to their 7B model.
         settings["num_key_value_heads"] = config.num_key_value_heads or config.num_attention_heads
         try:
