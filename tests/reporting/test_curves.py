@@ -43,6 +43,11 @@ def test_the_kl_after_each_stage_joins_the_rounds_and_not_the_control(finished: 
     assert [value for _, value in after.segments[1]] == [kl["seqkd"]]
 
 
+def test_the_terms_that_have_a_title_share_a_chart(finished: Path) -> None:
+    labels = [one.label for one in charts(finished)["Terms of the loss"].series]
+    assert sorted(labels) == ["negative log-likelihood", "skew KL", "skew reverse KL"]
+
+
 def test_metrics_that_nobody_knows_yet_get_a_chart(finished: Path, copy: Copy) -> None:
     run = copy(finished)
     rows = [

@@ -1,11 +1,14 @@
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from tests.plain_run import config_of
 from vlm_distill.config import shipped
 from vlm_distill.data.recipe import load_recipe
 from vlm_distill.errors import ConfigError
 from vlm_distill.evaluation.task import load_suite, load_task
+from vlm_distill.losses import SFT, Objective
 from vlm_distill.runs.config import RunConfig, load_run
 
 MAIN = "configs/easy_vqa.yaml"
@@ -92,3 +95,19 @@ def test_mistakes_are_named_by_dotted_path(override: str, message: str) -> None:
 def test_an_unknown_config_names_the_nearest_shipped_one() -> None:
     with pytest.raises(ConfigError, match="did you mean 'easy_vqa'"):
         load_run("configs/easy_vga.yaml")
+
+
+def test_a_warm_up_on_labels_needs_no_teacher_whatever_its_objective_is_called() -> None:
+    @dataclass(frozen=True)
+    class Labels:
+        kind: str = "labels"
+
+        def build(self) -> Objective:
+            return SFT().build()
+
+    alone = {"teacher": None, "rounds": 0, "controls": (), "evaluate": None}
+    warmup = {"objective": Labels(), "train": {"steps": 2}}
+    assert config_of(**alone, warmup=warmup).objectives == [Labels()]
+    for kind in ("seqkd", "imitkd", "kd"):
+        with pytest.raises(ValueError, match="this objective needs `teacher`"):
+            config_of(**alone, warmup={**warmup, "objective": {"kind": kind}})
