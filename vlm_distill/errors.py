@@ -36,7 +36,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"{hint}known: {', '.join(names) or 'none'}"
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """Return the message of another library's error on one line of bounded length."""
     text = " ".join(str(error).split())
     return text if len(text) <= 300 else text[:297] + "..."

@@ -8,12 +8,15 @@ import logging
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import Distribution, EntryPoint, distributions
 from typing import Any
+
+from packaging.utils import canonicalize_name
 
 from vlm_distill.errors import PluginError, one_line
 
 logger = logging.getLogger(__name__)
+PREFIX = "vlm_distill."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,7 +29,7 @@ class Part:
 
 def installed_names(group: str) -> Collection[str]:
     """Return the names that installed packages add to a group."""
-    return _entry_points(group).keys()
+    return _entry_points().get(group, {}).keys()
 
 
 @cache
@@ -38,13 +41,13 @@ def find_part(group: str, name: str, *, instead_of: str | None) -> Part | None:
     Raises:
         PluginError: it cannot be loaded, or several distributions bring one of this name.
     """
-    points = _entry_points(group).get(name, [])
+    points = _entry_points().get(group, {}).get(name, [])
     if not points:
         return None
     if len(points) > 1:
-        owners = " and ".join(sorted(_distribution(point) for point in points))
+        owners = " and ".join(sorted(_label(point.dist) for point in points))
         raise PluginError(f"{group}: {name!r} is brought by {owners}: uninstall one of them")
-    origin = f"{_distribution(points[0])} ({group}: {name})"
+    origin = f"{_label(points[0].dist)} ({group}: {name})"
     part = Part(value=_load(points[0], origin), origin=origin)
     if instead_of is not None:
         logger.warning("%s takes the place of the built-in %s", origin, instead_of)
@@ -52,22 +55,42 @@ def find_part(group: str, name: str, *, instead_of: str | None) -> Part | None:
 
 
 @cache
-def _entry_points(group: str) -> dict[str, list[EntryPoint]]:
-    """Return the entry points of a group by name; reading what is installed takes some milliseconds."""
-    found: dict[str, list[EntryPoint]] = {}
-    for point in entry_points(group=group):
-        found.setdefault(point.name, []).append(point)
+def _entry_points() -> dict[str, dict[str, list[EntryPoint]]]:
+    """Return the entry points by group and name; reading what is installed takes some milliseconds.
+
+    Only files that mention a group are taken apart, so that no other package's mistake is met here.
+    """
+    found: dict[str, dict[str, list[EntryPoint]]] = {}
+    owners: set[str] = set()
+    for distribution in distributions():
+        try:
+            if PREFIX not in (distribution.read_text("entry_points.txt") or ""):
+                continue
+            owner, points = canonicalize_name(distribution.name), distribution.entry_points
+        except (TypeError, ValueError) as error:
+            reason = one_line(error)
+            logger.warning("%s: its entry_points.txt cannot be read: %s", _label(distribution), reason)
+            continue
+        # Of one distribution that stands twice on the path the first is the installed one.
+        for point in points if owner not in owners else ():
+            found.setdefault(point.group, {}).setdefault(point.name, []).append(point)
+        owners.add(owner)
     return found
 
 
 def _load(point: EntryPoint, origin: str) -> Any:
     try:
         return point.load()
-    # Another package's code runs here, so anything can be raised.
-    except Exception as error:
+    # Another package's code runs here, so anything can be raised, also what would end the command.
+    except (Exception, SystemExit) as error:
         reason = f"{type(error).__name__}: {one_line(error)}"
         raise PluginError(f"{origin} cannot be loaded: {reason}; mend or uninstall it") from None
 
 
-def _distribution(point: EntryPoint) -> str:
-    return f"{point.dist.name} {point.dist.version}" if point.dist else "a distribution without a name"
+def _label(distribution: Distribution | None) -> str:
+    if distribution is None:
+        return "a distribution without a name"
+    try:
+        return f"{distribution.name} {distribution.version}"
+    except ValueError:
+        return f"a distribution in {distribution.locate_file('')}"

@@ -90,6 +90,7 @@ Install = Callable[..., None]
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
     """Return a function that installs a distribution with entry points `name=target` in the group."""
     (tmp_path / "my_sounds.py").write_text(MODULE)
+    (tmp_path / "my_exit.py").write_text("raise SystemExit(0)")
     monkeypatch.syspath_prepend(tmp_path)
 
     def installed(distribution: str, **entries: str) -> None:
@@ -155,6 +156,7 @@ def test_only_what_is_named_is_loaded(install: Install) -> None:
     ("target", "reason"),
     [
         ("no_such_module:Horn", "cannot be loaded: ModuleNotFoundError: No module named 'no_such_module'"),
+        ("my_exit:Horn", "cannot be loaded: SystemExit: 0; mend or uninstall it"),
         ("my_sounds:Harp", "cannot be loaded: AttributeError: module 'my_sounds' has no attribute 'Harp'"),
         ("my_sounds:THINGS", "expected a dataclass or model with `kind: Literal['broken']`"),
         ("my_sounds:Plain", "expected a dataclass or model with `kind: Literal['broken']`: Unable to"),
@@ -179,6 +181,21 @@ def test_one_name_of_two_distributions_is_refused_by_both_names(install: Install
     line = f"{GROUP}: 'horn' is brought by brass 0.3 and horns 0.3: uninstall one of them"
     assert line in refusal({"kind": "horn"})
     assert decoded({"kind": "loud"}) == Loud()
+
+
+def test_the_unreadable_files_of_other_packages_end_no_command(
+    install: Install, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    install("horns", horn="my_sounds:Horn")
+    files = {"foreign": b"[group]\nno target\n", "torn": f"[{GROUP}]\nno target\n".encode(), "latin": b"\xe4"}
+    for name, content in files.items():
+        declare(tmp_path, name, GROUP)
+        (tmp_path / f"{name}-0.3.dist-info" / "entry_points.txt").write_bytes(content)
+    with caplog.at_level(logging.WARNING):
+        assert decoded({"kind": "horn"}).play() == "toot"
+        decoded({"kind": "loud"})
+    said = [line.partition(": its entry_points.txt cannot be read: ")[0] for line in caplog.messages]
+    assert sorted(said) == ["latin 0.3", "torn 0.3"], "what mentions no group of ours is not taken apart"
 
 
 def test_one_that_takes_the_place_of_a_built_in_one_is_said_once(
