@@ -197,9 +197,7 @@ def test_complete_responses_name_their_engine_and_what_is_missing(tmp_path: Path
     generate(engine, tmp_path)
     lines: list[str] = []
     generate(scripted(), tmp_path, lines=lines)
-    expected = (
-        r"12 stored responses are used, written by scripted 1; 1 prompts were too long: delete .* to"
-    )
+    expected = r"12 stored responses are used, written by scripted 1; 1 prompts were too long: delete .* to"
     assert re.search(expected, lines[-1])
 
 

@@ -182,6 +182,15 @@ class ResponseStore:
             )
 
 
+def all_stored(folder: Path) -> bool:
+    """Return whether the folder of a stage has all its responses, to whichever question.
+
+    Raises:
+        DataError: as `ResponseStore`.
+    """
+    return (folder / MANIFEST).is_file() and ResponseStore(folder).is_complete
+
+
 def engine_name(settings: Mapping[str, str]) -> str:
     """Return what an engine says of itself in a few words: kind, version and dtype, then the rest by name."""
     known = ("kind", "version", "dtype")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from vlm_distill.data.examples import RecipeSource, read_examples
 from vlm_distill.data.images import ImageStore
-from vlm_distill.data.store import ResponseStore
+from vlm_distill.data.store import ResponseStore, all_stored
 from vlm_distill.errors import DataError
 from vlm_distill.evaluation.results import (
     NO_RESPONSE,
@@ -33,6 +33,7 @@ from vlm_distill.progress import Log
 from vlm_distill.records import Example
 
 PACKAGES = ("vlm-distill", "torch", "transformers", "numpy", "scipy", "pillow", "jinja2")
+RESPONSES = "responses"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,7 +85,7 @@ def evaluate_task(
     provenance = _provenance(task, job, selection, questions=questions)
     saved = on_main(lambda: _saved(target, provenance.key, log=log, label=job.label))
     if saved is None:
-        answers = target / "responses"
+        answers = target / RESPONSES
         predictions = _predict(job, model.open_engine, folder=answers, log=log)
         provenance = replace(
             provenance,
@@ -99,9 +100,10 @@ def evaluate_task(
     return on_main(lambda: _score_and_write(task, samples, provenance, target))
 
 
-def has_result(folder: Path, task: Task, *, shuffle_images: bool) -> bool:
-    """Return whether `evaluate_task` has written a result there, of whichever model and questions."""
-    return (_target(folder, task, shuffle_images=shuffle_images) / "results.json").is_file()
+def is_answered(folder: Path, task: Task, *, shuffle_images: bool) -> bool:
+    """Return whether `evaluate_task` has all answers there, of whichever model and to whichever questions."""
+    target = _target(folder, task, shuffle_images=shuffle_images)
+    return (target / "results.json").is_file() or all_stored(target / RESPONSES)
 
 
 def _target(folder: Path, task: Task, *, shuffle_images: bool) -> Path:

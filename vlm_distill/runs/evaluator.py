@@ -10,9 +10,10 @@ from pathlib import Path
 from vlm_distill.adapters.adapter import LoadedModel
 from vlm_distill.alignment.alignment import Alignment
 from vlm_distill.data.images import ImageLoader, ImageStore
+from vlm_distill.data.store import all_stored
 from vlm_distill.evaluation.agreement import FORWARD_KL, Agreement, Answers, agreement
 from vlm_distill.evaluation.compare import same_answer
-from vlm_distill.evaluation.harness import Answerer, evaluate_task, has_result
+from vlm_distill.evaluation.harness import Answerer, evaluate_task, is_answered
 from vlm_distill.evaluation.measures import Measured
 from vlm_distill.evaluation.results import TaskResult
 from vlm_distill.evaluation.selection import Selection, take_clusters
@@ -29,6 +30,9 @@ from vlm_distill.records import Author, Example, Response
 from vlm_distill.runs.config import EvaluateConfig
 from vlm_distill.runs.teacher import Teacher
 from vlm_distill.teacher_cache.store import CacheReader
+
+# What is measured on held-out prompts, and the student's answers to them.
+AGREEMENT, HELD_OUT_ANSWERS = "agreement.json", "held_out"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -122,12 +126,12 @@ class Evaluator:
         They are stored and not computed twice. The own KL of a student that answers nothing is None.
         """
         student = asked.loaded
-        path, key = folder / "agreement.json", self._key(student, held_out)
+        path, key = folder / AGREEMENT, self._key(student, held_out)
         saved = on_main(lambda: read_json(path) if path.is_file() else None)
         if saved is not None and saved["key"] == key:
             return dict(saved["values"])
         found = on_main(lambda: self.live(student))
-        answers = self.answers(asked, held_out.examples, folder=folder / "held_out", author="student")
+        answers = self.answers(asked, held_out.examples, folder=folder / HELD_OUT_ANSWERS, author="student")
         equal = [
             id in answers and same_answer(answers[id].text, response.text)
             for id, response in held_out.responses.items()
@@ -186,11 +190,16 @@ class Evaluator:
         return hash_json([student.fingerprint, teacher, hash_json(teacher_ids), settings])
 
 
+def has_agreement(folder: Path) -> bool:
+    """Return whether the folder of an evaluation has what is measured on held-out prompts, or the answers."""
+    return (folder / AGREEMENT).is_file() or all_stored(folder / HELD_OUT_ANSWERS)
+
+
 def has_answers(folder: Path, suite: str | None, *, shuffle_images: bool) -> bool:
-    """Return whether the folder of an evaluation has results of a suite, those with permuted images too."""
+    """Return whether the folder of an evaluation has all answers to a suite, with permuted images too."""
     tasks = [load_task(entry.task) for entry in load_suite(suite).tasks] if suite else []
     asked = {False, shuffle_images}
-    return all(has_result(folder, task, shuffle_images=one) for task in tasks for one in asked)
+    return all(is_answered(folder, task, shuffle_images=one) for task in tasks for one in asked)
 
 
 def draw_held_out(config: EvaluateConfig, held_out: Sequence[Example], *, log: Log) -> list[Example]:

@@ -11,15 +11,14 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from vlm_distill.config import dump_yaml, read_yaml
-from vlm_distill.data.store import ResponseStore
+from vlm_distill.data.store import all_stored
 from vlm_distill.errors import ConfigError, DataError
 from vlm_distill.files import atomic_path, read_json, write_json
 from vlm_distill.packages import package_version
 from vlm_distill.processes import is_main, num_processes, on_main, wait
 from vlm_distill.runs.config import VISION_FEATURES, RunConfig
-from vlm_distill.runs.evaluator import has_answers
+from vlm_distill.runs.evaluator import has_agreement, has_answers
 from vlm_distill.runs.plan import HELD_OUT, STAGES, Kind, Step, plan_format, write_plan
-from vlm_distill.shards import MANIFEST
 from vlm_distill.training.config import MECHANICAL
 
 FORMAT_VERSION = 1
@@ -140,7 +139,7 @@ def _is_prepared(folder: Path, step: Step) -> bool:
 def _is_generated(folder: Path, step: Step) -> bool:
     if step.stage == HELD_OUT and _holds_nothing_out(folder):
         return True
-    return (folder / step.folder / MANIFEST).is_file() and ResponseStore(folder / step.folder).is_complete
+    return all_stored(folder / step.folder)
 
 
 def _is_cached(folder: Path, step: Step) -> bool:
@@ -151,7 +150,7 @@ def _is_cached(folder: Path, step: Step) -> bool:
 
 def _is_measured(folder: Path, step: Step) -> bool:
     where, settings = folder / step.folder, step.settings
-    agrees = not settings["compares"] or (where / "agreement.json").is_file() or _holds_nothing_out(folder)
+    agrees = not settings["compares"] or has_agreement(where) or _holds_nothing_out(folder)
     return agrees and has_answers(where, settings["suite"], shuffle_images=settings["shuffle_images"])
 
 

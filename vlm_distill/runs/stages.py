@@ -15,7 +15,7 @@ from vlm_distill.adapters.adapter import LoadedModel
 from vlm_distill.batches import TrainItem
 from vlm_distill.data.augment import Augment
 from vlm_distill.data.images import ImageLoader
-from vlm_distill.data.store import ResponseStore
+from vlm_distill.data.store import ResponseStore, all_stored
 from vlm_distill.evaluation.measures import Measured
 from vlm_distill.files import hash_json, read_json
 from vlm_distill.generation.backend import Asked
@@ -28,7 +28,6 @@ from vlm_distill.processes import on_main
 from vlm_distill.records import Author, Example, Response
 from vlm_distill.runs.context import Context
 from vlm_distill.runs.plan import TEACHER, Step, Track, track_of
-from vlm_distill.shards import MANIFEST
 from vlm_distill.teacher_cache.fill import cached_by_author, fill_cache
 from vlm_distill.training.config import TrainConfig
 from vlm_distill.training.items import build_items
@@ -124,8 +123,7 @@ def _existing(context: Context, step: Step, author: Author) -> list[Response] | 
     if author == "teacher":
         return _stored(context, context.steps[f"{TEACHER}.generate"], context.asked_teacher())
     folder = context.folder / context.steps[f"{step.stage}.generate"].folder
-    store = ResponseStore(folder) if (folder / MANIFEST).is_file() else None
-    return store.read() if store and store.is_complete else None
+    return ResponseStore(folder).read() if all_stored(folder) else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
