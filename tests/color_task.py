@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.engines import IDENTITY
 from tests.scripted_engine import ScriptedEngine
 from tests.tiny import TEXTS, picture
 from vlm_distill.config import decode
@@ -16,7 +17,7 @@ from vlm_distill.evaluation.harness import Answerer, evaluate_task
 from vlm_distill.evaluation.results import TaskResult
 from vlm_distill.evaluation.selection import Selection
 from vlm_distill.evaluation.task import Task
-from vlm_distill.generation.engine import Completion, Engine, Sampling
+from vlm_distill.generation.engine import Completion, Engine, Identity, Sampling
 from vlm_distill.records import Example
 from vlm_distill.students.tokenizer import BpeSettings, train_tokenizer
 
@@ -93,13 +94,13 @@ class Bench:
         *,
         run: str = "run",
         task: Task | None = None,
-        fingerprint: str = "a model",
+        identity: Identity = IDENTITY,
         **options: Any,
     ) -> TaskResult:
         self.log: list[str] = []
         return evaluate_task(
             task or self.task(),
-            Answerer(fingerprint=fingerprint, open_engine=lambda: nullcontext(engine)),
+            Answerer(identity=identity, open_engine=lambda: nullcontext(engine)),
             selection=Selection(**options),
             folder=self.folder / run,
             images=self.images,

@@ -13,7 +13,7 @@ from tests.scripted_engine import ScriptedEngine
 from tests.tiny import example, picture, tiny_llava, tiny_text_model
 from vlm_distill.adapters.adapter import LoadedModel
 from vlm_distill.errors import EngineError
-from vlm_distill.generation.engine import Completion, Engine, OpenEngine, Sampling
+from vlm_distill.generation.engine import Completion, Engine, Identity, OpenEngine, Sampling
 from vlm_distill.generation.transformers_engine import TransformersEngine
 from vlm_distill.generation.vllm_engine import VllmEngine, VllmEngineConfig
 from vlm_distill.generation.work import Job, generate_responses
@@ -31,6 +31,7 @@ COLORS = ("red", "green", "blue", "black")
 KINDS = ("text", "llava")
 EXAMPLES = [example(f"e{number}", "?") for number in range(7)]
 SCRIPT = {one.id: (f"answer {one.id}", f"other {one.id}") for one in EXAMPLES}
+IDENTITY = Identity(fingerprint="a model", stop_ids=(1,))
 SAMPLING = Sampling(num_samples=2, max_new_tokens=32)
 VLLM_INSTALLED = importlib.util.find_spec("vllm") is not None
 # Small, and in the precision that the transformers engine is compared in.
@@ -121,7 +122,7 @@ def generate_with(
     job = Job(
         examples=EXAMPLES,
         sampling=SAMPLING,
-        fingerprint="a model",
+        identity=IDENTITY,
         author="teacher",
         round=1,
         label="teacher",

@@ -9,6 +9,7 @@ from vlm_distill.data.images import ImageStore
 from vlm_distill.evaluation.harness import Answerer, evaluate_task
 from vlm_distill.evaluation.selection import Selection
 from vlm_distill.evaluation.task import load_task
+from vlm_distill.generation.engine import Identity
 from vlm_distill.generation.transformers_engine import TransformersEngine
 from vlm_distill.models.load import load_model
 
@@ -25,9 +26,10 @@ def test_the_bundled_teacher_names_shapes_and_colours_of_test_pictures(tmp_path)
         load_images=lambda example: [images.load(image) for image in example.images],
         batch_size=64,
     )
+    identity = Identity(fingerprint=loaded.fingerprint, stop_ids=loaded.stop_ids)
     result = evaluate_task(
         load_task("easy_vqa"),
-        Answerer(fingerprint=loaded.fingerprint, open_engine=lambda: nullcontext(engine)),
+        Answerer(identity=identity, open_engine=lambda: nullcontext(engine)),
         selection=Selection(limit=150),
         folder=tmp_path / "eval",
         images=images,

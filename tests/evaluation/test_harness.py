@@ -1,16 +1,19 @@
 """A whole evaluation on a small data set: files, predictions, scores, resume, re-scoring, comparison."""
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 
 from tests.color_task import ANSWERS, ROWS, TOKENIZER, Bench, CountingEngine, scripted, write_bench
+from tests.engines import IDENTITY
 from tests.scripted_engine import ScriptedEngine
 from tests.tiny import tiny_llava
 from vlm_distill.errors import DataError, EngineError
 from vlm_distill.evaluation.compare import compare
 from vlm_distill.evaluation.results import TaskResult, read_result
+from vlm_distill.generation.engine import Identity
 from vlm_distill.generation.transformers_engine import TransformersEngine
 
 
@@ -72,8 +75,11 @@ def test_predictions_are_scored_whatever_engine_is_there_now(bench: Bench) -> No
 def test_another_model_prompt_or_limit_is_evaluated_anew(bench: Bench) -> None:
     bench.evaluate(scripted())
     other = scripted()
-    assert bench.evaluate(other, fingerprint="another").provenance.model_fingerprint == "another"
+    changed = dataclasses.replace(IDENTITY, fingerprint="another")
+    assert bench.evaluate(other, identity=changed).provenance.model_fingerprint == "another"
     assert len(other.asked) == 8
+    bench.evaluate(other, identity=dataclasses.replace(changed, stop_ids=(1, 7)))
+    assert len(other.asked) == 16
     again = scripted()
     bench.evaluate(again, limit=4)
     bench.evaluate(again, task=bench.task(prompt="Answer: {{ question }}"), limit=4)
@@ -177,6 +183,7 @@ def test_shuffled_images_ask_the_same_questions_about_other_pictures(bench: Benc
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_a_real_model_is_evaluated_and_batches_do_not_matter(bench: Bench, batch_size: int) -> None:
     model = tiny_llava(0)
+    identity = Identity(fingerprint=model.fingerprint, stop_ids=model.stop_ids)
 
     def results(size: int) -> TaskResult:
         engine = TransformersEngine(
@@ -184,7 +191,7 @@ def test_a_real_model_is_evaluated_and_batches_do_not_matter(bench: Bench, batch
             load_images=lambda example: [bench.images.load(image) for image in example.images],
             batch_size=size,
         )
-        return bench.evaluate(engine, run=f"batch-{size}", fingerprint=model.fingerprint)
+        return bench.evaluate(engine, run=f"batch-{size}", identity=identity)
 
     assert results(batch_size).samples == results(8).samples
     assert results(8).provenance.model_fingerprint == model.fingerprint

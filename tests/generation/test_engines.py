@@ -1,8 +1,10 @@
 """The one door to the back ends: what it opens, what it refuses, and how its configs are chosen."""
 
+from dataclasses import replace
+
 import pytest
 
-from tests.engines import engine_of, load_pictures, prompts_of
+from tests.engines import engine_of, load_pictures, prompts_of, with_many_stops
 from tests.tiny import tiny_llava
 from vlm_distill.adapters.adapter import LoadOptions
 from vlm_distill.config import Record, decode
@@ -55,6 +57,15 @@ def test_an_opened_engine_answers_as_asked() -> None:
         assert engine.generate(prompts, SAMPLING) == engine_of("llava", loaded=plain).generate(
             prompts, SAMPLING
         )
+
+
+def test_who_answers_is_told_apart_by_where_it_stops_and_what_it_never_says() -> None:
+    asked = Asked(loaded=tiny_llava(), load_images=load_pictures, options=LoadOptions())
+    stops = replace(asked, loaded=with_many_stops(asked.loaded))
+    others = [stops, replace(asked, suppressed_ids=(7,))]
+    assert all(one.identity.key() != asked.identity.key() for one in others)
+    turned = replace(stops, loaded=replace(stops.loaded, stop_ids=stops.loaded.stop_ids[::-1]))
+    assert turned.identity.key() == stops.identity.key()
 
 
 def test_a_refusal_begins_with_the_key_of_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:

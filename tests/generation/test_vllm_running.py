@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from tests.engines import (
+    IDENTITY,
     KINDS,
     QUESTIONS,
     VLLM_CONFIG,
@@ -292,7 +293,7 @@ def stored_job(engine: Engine, folder: Path) -> list[Response]:
     job = Job(
         examples=prompts_of("llava"),
         sampling=sampling,
-        fingerprint="a model",
+        identity=IDENTITY,
         author="student",
         round=1,
         label="student",

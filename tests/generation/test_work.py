@@ -10,6 +10,7 @@ import pytest
 
 from tests.engines import (
     EXAMPLES,
+    IDENTITY,
     SAMPLING,
     SCRIPT,
     Recorded,
@@ -54,8 +55,9 @@ def test_an_unchanged_stage_is_not_generated_again(tmp_path: Path) -> None:
     "change",
     [
         {"sampling": SAMPLING.model_copy(update={"seed": 1})},
-        {"fingerprint": "another model"},
-        {"suppressed_ids": (7,)},
+        {"identity": dataclasses.replace(IDENTITY, fingerprint="another model")},
+        {"identity": dataclasses.replace(IDENTITY, suppressed_ids=(7,))},
+        {"identity": dataclasses.replace(IDENTITY, stop_ids=(1, 7))},
         {"round": 2},
         {"author": "student"},
         {"examples": EXAMPLES[:-1]},
@@ -71,7 +73,7 @@ def test_any_changed_input_generates_again_and_says_so(tmp_path: Path, change: d
     assert engine.asked == [one.id for one in examples]
     assert len(responses) == 2 * len(examples)
     assert "changed since 14 responses were stored" in lines[0]
-    assert {one.model_fingerprint for one in responses} == {change.get("fingerprint", "a model")}
+    assert {one.model_fingerprint for one in responses} == {change.get("identity", IDENTITY).fingerprint}
 
 
 def test_complete_responses_are_used_whatever_engine_is_there_now(tmp_path: Path) -> None:

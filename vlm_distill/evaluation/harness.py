@@ -25,7 +25,7 @@ from vlm_distill.evaluation.scoring import score
 from vlm_distill.evaluation.selection import EVERYTHING, Selection, shuffle_images, take_clusters
 from vlm_distill.evaluation.task import Task
 from vlm_distill.files import hash_json
-from vlm_distill.generation.engine import OpenEngine, Sampling
+from vlm_distill.generation.engine import Identity, OpenEngine, Sampling
 from vlm_distill.generation.work import Job, generate_responses, read_counts
 from vlm_distill.packages import package_version
 from vlm_distill.processes import on_main
@@ -40,7 +40,7 @@ RESPONSES = "responses"
 class Answerer:
     """The model that is evaluated, and how to open an engine that generates with it."""
 
-    fingerprint: str
+    identity: Identity
     open_engine: OpenEngine
 
 
@@ -116,7 +116,7 @@ def _job(task: Task, model: Answerer, questions: Sequence[Question], *, label: s
     return Job(
         examples=asked,
         sampling=sampling,
-        fingerprint=model.fingerprint,
+        identity=model.identity,
         author="student",
         round=0,
         label=label,
@@ -136,7 +136,7 @@ def _provenance(task: Task, job: Job, selection: Selection, *, questions: Sequen
     return Provenance(
         key=_key(task, job, questions=questions, limit=selection.limit),
         asking_hash=task.asking_hash(),
-        model_fingerprint=job.fingerprint,
+        model_fingerprint=job.identity.fingerprint,
         engines=[],
         sampling=job.sampling.model_dump(mode="json"),
         limit=selection.limit,
@@ -184,8 +184,8 @@ def _check_references(task: Task, examples: Sequence[Example]) -> None:
 
 
 def _key(task: Task, job: Job, *, questions: Sequence[Question], limit: int | None) -> str:
-    asked = [[one.example.id, _document_hash(one.example), one.asked.prompt_hash()] for one in questions]
-    return hash_json([task.asking_hash(), job.fingerprint, job.sampling.hash(), limit, asked])
+    documents = [_document_hash(one.example) for one in questions]
+    return hash_json([task.asking_hash(), job.key(), limit, documents])
 
 
 def _saved(target: Path, key: str, *, log: Log, label: str) -> TaskResult | None:

@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 
 from vlm_distill.adapters.adapter import LoadedModel, LoadOptions
 from vlm_distill.data.images import ImageLoader
-from vlm_distill.generation.engine import Engine
+from vlm_distill.generation.engine import Engine, Identity
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,6 +27,14 @@ class Asked:
     options: LoadOptions
     suppressed_ids: tuple[int, ...] = ()
     full: Callable[[], LoadedModel] | None = None
+
+    @property
+    def identity(self) -> Identity:
+        return Identity(
+            fingerprint=self.loaded.fingerprint,
+            stop_ids=self.loaded.stop_ids,
+            suppressed_ids=self.suppressed_ids,
+        )
 
 
 @runtime_checkable

@@ -46,6 +46,24 @@ class Sampling(Record):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Identity:
+    """Who answers, as far as answers depend on it.
+
+    `fingerprint` is that of weights and files. `stop_ids` end a response: a student stops where its teacher
+    stops too, which its own files need not say. `suppressed_ids` are never generated: those that the other
+    model of a pair could not read.
+    """
+
+    fingerprint: str
+    stop_ids: tuple[int, ...]
+    suppressed_ids: tuple[int, ...] = ()
+
+    def key(self) -> list[object]:
+        """Return, as JSON, what is equal of two models that give the same answers."""
+        return [self.fingerprint, sorted(self.stop_ids), sorted(self.suppressed_ids)]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Completion:
     """One sampled answer as an engine returns it.
 

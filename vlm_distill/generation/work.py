@@ -1,7 +1,8 @@
 """The generation stage: responses of one author in one round, stored as they come and resumed after a kill.
 
-Responses are facts: they belong to a question (model, prompts, sampling, ids that must not be generated),
-whatever engine answered it. Complete ones need no engine, interrupted ones are continued by the present one.
+Responses are facts: they belong to a question (model, stop ids, ids that must not be generated, prompts,
+sampling), whatever engine answered it. Complete ones need no engine, interrupted ones are continued by the
+present one.
 
 The batch is the unit of resume: a batch whose responses are all stored (or were dropped and counted) is
 skipped. Rows have their own seeds, so what one engine generates again comes out the same.
@@ -20,7 +21,7 @@ from typing import Literal
 from vlm_distill.data.store import ResponseStore, engine_name
 from vlm_distill.errors import DataError, EngineError
 from vlm_distill.files import hash_json, read_json, write_json
-from vlm_distill.generation.engine import Engine, OpenEngine, Sampling
+from vlm_distill.generation.engine import Engine, Identity, OpenEngine, Sampling
 from vlm_distill.generation.executors import Batch, executor
 from vlm_distill.processes import num_processes, on_main
 from vlm_distill.progress import Log, progress
@@ -55,24 +56,19 @@ class Counts:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
-    """Which responses are wanted: to `examples`, by one author in one round. `label` names it in the log.
-
-    `fingerprint` is that of the model that answers. `suppressed_ids` are never generated: those that the
-    other model of a pair could not read.
-    """
+    """Which responses are wanted: to `examples`, by one author in one round. `label` names it in the log."""
 
     examples: Sequence[Example]
     sampling: Sampling
-    fingerprint: str
+    identity: Identity
     author: Author
     round: int
     label: str
-    suppressed_ids: tuple[int, ...] = ()
 
     def key(self) -> str:
         """Return the hash of the question that the responses answer."""
         prompts = [[example.id, example.prompt_hash()] for example in self.examples]
-        asked = [self.fingerprint, self.sampling.hash(), self.suppressed_ids, prompts]
+        asked = [self.identity.key(), self.sampling.hash(), prompts]
         return hash_json([FORMAT_VERSION, asked, self.author, self.round])
 
     def ids(self, example: Example) -> list[str]:
@@ -96,7 +92,7 @@ class Job:
                 text=one.text,
                 token_ids=one.token_ids,
                 finish=one.finish,
-                model_fingerprint=self.fingerprint,
+                model_fingerprint=self.identity.fingerprint,
                 prompt_ids_hash=one.prompt_ids_hash,
                 sampling=sampling,
                 token_log_probs=one.token_log_probs,
@@ -155,7 +151,7 @@ def generate_responses(job: Job, open_engine: OpenEngine, *, folder: Path, log: 
     Several processes call it together, with the same arguments and a folder that all can write; each gets all
     responses. Where all are stored no engine is opened.
 
-    Finished work is keyed by model, sampling, forbidden ids, prompts, author and round; a folder with
+    Finished work is keyed by the identity of the model, sampling, prompts, author and round; a folder with
     another key is emptied, once the engine is open and has planned its batches. Empty and aborted responses
     and overlong prompts are missing from the result and counted in counts.json beside the shards
     (`read_counts`). An empty one is an answer, an aborted one is the engine's failure and is asked again.
@@ -214,8 +210,8 @@ def _open(folder: Path, job: Job, *, plan: Sequence[Batch], engine: dict[str, st
             shutil.rmtree(part)
     if store.key != key:
         log(
-            f"{job.label}: model, sampling or prompts changed since {len(store):,} responses were stored; "
-            "all are generated again"
+            f"{job.label}: model, stop ids, sampling or prompts changed since {len(store):,} responses were "
+            "stored; all are generated again"
         )
         store.reset(key)
         (folder / COUNTS).unlink(missing_ok=True)

@@ -66,7 +66,7 @@ class Evaluator:
         """Return everything that is measured of one model; what `folder` has of it is not computed again."""
         of_suite = replace(asked, load_images=self.images.load_images)
         with opened_once(self.config.answers_with, of_suite) as open_engine:
-            model = Answerer(fingerprint=asked.loaded.fingerprint, open_engine=open_engine)
+            model = Answerer(identity=asked.identity, open_engine=open_engine)
             results = self._score(model, label=label, folder=folder, shuffle=False)
             shuffles = bool(results) and self.config.shuffle_images
             shuffled = self._score(model, label=label, folder=folder, shuffle=True) if shuffles else {}
@@ -92,7 +92,7 @@ class Evaluator:
         job = Job(
             examples=examples,
             sampling=Sampling(temperature=0.0, max_new_tokens=self.config.agreement_tokens),
-            fingerprint=asked.loaded.fingerprint,
+            identity=asked.identity,
             author=author,
             round=0,
             label=f"held-out answers of the {author}",

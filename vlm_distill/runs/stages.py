@@ -306,15 +306,14 @@ def _stored(context: Context, step: Step, asked: Asked) -> list[Response]:
     settings, author = context.config.generate, step.settings["author"]
     # Every author and round draws its own random numbers.
     seed = int(hash_json([settings.sampling.seed, context.config.seed, author, step.round])[:8], 16)
+    asked = replace(asked, suppressed_ids=context.alignment.suppressed_ids)
     job = Job(
         examples=context.examples,
         sampling=settings.sampling.model_copy(update={"seed": seed}),
-        fingerprint=asked.loaded.fingerprint,
-        suppressed_ids=context.alignment.suppressed_ids,
+        identity=asked.identity,
         author=author,
         round=step.round,
         label=f"{step.label} responses",
     )
     engine, folder = settings.engine, context.folder / step.folder
-    asked = replace(asked, suppressed_ids=job.suppressed_ids)
     return generate_responses(job, lambda: engine.open(asked), folder=folder, log=context.log)
