@@ -1,22 +1,25 @@
 """A field that takes one of several records by its kind, also those of another package and any object."""
 
 import logging
+import math
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 import pytest
+from pydantic import Field
 
 from tests.distributions import declare, forget
-from vlm_distill.config import Kinds, Record, decode
+from vlm_distill.config import Kinds, Record, decode, dump_yaml, parse_yaml
 from vlm_distill.errors import ConfigError
 
 GROUP = "vlm_distill.sounds"
 MODULE = """
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Literal, Optional
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,6 +47,33 @@ class Loud(Horn):
 
 
 class Plain: ...
+
+
+@dataclass(frozen=True)
+class Choir:
+    kind: Literal["choir"] = "choir"
+    loudness: dict[int, float] = field(default_factory=dict)
+    play: str = ""
+
+
+@dataclass(frozen=True)
+class Twice(Horn):
+    kind: Literal["broken"] = "broken"
+
+    def __post_init__(self):
+        raise TypeError("no luck")
+
+
+@dataclass(frozen=True)
+class Echo(Horn):
+    kind: Literal["broken"] = "broken"
+    of: Optional["Echo"] = None
+
+
+@dataclass(frozen=True)
+class Coded(Horn):
+    kind: Literal["broken"] = "broken"
+    thing: object = field(default_factory=object)
 
 
 THINGS = {1: 2}
@@ -126,6 +156,12 @@ def test_a_kind_of_another_package_is_decoded_as_a_known_one(install: Install) -
     assert decoded({"kind": "quiet"}) == Quiet()
 
 
+def test_the_keys_of_its_mappings_may_be_numbers(install: Install) -> None:
+    install("choirs", choir="my_sounds:Choir")
+    assert decoded({"kind": "choir", "loudness": {1: 2}}).loudness == {1: 2.0}
+    assert "sound.loudness.a" in refusal({"kind": "choir", "loudness": {"a": 2}})
+
+
 @pytest.mark.parametrize(
     ("value", "line"),
     [
@@ -160,6 +196,9 @@ def test_only_what_is_named_is_loaded(install: Install) -> None:
         ("my_sounds:Harp", "cannot be loaded: AttributeError: module 'my_sounds' has no attribute 'Harp'"),
         ("my_sounds:THINGS", "expected a dataclass or model with `kind: Literal['broken']`"),
         ("my_sounds:Plain", "expected a dataclass or model with `kind: Literal['broken']`: Unable to"),
+        ("my_sounds:Twice", "cannot be made: TypeError: no luck; mend or uninstall it"),
+        ("my_sounds:Echo", "cannot be made: RecursionError: maximum recursion depth exceeded"),
+        ("my_sounds:Coded", "expected fields that JSON can hold: Unable to serialize unknown type"),
         ("my_sounds:Mute", "expected a dataclass or model with `kind: Literal['broken']`"),
     ],
 )
@@ -231,5 +270,40 @@ def test_an_object_that_lacks_something_is_refused() -> None:
 
     with pytest.raises(ValueError, match="Stone: expected what Sound asks for, lacks play"):
         Band(sound=Stone())
-    with pytest.raises(ValueError, match="valid dictionary"):
-        Band(sound=3)
+
+
+@dataclass(frozen=True)
+class Costly(Own):
+    size: object = object()
+
+    @property
+    def play(self) -> object:
+        raise RuntimeError("a property is not run")
+
+
+def test_what_is_no_record_or_cannot_be_written_is_refused() -> None:
+    for value in (3, Own, Loud, SimpleNamespace(kind="own", play=print)):
+        with pytest.raises(ValueError, match=r"valid dictionary|expected tags"):
+            Band(sound=value)
+    with pytest.raises(ValueError, match="Costly: expected fields that JSON can hold"):
+        Band(sound=Costly())
+
+
+def test_infinity_is_written_and_read_as_infinity() -> None:
+    band = Band(sound=Loud(volume=math.inf))
+    written = band.model_dump(mode="json")
+    assert written["sound"]["volume"] == math.inf
+    assert decode(Band, parse_yaml(dump_yaml(written), where=""), where="") == band
+
+
+def test_an_object_whose_kind_means_the_record_of_a_package_is_refused(install: Install) -> None:
+    class Default(Record):
+        sound: Annotated[Sound, Kinds(GROUP, (Loud, Quiet))] = Field(default=Loud(), validate_default=True)
+
+    install("horns", loud="my_sounds:Loud")
+    for values in ({}, {"sound": Loud()}):
+        with pytest.raises(ValueError, match=f"Loud: its kind is that of horns 0.3 \\({GROUP}: loud\\)"):
+            Default(**values)
+    # Said by its kind it is the package's, as an object too.
+    taken = Default(sound={"kind": "loud"}).sound
+    assert Default(sound=taken).sound is taken

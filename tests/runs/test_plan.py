@@ -1,11 +1,14 @@
 """The steps of a run, computed from configs alone."""
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
-from vlm_distill.config import apply_overrides, read_yaml, shipped
+from tests.plain_run import config_of
+from vlm_distill.config import Record, apply_overrides, read_yaml, shipped
 from vlm_distill.errors import ConfigError, DataError
+from vlm_distill.losses import KD, Objective, SkewKL
 from vlm_distill.runs.config import RunConfig, load_run
 from vlm_distill.runs.plan import Step, choose, plan, read_plan, tracks, write_plan
 
@@ -117,6 +120,25 @@ def test_stages_json_holds_the_steps_as_they_are(tmp_path: Path) -> None:
     steps = plan(smoke("cache.tier=hidden"))
     write_plan(tmp_path, steps)
     assert read_plan(tmp_path) == [*steps]
+
+
+class FromFile(Record):
+    """A method of another package: a model with a field that is not plain."""
+
+    kind: Literal["from_file"] = "from_file"
+    path: Path = Path("weights.json")
+    divergence: SkewKL = SkewKL(alpha=0.2)
+
+    def build(self) -> Objective:
+        return KD(divergence=self.divergence).build()
+
+
+def test_an_objective_of_any_fields_is_written_as_json(tmp_path: Path) -> None:
+    written = {"kind": "from_file", "path": "weights.json", "divergence": {"kind": "skew_kl", "alpha": 0.2}}
+    steps = plan(config_of(objective=FromFile()))
+    write_plan(tmp_path, steps)
+    [first, _] = [step for step in read_plan(tmp_path) if step.kind == "train" and step.track == "rounds"]
+    assert first.settings["objective"] == written
 
 
 def test_steps_with_results_stay_in_the_plan_when_the_config_drops_them(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.distributions import declare, forget
 from tests.plain_run import config_of
 from vlm_distill.config import shipped
 from vlm_distill.data.recipe import load_recipe
@@ -54,6 +55,27 @@ def test_a_resolved_config_decodes_to_itself(tmp_path: Path) -> None:
     assert config.train is not None
     assert config.train.learning_rate == 1e-5
     assert RunConfig.model_validate(config.model_dump(mode="json")) == config
+
+
+@pytest.mark.parametrize(
+    ("group", "kind", "values"),
+    [
+        ("divergences", "forward_kl", {"objective": {"kind": "kd"}}),
+        ("divergences", "cross_entropy", {"objective": {"kind": "taid"}}),
+        ("engines", "transformers", {}),
+    ],
+)
+def test_a_default_whose_kind_a_package_takes_is_not_written_by_that_kind(
+    group: str, kind: str, values: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config_of(**values)
+    declare(tmp_path, "bold", f"vlm_distill.{group}", **{kind: "vlm_distill.losses:SkewKL"})
+    monkeypatch.syspath_prepend(tmp_path)
+    forget()
+    with pytest.raises(ValueError, match=rf"its kind is that of bold 0\.3 \(vlm_distill\.{group}: {kind}\)"):
+        config_of(**values)
+    monkeypatch.undo()
+    forget()
 
 
 @pytest.mark.parametrize(

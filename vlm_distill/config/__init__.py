@@ -2,13 +2,14 @@
 
 from vlm_distill.config.assets import asset_folder, find_yaml, shipped
 from vlm_distill.config.decode import Record, check_yaml, decode
-from vlm_distill.config.kinds import Kinds
+from vlm_distill.config.kinds import Kinds, as_json
 from vlm_distill.config.yaml import apply_overrides, dump_yaml, parse_yaml, read_yaml
 
 __all__ = [
     "Kinds",
     "Record",
     "apply_overrides",
+    "as_json",
     "asset_folder",
     "check_yaml",
     "decode",

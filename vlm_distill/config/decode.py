@@ -25,7 +25,9 @@ _MESSAGES = dict.fromkeys(("dict_type", "model_attributes_type"), "expected a ma
 class Record(BaseModel):
     """The base of every run record: unknown keys are errors at every depth, decoded values do not change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, arbitrary_types_allowed=False, ser_json_inf_nan="constants"
+    )
 
 
 def decode(model: type[ModelT], value: Any, *, where: str) -> ModelT:

@@ -55,13 +55,14 @@ def validator(schema: Schema) -> SchemaValidator:
     return SchemaValidator(_core(schema, schema.get("$defs", {})))
 
 
-def _resolve(schema: Schema, definitions: Schema) -> Schema:
+def resolve(schema: Schema, definitions: Schema) -> Schema:
+    """Return what a schema refers to, or itself."""
     reference = schema.get("$ref")
     return definitions[reference.rpartition("/")[2]] if reference else schema
 
 
 def _core(schema: Schema, definitions: Schema) -> CoreSchema:
-    schema = _resolve(schema, definitions)
+    schema = resolve(schema, definitions)
     limits = {_LIMITS[keyword]: value for keyword, value in schema.items() if keyword in _LIMITS}
     if "discriminator" in schema:
         return _tagged(schema, definitions)
@@ -100,7 +101,8 @@ def _mapping(schema: Schema, definitions: Schema) -> CoreSchema:
     """Return a mapping of free keys, whose values have one schema."""
     by_pattern = schema.get("patternProperties") or {None: schema["additionalProperties"]}
     [(pattern, values)] = by_pattern.items()
-    keys = core_schema.str_schema(pattern=pattern)
+    # In YAML a key may be a number.
+    keys = core_schema.str_schema(pattern=pattern) if pattern else core_schema.any_schema()
     return core_schema.dict_schema(keys, _core({} if values is True else values, definitions))
 
 
@@ -114,7 +116,7 @@ def _tagged(schema: Schema, definitions: Schema) -> CoreSchema:
 
 
 def _union(options: list[Schema], definitions: Schema) -> CoreSchema:
-    resolved = [_resolve(option, definitions) for option in options]
+    resolved = [resolve(option, definitions) for option in options]
     others = [option for option in resolved if option.get("type") != "null"]
     union = _choice(others, definitions) if len(others) > 1 else _core(others[0], definitions)
     return core_schema.nullable_schema(union) if len(others) < len(options) else union

@@ -6,7 +6,9 @@ distillm2.py.
 """
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeAlias, get_args, runtime_checkable
+from typing import Annotated, Literal, Protocol, TypeAlias, get_args, runtime_checkable
+
+from pydantic import Field
 
 from vlm_distill.config import Kinds
 from vlm_distill.losses.distillm2 import DistiLLM2
@@ -29,14 +31,17 @@ from vlm_distill.losses.targets import Interpolated, OneHot
 from vlm_distill.losses.terms import Reduction, Term
 
 StoredAuthor: TypeAlias = Literal["teacher", "reference"]
-AnyDivergence: TypeAlias = Annotated[DivergenceConfig, Kinds("vlm_distill.divergences", get_args(Divergence))]
+AnyDivergence: TypeAlias = Annotated[
+    DivergenceConfig,
+    Kinds("vlm_distill.divergences", get_args(Divergence)),
+    # The kind of a default may be taken by another package.
+    Field(validate_default=True),
+]
 
 
 @runtime_checkable
 class ObjectiveConfig(Protocol):
-    """What a run asks of a method: a frozen dataclass, whose fields are its settings."""
-
-    __dataclass_fields__: ClassVar[dict[str, Any]]
+    """What a run asks of a method: a frozen record, whose fields are its settings."""
 
     @property
     def kind(self) -> str: ...

@@ -10,7 +10,7 @@ return inf for that row, and support.py names the token.
 """
 
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Annotated, Literal, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from pydantic import GetPydanticSchema
@@ -40,10 +40,9 @@ Parameter: TypeAlias = Annotated[Skew, GetPydanticSchema(lambda _, handler: hand
 
 @runtime_checkable
 class DivergenceConfig(RowDivergence, Protocol):
-    """A divergence that configs name: a frozen dataclass, whose fields are its parameters."""
+    """A divergence that configs name: a frozen record, whose fields are its parameters."""
 
     __slots__ = ()
-    __dataclass_fields__: ClassVar[dict[str, Any]]
 
     @property
     def kind(self) -> str: ...

@@ -108,7 +108,8 @@ class WarmupConfig(Record):
 class GenerateConfig(Record):
     """How teacher and student responses are sampled."""
 
-    engine: AnyEngine = TransformersEngineConfig()
+    # Validated: its kind may be taken by another package.
+    engine: AnyEngine = Field(default=TransformersEngineConfig(), validate_default=True)
     sampling: Sampling = Sampling(temperature=0.8, top_p=0.95)
 
 
@@ -175,7 +176,7 @@ class RunConfig(Record):
     student: StudentConfig
     warmup: WarmupConfig | None = None
     rounds: int = Field(default=1, ge=0)
-    generate: GenerateConfig = GenerateConfig()
+    generate: GenerateConfig = Field(default_factory=GenerateConfig)
     objective: Objective | None = None
     train: TrainConfig | None = None
     controls: tuple[ControlConfig, ...] = ()

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from vlm_distill.config import as_json
 from vlm_distill.data.augment import Augment
 from vlm_distill.errors import ConfigError, DataError, did_you_mean
 from vlm_distill.files import read_json, write_json
@@ -256,7 +257,7 @@ def _generation(config: RunConfig, author: Author) -> dict[str, Any]:
 
 def _training(track: Track) -> dict[str, Any]:
     return {
-        "objective": asdict(track.objective),
+        "objective": as_json(track.objective),
         "train": track.train.model_dump(mode="json"),
         "augment": track.augment.model_dump(mode="json") if track.augment else None,
         "budget_of": list(track.budget_of),

@@ -5,7 +5,7 @@ Which steps there are is in plan.py, their order in pipeline.py.
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from PIL import Image
 
 from vlm_distill.adapters.adapter import LoadedModel
 from vlm_distill.batches import TrainItem
+from vlm_distill.config import as_json
 from vlm_distill.data.augment import Augment
 from vlm_distill.data.images import ImageLoader
 from vlm_distill.data.store import ResponseStore, all_stored
@@ -211,7 +212,7 @@ def _with_budget(context: Context, track: Track) -> TrainConfig:
 
 def _settings(context: Context, step: Step, track: Track) -> list[Any]:
     """Return what decides the weights of a stage beside its inputs and its training record."""
-    settings: list[Any] = [asdict(track.objective), track.augment.model_dump() if track.augment else None]
+    settings: list[Any] = [as_json(track.objective), track.augment.model_dump() if track.augment else None]
     settings += [step.round, _seed(context, step)]
     objective = track.objective.build()
     if objective.stored_authors != objective.authors:
