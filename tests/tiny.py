@@ -53,6 +53,13 @@ def tiny_text_model(seed: int = 0, *, hidden_size: int = 16) -> LoadedModel:
     return wrap_model(CAUSAL_LM, model.eval(), tokenizer, path="tiny-text")
 
 
+def with_width(loaded: LoadedModel, width: int) -> LoadedModel:
+    """Return the model with an output layer of another width."""
+    model = copy.deepcopy(loaded.model)
+    model.resize_token_embeddings(width, mean_resizing=False)
+    return replace(loaded, model=model)
+
+
 @lru_cache(maxsize=8)
 def tiny_llava(seed: int = 0, *, hidden_size: int = 16, **settings: object) -> LoadedModel:
     """Return a random LLaVA with four tokens per image; the object is shared, so train only a deep copy."""

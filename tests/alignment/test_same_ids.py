@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.tiny import tiny_llava, tiny_text_model
+from tests.tiny import tiny_llava, tiny_text_model, with_width
 from vlm_distill.adapters.adapter import LoadedModel
 from vlm_distill.alignment.same_ids import same_ids
 from vlm_distill.errors import AdapterError
@@ -17,12 +17,6 @@ def with_tokens(loaded: LoadedModel, tokens: list[str]) -> LoadedModel:
     tokenizer = getattr(processor, "tokenizer", processor)
     tokenizer.add_special_tokens({"additional_special_tokens": tokens}, replace_extra_special_tokens=False)
     return replace(loaded, processor=processor, tokenizer=tokenizer)
-
-
-def with_width(loaded: LoadedModel, width: int) -> LoadedModel:
-    model = copy.deepcopy(loaded.model)
-    model.resize_token_embeddings(width, mean_resizing=False)
-    return replace(loaded, model=model)
 
 
 def test_models_with_one_tokenizer_share_every_id():

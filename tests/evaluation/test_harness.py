@@ -119,6 +119,17 @@ def test_a_new_metric_scores_old_predictions_without_a_model(bench: Bench) -> No
     assert bench.evaluate(idle) == first
 
 
+def test_a_folder_of_another_version_is_refused_and_nothing_else_is_said(bench: Bench) -> None:
+    bench.evaluate(scripted())
+    for name in ("results.json", "responses/manifest.json"):
+        path = bench.folder / "run" / "colors" / name
+        values = json.loads(path.read_text())
+        path.write_text(json.dumps({**values, "format": 1, "format_version": 1}))
+    with pytest.raises(DataError, match=r"responses/manifest\.json: expected format version 2, got 1"):
+        bench.evaluate(scripted())
+    assert bench.log == []
+
+
 def test_samples_that_do_not_belong_to_the_results_are_refused(bench: Bench) -> None:
     folder = bench.folder / "run" / "colors"
     with pytest.raises(DataError, match=r"samples\.jsonl: no such file"):

@@ -9,12 +9,13 @@ from tests.tiny import tiny_llava
 from vlm_distill.adapters.adapter import LoadOptions
 from vlm_distill.config import Record, decode
 from vlm_distill.errors import ConfigError, EngineError
-from vlm_distill.generation.backend import Asked
+from vlm_distill.generation.backend import Asked, Wanted
 from vlm_distill.generation.engine import Engine, Sampling
 from vlm_distill.generation.engines import (
     ENGINES,
     AnyEngine,
     live_config,
+    opened,
     opened_once,
     require_engine,
 )
@@ -69,11 +70,18 @@ def test_who_answers_is_told_apart_by_where_it_stops_and_what_it_never_says() ->
 
 
 def test_a_refusal_begins_with_the_key_of_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    loaded, options = tiny_llava(), LoadOptions()
+    wanted = Wanted(loaded=tiny_llava(), options=LoadOptions(), sampling=SAMPLING)
+    asked = Asked(loaded=wanted.loaded, load_images=load_pictures, options=wanted.options)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    require_engine(TransformersEngineConfig(), loaded, options=options, where="evaluate.engine")
+    require_engine(TransformersEngineConfig(), wanted, where="--engine")
     with pytest.raises(EngineError, match=r"^evaluate\.engine: vllm works in a job of one process"):
-        require_engine(VllmEngineConfig(), loaded, options=options, where="evaluate.engine")
+        require_engine(VllmEngineConfig(), wanted, where="evaluate.engine")
+    refused = opened(VllmEngineConfig(), asked, where="generate.engine")
+    with pytest.raises(EngineError, match=r"^generate\.engine: vllm works in a job of one process"), refused:
+        pass
+    refused_once = opened_once(VllmEngineConfig(), asked, where="--engine")
+    with pytest.raises(EngineError, match=r"^--engine: vllm works"), refused_once as open_engine:
+        open_engine()
 
 
 def test_what_samples_during_training_is_this_process_in_batches_of_its_own() -> None:
@@ -86,10 +94,12 @@ def test_an_engine_for_several_jobs_is_opened_by_the_first_that_needs_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked = Asked(loaded=tiny_llava(), load_images=load_pictures, options=LoadOptions())
-    with opened_once(TransformersEngineConfig(), asked) as first, first() as engine, first() as again:
+    with (
+        opened_once(TransformersEngineConfig(), asked, where="x") as first,
+        first() as engine,
+        first() as again,
+    ):
         assert again is engine
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with opened_once(VllmEngineConfig(), asked) as unneeded:
+    with opened_once(VllmEngineConfig(), asked, where="x"):
         pass
-    with pytest.raises(EngineError, match="one process"), opened_once(VllmEngineConfig(), asked) as unneeded:
-        unneeded()

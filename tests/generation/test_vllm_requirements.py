@@ -12,10 +12,13 @@ from pathlib import Path
 import pytest
 
 from tests.engines import VLLM_INSTALLED
-from tests.tiny import tiny_text_model
+from tests.tiny import tiny_text_model, with_width
 from vlm_distill.adapters.adapter import LoadOptions
 from vlm_distill.cli import main
 from vlm_distill.errors import EngineError
+from vlm_distill.generation.backend import Wanted
+from vlm_distill.generation.engine import Sampling
+from vlm_distill.generation.vllm_engine import VllmEngineConfig
 from vlm_distill.generation.vllm_requirements import require_vllm
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -83,6 +86,12 @@ def test_a_vllm_that_cannot_be_imported_is_refused_with_the_reason(install: Inst
     assert refusal().startswith("vllm cannot be imported: libcudart.so.13: cannot open shared object file;")
 
 
+@pytest.mark.parametrize("error", ["TypeError", "ValueError"])
+def test_parts_that_do_not_fit_together_are_refused_with_the_reason(install: Install, error: str) -> None:
+    install("0.32.5", f"raise {error}('unexpected keyword')")
+    assert refusal().startswith("vllm cannot be imported: unexpected keyword;")
+
+
 def test_a_vllm_without_its_parts_is_refused(install: Install) -> None:
     install("0.32.5", "")
     assert "has no attribute 'LLM'" in refusal()
@@ -97,6 +106,29 @@ def test_a_quantised_model_is_refused(install: Install) -> None:
     install("0.32.5", "raise AssertionError('imported')")
     quantised = LoadOptions(quantisation={"quant_method": "bitsandbytes"})
     assert "would sample from the full weights of some/model" in refusal(options=quantised)
+
+
+def test_what_its_samplers_lack_is_refused_before_it_is_imported(install: Install) -> None:
+    install("0.32.5", "raise AssertionError('imported')")
+
+    def line(sampling: Sampling, suppressed_ids: tuple[int, ...] = ()) -> str:
+        loaded = with_width(tiny_text_model(), 2000)
+        wanted = Wanted(
+            loaded=loaded, options=LoadOptions(), sampling=sampling, suppressed_ids=suppressed_ids
+        )
+        with pytest.raises(EngineError) as caught:
+            VllmEngineConfig().require(wanted)
+        return str(caught.value)
+
+    for temperature in (0.001, 2.5):
+        assert f"between 0.01 and 2.0 (or greedily at 0), got {temperature}" in line(
+            Sampling(temperature=temperature)
+        )
+    # Those behind the output layer need not be forbidden.
+    suppressed = (*range(300, 1325), *range(3000, 4000))
+    assert "1,025 ids must not be generated, and vllm can forbid 1,024" in line(Sampling(), suppressed)
+    with pytest.raises(AssertionError, match="imported"):
+        line(Sampling(), suppressed[1:])
 
 
 @pytest.mark.skipif(importlib.util.find_spec("gguf") is None, reason="needs gguf")

@@ -12,6 +12,7 @@ from tests.engines import VLLM_INSTALLED
 from tests.tiny import tiny_llava, tiny_text_model
 from tests.tiny_run import write_run
 from tests.whole_runs import Copy, config_of
+from vlm_distill.adapters.adapter import LoadedModel
 from vlm_distill.cli import main
 from vlm_distill.data.dataset import open_dataset
 from vlm_distill.data.store import ResponseStore
@@ -19,6 +20,8 @@ from vlm_distill.evaluation.agreement import Answers, agreement
 from vlm_distill.losses import ReverseKL
 from vlm_distill.models.load import load_model
 from vlm_distill.models.save import save_model
+from vlm_distill.runs import pipeline, teacher
+from vlm_distill.runs.config import ModelConfig
 
 
 def test_a_run_measures_teacher_start_warm_up_every_round_and_the_control(finished: Path) -> None:
@@ -186,6 +189,26 @@ def test_eval_scores_a_saved_student_as_its_run_did(finished: Path, tmp_path: Pa
     scored = json.loads((tmp_path / "summary.json").read_text())["rows"][0]["scores"]
     rows = json.loads((finished / "summary.json").read_text())["rows"]
     assert scored == next(row["scores"] for row in rows if row["model"] == "round 2")
+
+
+def test_eval_loads_no_weights_for_answers_that_are_stored_or_that_another_engine_gives(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    suite = str(finished.with_name("suite.yaml"))
+    arguments = ["eval", str(finished / "round_2" / "model"), "--suite", suite, "--output", str(tmp_path)]
+    shutil.copytree(finished / "eval" / "round_2" / "tiny", tmp_path / "tiny")
+    loaded: list[str] = []
+
+    def load(config: ModelConfig, device: str) -> LoadedModel:
+        loaded.append(config.model)
+        return teacher.load(config, device)
+
+    monkeypatch.setattr(pipeline, "load", load)
+    assert main(arguments) == 0
+    assert loaded == []
+    assert "stored predictions are scored" in capsys.readouterr().err
+    assert main([*arguments, "--shuffle-images"]) == 0
+    assert loaded == [arguments[1]]
 
 
 def test_check_prints_the_resolved_run_and_the_pair_and_writes_nothing(

@@ -57,6 +57,18 @@ def test_a_resolved_config_decodes_to_itself(tmp_path: Path) -> None:
     assert RunConfig.model_validate(config.model_dump(mode="json")) == config
 
 
+def test_an_evaluation_decodes_its_batch_size_at_once_unless_its_engine_has_another() -> None:
+    def batch_size(*overrides: str) -> int:
+        evaluate = load_run(MAIN, ["evaluate.batch_size=8", *overrides]).evaluate
+        assert evaluate is not None
+        assert type(evaluate).model_validate(evaluate.model_dump(mode="json")) == evaluate
+        return evaluate.answers_with.batch_size
+
+    assert batch_size() == batch_size("evaluate.engine={kind: transformers}") == 8
+    assert batch_size("evaluate.engine={kind: transformers, batch_size: 3}") == 3
+    assert batch_size("evaluate.engine={kind: vllm}") == 1024
+
+
 @pytest.mark.parametrize(
     ("group", "kind", "values"),
     [

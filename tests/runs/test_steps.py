@@ -101,7 +101,7 @@ EARLIER = {
 
 
 @pytest.mark.parametrize("plan", EARLIER, ids=["no plan", "format 1"])
-@pytest.mark.parametrize("verb", ["run", "cache", "report", "export"])
+@pytest.mark.parametrize("verb", ["run", "check", "cache", "report", "export"])
 def test_the_run_folder_of_an_earlier_version_is_refused_and_left_as_it_is(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: str, plan: str | None
 ) -> None:
@@ -114,6 +114,7 @@ def test_the_run_folder_of_an_earlier_version_is_refused_and_left_as_it_is(
     before = {path: path.stat().st_mtime_ns for path in (old, *old.rglob("*"))}
     arguments = {
         "run": ["run", str(config)],
+        "check": ["check", str(config)],
         "cache": ["cache", str(config), "cache.tier=hidden"],
         "report": ["report", str(old)],
         "export": ["export", str(old), str(tmp_path / "exported")],

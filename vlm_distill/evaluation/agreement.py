@@ -47,8 +47,15 @@ class Answers:
     cache: CacheReader | None = None
 
     def given(self) -> list[Example]:
-        """Return the examples with a response of at least one token."""
-        return [one for one in self.examples if one.id in self.responses and self.responses[one.id].token_ids]
+        """Return the examples with a response of at least one token; DataError where there are none."""
+        found = [
+            one for one in self.examples if one.id in self.responses and self.responses[one.id].token_ids
+        ]
+        if not found:
+            raise DataError(
+                f"agreement: expected responses to {len(self.examples)} examples, got none; generate first"
+            )
+        return found
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,10 +92,6 @@ def agreement(
         response, or a response has an id that is not compared.
     """
     given = answers.given()
-    if not given:
-        raise DataError(
-            f"agreement: expected responses to {len(answers.examples)} examples, got none; generate first"
-        )
     _require_as_many(student, teacher, alignment)
     kl_sums: list[float] = []
     num_equal = num_tokens = 0

@@ -195,6 +195,8 @@ def _saved(target: Path, key: str, *, log: Log, label: str) -> TaskResult | None
     try:
         saved = read_result(target)
     except DataError as error:
+        # Where its responses cannot be read either, their refusal is all that is said.
+        all_stored(target / RESPONSES)
         log(f"{label}: the old result is not used: {error}")
         return None
     if saved.provenance.key != key:

@@ -46,9 +46,9 @@ class Provenance:
     """Where predictions come from.
 
     `key` identifies them: model, sampling, questions, limit, shuffled images. `asking_hash` is that of the
-    part of the task that decides what is asked. `engines` says what the engines that made them say of
-    themselves. `data_counts` says what became of the rows of the data
-    set, `responses` is the count of the generation stage (overlong and aborted prompts among them).
+    part of the task that decides what is asked. `engines` is what the engines that made them say of
+    themselves. `data_counts` says what became of the rows of the data set, `responses` is the count of the
+    generation stage (overlong and aborted prompts among them).
     """
 
     key: str

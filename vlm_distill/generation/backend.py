@@ -10,14 +10,14 @@ from typing import Protocol, runtime_checkable
 
 from vlm_distill.adapters.adapter import LoadedModel, LoadOptions
 from vlm_distill.data.images import ImageLoader
-from vlm_distill.generation.engine import Engine, Identity
+from vlm_distill.generation.engine import Engine, Identity, Sampling
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Asked:
     """The model that answers, and how prompts reach it.
 
-    `loaded` may have weights in its output layer alone: then `full` gives the model with all of them.
+    `loaded` may have weights in its output layer alone, or none: `full` then gives all of them.
     `options` are those it was loaded with. `suppressed_ids` are never generated: those that the other model
     of a pair could not read.
     """
@@ -37,6 +37,19 @@ class Asked:
         )
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Wanted:
+    """What is known of a task before anything is computed.
+
+    `loaded` need not have weights; `options` and `suppressed_ids` are those of `Asked`.
+    """
+
+    loaded: LoadedModel
+    options: LoadOptions
+    sampling: Sampling
+    suppressed_ids: tuple[int, ...] = ()
+
+
 @runtime_checkable
 class EngineConfig(Protocol):
     """What a config says of a back end: a record whose fields are its settings, and what they lead to."""
@@ -51,8 +64,8 @@ class EngineConfig(Protocol):
             EngineError: it is missing or cannot serve this model.
         """
 
-    def require(self, loaded: LoadedModel, options: LoadOptions) -> None:
-        """Raise that EngineError beforehand, for a model that need not have weights.
+    def require(self, wanted: Wanted) -> None:
+        """Raise beforehand the EngineError of anything that would be refused later, whatever the prompts.
 
         It may take as long as an import; the caller says which key of the config is meant.
         """

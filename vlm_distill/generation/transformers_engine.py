@@ -14,12 +14,12 @@ from jaxtyping import Bool, Int
 from pydantic import Field
 from torch import Tensor
 
-from vlm_distill.adapters.adapter import LoadedModel, LoadOptions
+from vlm_distill.adapters.adapter import LoadedModel
 from vlm_distill.batches import PromptBatch
 from vlm_distill.config import Record
 from vlm_distill.data.images import ImageLoader
 from vlm_distill.files import hash_json
-from vlm_distill.generation.backend import Asked
+from vlm_distill.generation.backend import Asked, Wanted
 from vlm_distill.generation.decoding import FINISHES, Decoded, EndsInStop, decode_batch, evaluating
 from vlm_distill.generation.engine import Completion, Sampling
 from vlm_distill.generation.prompts import (
@@ -43,7 +43,7 @@ class TransformersEngineConfig(Record):
     def open(self, asked: Asked) -> AbstractContextManager["TransformersEngine"]:
         return nullcontext(transformers_engine(self, asked))
 
-    def require(self, loaded: LoadedModel, options: LoadOptions) -> None:
+    def require(self, wanted: Wanted) -> None:
         """Nothing is missing: it runs on what training runs on."""
 
 
@@ -52,7 +52,7 @@ class TransformersEngine:
     """Generates with a loaded model; `batch_size` responses (prompts times samples) are decoded together.
 
     `suppressed_ids` are never generated: those that the other model of a pair could not read. `full` gives
-    the model with all its weights once something is generated, where `loaded` has its output layer alone.
+    the model with all its weights once something is generated, where `loaded` lacks some.
     """
 
     loaded: LoadedModel
@@ -66,8 +66,11 @@ class TransformersEngine:
         return {
             "kind": "transformers",
             "version": package_version("transformers") or "",
-            "dtype": str(next(self.loaded.model.parameters()).dtype).removeprefix("torch."),
+            "dtype": str(next(self._whole().model.parameters()).dtype).removeprefix("torch."),
         }
+
+    def _whole(self) -> LoadedModel:
+        return self.loaded if self.full is None else self.full()
 
     def plan(self, examples: Sequence[Example], sampling: Sampling) -> list[list[int]]:
         """Return batches of prompts of similar length, the longest first: a lack of memory shows at once."""
@@ -81,7 +84,7 @@ class TransformersEngine:
         return [order[start : start + prompts] for start in range(0, len(order), prompts)]
 
     def generate(self, examples: Sequence[Example], sampling: Sampling) -> list[Completion]:
-        loaded = self.loaded if self.full is None else self.full()
+        loaded = self._whole()
         prompts = loaded.encode(examples, [self.load_images(example) for example in examples])
         uniforms = row_uniforms([example.id for example in examples], sampling)
         with evaluating(loaded.model):

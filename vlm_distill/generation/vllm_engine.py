@@ -25,25 +25,28 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from vlm_distill.adapters.adapter import LoadedModel, LoadOptions
+from vlm_distill.adapters.adapter import LoadedModel
 from vlm_distill.config import Record
 from vlm_distill.data.images import ImageLoader
 from vlm_distill.errors import EngineError, one_line
 from vlm_distill.files import hash_json
-from vlm_distill.generation.backend import Asked
-from vlm_distill.generation.decoding import own_suppressed_ids
+from vlm_distill.generation.backend import Asked, Wanted
 from vlm_distill.generation.engine import Completion, Sampling
 from vlm_distill.generation.prompts import max_positions, prompt_ids, prompt_lengths, response_text
-from vlm_distill.generation.vllm_requirements import INSTEAD, is_on_cpu, require_vllm, vllm_environment
+from vlm_distill.generation.vllm_requirements import (
+    INSTEAD,
+    forbidden_ids,
+    inside_output_layer,
+    is_on_cpu,
+    require_temperature,
+    require_vllm,
+    vllm_environment,
+)
 from vlm_distill.models.names import resolve
 from vlm_distill.packages import provider_version
 from vlm_distill.records import Example, Finish
 
 FINISHES: dict[str, Finish] = {"stop": "stop", "length": "length", "abort": "aborted", "error": "aborted"}
-# What vLLM's samplers accept: lower temperatures are raised without an error, higher ones refused.
-TEMPERATURES = (0.01, 2.0)
-# The width of its table of biased ids on a GPU.
-MAX_FORBIDDEN = 1024
 
 
 class VllmEngineConfig(Record):
@@ -70,7 +73,7 @@ class VllmEngineConfig(Record):
 
     def open(self, asked: Asked) -> "VllmEngine":
         """Return an engine that starts vLLM with its first batch and ends it when it is left."""
-        self.require(asked.loaded, asked.options)
+        require_vllm(asked.loaded, asked.options, asked.suppressed_ids)
         return VllmEngine(
             loaded=asked.loaded,
             load_images=asked.load_images,
@@ -79,8 +82,9 @@ class VllmEngineConfig(Record):
             trust_remote_code=asked.options.trust_remote_code,
         )
 
-    def require(self, loaded: LoadedModel, options: LoadOptions) -> None:
-        require_vllm(loaded, options)
+    def require(self, wanted: Wanted) -> None:
+        require_temperature(wanted.sampling)
+        require_vllm(wanted.loaded, wanted.options, wanted.suppressed_ids)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -167,12 +171,7 @@ class VllmEngine:
         ]
 
     def _require_supported(self, examples: Sequence[Example], sampling: Sampling) -> None:
-        low, high = TEMPERATURES
-        if sampling.temperature != 0 and not low <= sampling.temperature <= high:
-            raise EngineError(
-                f"temperature: vllm samples between {low} and {high} (or greedily at 0), got "
-                f"{sampling.temperature}; change it, or {INSTEAD}"
-            )
+        require_temperature(sampling)
         limit = self.config.limit_images
         for example in examples:
             if len(example.images) > limit:
@@ -223,17 +222,7 @@ class VllmEngine:
 
     def _forbidding_bias(self) -> dict[int, float] | None:
         """Return a bias of -inf for every id that must not be generated, which is exact in float32 logits."""
-        ids = sorted(self._inside_output_layer([*own_suppressed_ids(self.loaded), *self.suppressed_ids]))
-        if len(ids) > MAX_FORBIDDEN:
-            raise EngineError(
-                f"{self.loaded.path}: {len(ids)} ids must not be generated, and vllm can forbid "
-                f"{MAX_FORBIDDEN}; {INSTEAD}"
-            )
-        return dict.fromkeys(ids, -math.inf) or None
-
-    def _inside_output_layer(self, ids: Sequence[int]) -> set[int]:
-        model_config: Any = self.loaded.model.config
-        return {token_id for token_id in ids if token_id < model_config.get_text_config().vocab_size}
+        return dict.fromkeys(forbidden_ids(self.loaded, self.suppressed_ids), -math.inf) or None
 
     def _params(
         self, example: Example, sample_index: int, sampling: Sampling, bias: dict[int, float] | None
@@ -246,7 +235,7 @@ class VllmEngine:
             max_tokens=sampling.max_new_tokens,
             # Its own idea of the end is off, so that exactly the stop ids of the loaded model end a response.
             ignore_eos=True,
-            stop_token_ids=sorted(self._inside_output_layer(self.loaded.stop_ids)),
+            stop_token_ids=inside_output_layer(self.loaded, self.loaded.stop_ids),
             stop=list(sampling.stop),
             detokenize=bool(sampling.stop),
             logit_bias=bias,

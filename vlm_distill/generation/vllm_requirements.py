@@ -5,19 +5,26 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from vlm_distill.adapters.adapter import LoadedModel, LoadOptions
+from vlm_distill.alignment.same_ids import vocabulary_width
 from vlm_distill.errors import EngineError, one_line
+from vlm_distill.generation.decoding import own_suppressed_ids
+from vlm_distill.generation.engine import Sampling
 from vlm_distill.models.gguf import is_gguf
 from vlm_distill.packages import declared_versions, provider_version
 
 logger = logging.getLogger(__name__)
 INSTALL = "run `pip install 'vlm-distill[vllm]'` (CUDA)"
 INSTEAD = "choose the engine `kind: transformers`"
+# What vLLM's samplers accept: lower temperatures are raised without an error, higher ones refused.
+TEMPERATURES = (0.01, 2.0)
+# The width of its table of biased ids on a GPU.
+MAX_FORBIDDEN = 1024
 # vLLM takes these from the environment alone; what a user has set there wins. Its scheduler runs in this
 # process: one of its own would outlive a killed run and keep the GPU's memory, while workers end with their
 # parent. A forked worker would inherit the locks of torch's threads and could hang, and vLLM reports its use
@@ -30,11 +37,34 @@ ENVIRONMENT = {
 }
 
 
-def require_vllm(loaded: LoadedModel, options: LoadOptions) -> None:
+def require_temperature(sampling: Sampling) -> None:
+    """Raise an EngineError for a temperature that vLLM would refuse or change."""
+    low, high = TEMPERATURES
+    if sampling.temperature != 0 and not low <= sampling.temperature <= high:
+        raise EngineError(
+            f"temperature: vllm samples between {low} and {high} (or greedily at 0), got "
+            f"{sampling.temperature}; change it, or {INSTEAD}"
+        )
+
+
+def inside_output_layer(loaded: LoadedModel, ids: Iterable[int]) -> list[int]:
+    """Return those of some ids that the model has, in order, each once."""
+    width = vocabulary_width(loaded)
+    return sorted({token_id for token_id in ids if token_id < width})
+
+
+def forbidden_ids(loaded: LoadedModel, suppressed_ids: Iterable[int]) -> list[int]:
+    """Return the ids that must not be generated: those of the model itself, and those that are given."""
+    return inside_output_layer(loaded, [*own_suppressed_ids(loaded), *suppressed_ids])
+
+
+def require_vllm(loaded: LoadedModel, options: LoadOptions, suppressed_ids: Sequence[int] = ()) -> None:
     """Raise an EngineError where vLLM is missing, of another version or broken, or cannot serve the model.
 
     When nothing else is wrong vLLM is imported, which takes about ten seconds.
     """
+    # What an installation would not change comes first.
+    _require_few_forbidden(loaded, suppressed_ids)
     _require_one_process()
     _require_installed()
     _require_same_weights(loaded, options)
@@ -93,6 +123,15 @@ def _require_same_weights(loaded: LoadedModel, options: LoadOptions) -> None:
         )
 
 
+def _require_few_forbidden(loaded: LoadedModel, suppressed_ids: Sequence[int]) -> None:
+    number = len(forbidden_ids(loaded, suppressed_ids))
+    if number > MAX_FORBIDDEN:
+        raise EngineError(
+            f"{loaded.path}: {number:,} ids must not be generated, and vllm can forbid {MAX_FORBIDDEN:,}; "
+            f"{INSTEAD}"
+        )
+
+
 def _import() -> None:
     if "vllm" not in sys.modules:
         logger.info("vllm: imported to see whether it works, which takes a few seconds")
@@ -100,7 +139,8 @@ def _import() -> None:
         with vllm_environment():
             # Its modules are imported when they are asked for.
             _ = importlib.import_module("vllm").LLM
-    except (ImportError, AttributeError, OSError, RuntimeError) as error:
+    # What a broken or half upgraded installation raises; records of pydantic refuse with a ValueError.
+    except (ImportError, AttributeError, OSError, RuntimeError, TypeError, ValueError) as error:
         raise EngineError(
             f"vllm cannot be imported: {one_line(error)}; {INSTALL} anew, or {INSTEAD}"
         ) from None

@@ -13,6 +13,7 @@ from vlm_distill.losses import ObjectiveConfig
 from vlm_distill.models.skeleton import load_skeleton
 from vlm_distill.runs.config import RunConfig
 from vlm_distill.runs.engines import about_live, require_engines
+from vlm_distill.runs.folder import require_plan
 from vlm_distill.runs.memory import MicroBatchShape, estimate
 from vlm_distill.runs.plan import Step, plan
 from vlm_distill.runs.prepare import millions, recipe_of, trains_tokenizer
@@ -36,14 +37,22 @@ class Inspected:
     student: LoadedModel
     pair: PairReport | None
 
+    @property
+    def suppressed_ids(self) -> tuple[int, ...]:
+        """The ids that are never generated for training."""
+        return self.pair.alignment.suppressed_ids if self.pair else ()
+
 
 def check(config: RunConfig) -> str:
     """Return the resolved run, the pair report and the memory estimate.
 
     Reads configs, tokenizers, processors and no weights.
     """
+    require_plan(config.folder)
     found, steps = inspect(config), plan(config)
-    require_engines(config, steps, teacher=found.teacher, student=found.student)
+    require_engines(
+        config, steps, teacher=found.teacher, student=found.student, suppressed_ids=found.suppressed_ids
+    )
     lines = [dump_yaml(config.model_dump(mode="json")).rstrip()]
     lines.append(f"data: recipe {found.recipe.name} with {len(found.recipe.sources)} source(s)")
     lines.append(f"evaluation: {', '.join(found.tasks) or 'none'}")

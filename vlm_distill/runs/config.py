@@ -143,7 +143,8 @@ class EvaluateConfig(Record):
     `limit` caps the questions of each task (whole images are drawn), `agreement_examples` the held-out
     prompts on which student and teacher are compared, on greedy responses of up to `agreement_tokens`;
     `shuffle_images` repeats the suite with permuted images for the table's drop. `engine` answers all of it,
-    by default this process with `batch_size` responses at once.
+    by default this process, which decodes `batch_size` responses at once where `engine` says no other number;
+    as many are compared with the teacher at once.
     """
 
     suite: str | None = None
@@ -154,6 +155,14 @@ class EvaluateConfig(Record):
     shuffle_images: bool = True
     batch_size: int = Field(default=64, ge=1)
     engine: AnyEngine | None = None
+
+    @field_validator("engine")
+    @classmethod
+    def _decodes_as_many(cls, engine: EngineConfig | None, info: Any) -> EngineConfig | None:
+        if not isinstance(engine, TransformersEngineConfig) or "batch_size" in engine.model_fields_set:
+            return engine
+        # `batch_size` is missing where it is refused itself.
+        return engine.model_copy(update={name: info.data[name] for name in {"batch_size"} & info.data.keys()})
 
     @property
     def answers_with(self) -> EngineConfig:

@@ -4,18 +4,30 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from vlm_distill.adapters.adapter import LoadedModel, LoadOptions
-from vlm_distill.generation.backend import EngineConfig
+from vlm_distill.generation.backend import EngineConfig, Wanted
+from vlm_distill.generation.engine import Sampling
 from vlm_distill.generation.engines import live_config, require_engine
 from vlm_distill.runs.config import RunConfig
 from vlm_distill.runs.folder import is_complete
 from vlm_distill.runs.plan import HELD_OUT, TEACHER, Step
 from vlm_distill.runs.teacher import load_options
 
+GENERATE, EVALUATE = "generate.engine", "evaluate.engine"
+# How everything that is measured is asked, whatever its length.
+GREEDY = Sampling(temperature=0.0)
+
 
 def require_engines(
-    config: RunConfig, steps: Sequence[Step], *, teacher: LoadedModel | None, student: LoadedModel
+    config: RunConfig,
+    steps: Sequence[Step],
+    *,
+    teacher: LoadedModel | None,
+    student: LoadedModel,
+    suppressed_ids: tuple[int, ...],
 ) -> None:
     """Refuse an engine that cannot do what a step still has to generate; the models need no weights.
+
+    `suppressed_ids` are never generated for training.
 
     Raises:
         EngineError: one line that begins with the key of the engine.
@@ -32,9 +44,14 @@ def require_engines(
         assert model is not None
         # A trained student lies in a folder, whatever it was made of.
         asked = replace(model, path=str(config.folder / "*" / "model")) if is_trained else model
-        require_engine(
-            _engine(config, where), asked, options=_options(config, is_teacher=is_teacher), where=where
+        trains = where == GENERATE
+        wanted = Wanted(
+            loaded=asked,
+            options=_options(config, is_teacher=is_teacher),
+            sampling=config.generate.sampling if trains else GREEDY,
+            suppressed_ids=suppressed_ids if trains else (),
         )
+        require_engine(_engine(config, where), wanted, where=where)
 
 
 def about_live(config: RunConfig) -> list[str]:
@@ -51,11 +68,11 @@ def about_live(config: RunConfig) -> list[str]:
 
 def _place(step: Step) -> str:
     """Return the key of the engine that a step asks."""
-    return "generate.engine" if step.kind == "generate" and step.stage != HELD_OUT else "evaluate.engine"
+    return GENERATE if step.kind == "generate" and step.stage != HELD_OUT else EVALUATE
 
 
 def _engine(config: RunConfig, where: str) -> EngineConfig:
-    if where == "generate.engine":
+    if where == GENERATE:
         return config.generate.engine
     assert config.evaluate is not None
     return config.evaluate.answers_with

@@ -21,7 +21,7 @@ from vlm_distill.evaluation.task import load_suite, load_task
 from vlm_distill.files import hash_json, read_json, write_json
 from vlm_distill.generation.backend import Asked
 from vlm_distill.generation.engine import Sampling
-from vlm_distill.generation.engines import opened_once
+from vlm_distill.generation.engines import opened, opened_once
 from vlm_distill.generation.work import Job, generate_responses
 from vlm_distill.losses.divergences import ForwardKL, ReverseKL
 from vlm_distill.processes import on_main
@@ -54,18 +54,19 @@ class HeldOut:
 class Evaluator:
     """Measures models as a config says; `images` keeps the pictures of the suite.
 
-    Without `held_out` nothing is compared with a teacher.
+    Without `held_out` nothing is compared with a teacher. `engine_key` is where the engine was given.
     """
 
     config: EvaluateConfig
     images: ImageStore
     log: Log
     held_out: HeldOut | None = None
+    engine_key: str = "evaluate.engine"
 
     def measure(self, asked: Asked, *, label: str, track: str, folder: Path) -> Measured:
         """Return everything that is measured of one model; what `folder` has of it is not computed again."""
         of_suite = replace(asked, load_images=self.images.load_images)
-        with opened_once(self.config.answers_with, of_suite) as open_engine:
+        with opened_once(self.config.answers_with, of_suite, where=self.engine_key) as open_engine:
             model = Answerer(identity=asked.identity, open_engine=open_engine)
             results = self._score(model, label=label, folder=folder, shuffle=False)
             shuffles = bool(results) and self.config.shuffle_images
@@ -97,8 +98,9 @@ class Evaluator:
             round=0,
             label=f"held-out answers of the {author}",
         )
+        engine = self.config.answers_with
         responses = generate_responses(
-            job, lambda: self.config.answers_with.open(asked), folder=folder, log=self.log
+            job, lambda: opened(engine, asked, where=self.engine_key), folder=folder, log=self.log
         )
         return {response.example_id: response for response in responses}
 

@@ -4,6 +4,7 @@ Every step skips itself when its inputs and config are unchanged and continues w
 steps there are is in plan.py, what they do in prepare.py and stages.py.
 """
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,24 +13,23 @@ from vlm_distill.data.images import ImageStore
 from vlm_distill.errors import ConfigError
 from vlm_distill.evaluation.measures import Measured
 from vlm_distill.evaluation.task import load_suite
-from vlm_distill.generation.backend import Asked
+from vlm_distill.generation.backend import Asked, Wanted
 from vlm_distill.generation.engines import require_engine
 from vlm_distill.models.feature_store import FeatureStore, VisionCacheConfig
-from vlm_distill.models.skeleton import load_skeleton
 from vlm_distill.models.vision_cache import with_vision_cache
 from vlm_distill.processes import is_main, on_main, start
 from vlm_distill.progress import Log
 from vlm_distill.runs.check import inspect
 from vlm_distill.runs.config import EvaluateConfig, ModelConfig, RunConfig, read_by_teacher
 from vlm_distill.runs.context import Context
-from vlm_distill.runs.engines import about_live, require_engines
+from vlm_distill.runs.engines import GREEDY, about_live, require_engines
 from vlm_distill.runs.evaluator import Evaluator, has_answers
 from vlm_distill.runs.folder import is_complete, open_folder, print_log, require_plan
 from vlm_distill.runs.plan import BASE, TEACHER, Kind, Step, choose, plan
 from vlm_distill.runs.prepare import introduce, prepare_data, prepare_student
 from vlm_distill.runs.stages import cache, cache_existing, generate, measure, train_student
 from vlm_distill.runs.summary import summarise
-from vlm_distill.runs.teacher import load, load_options
+from vlm_distill.runs.teacher import load, load_options, without_weights
 
 BY_NAME: dict[str, Callable[[Context], object]] = {
     "data.prepare": prepare_data,
@@ -117,23 +117,29 @@ def evaluate_model(
     start(device)
     load_suite(evaluate.suite)
     options = load_options(config, device)
-    if not has_answers(folder, evaluate.suite, shuffle_images=evaluate.shuffle_images):
-        skeleton = load_skeleton(config.model, trust_remote_code=config.trust_remote_code)
-        require_engine(evaluate.answers_with, skeleton, options=options, where="--engine")
+    images = ImageStore(folder / "images")
     # Questions share images; there is no run folder to keep features in.
     store = FeatureStore(VisionCacheConfig(), folder=None, log=log)
-    images = ImageStore(folder / "images")
     asked = Asked(
-        loaded=with_vision_cache(load(config, device), store), load_images=images.load_images, options=options
+        loaded=without_weights(config, options),
+        load_images=images.load_images,
+        options=options,
+        # Loaded when this process is the first to need them: not for stored answers, nor for another engine.
+        full=functools.cache(lambda: with_vision_cache(load(config, device), store)),
     )
-    evaluator = Evaluator(config=evaluate, images=images, log=log)
+    if not has_answers(folder, evaluate.suite, shuffle_images=evaluate.shuffle_images):
+        wanted = Wanted(loaded=asked.loaded, options=options, sampling=GREEDY)
+        require_engine(evaluate.answers_with, wanted, where="--engine")
+    evaluator = Evaluator(config=evaluate, images=images, log=log, engine_key="--engine")
     one = evaluator.measure(asked, label=config.model, track="", folder=folder)
     return on_main(lambda: summarise([one], folder=folder))
 
 
 def _inspect(config: RunConfig, chosen: Sequence[Step]) -> None:
     found = inspect(config)
-    require_engines(config, chosen, teacher=found.teacher, student=found.student)
+    require_engines(
+        config, chosen, teacher=found.teacher, student=found.student, suppressed_ids=found.suppressed_ids
+    )
 
 
 def _require_ready(folder: Path, steps: Sequence[Step], chosen: Sequence[Step]) -> None:

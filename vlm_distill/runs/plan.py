@@ -80,6 +80,10 @@ class Track:
             return f"round {round}"
         return self.name if self.num_rounds == 1 else f"{self.name} round {round}"
 
+    def measured_label(self, round: int) -> str:
+        """Return what a student is called where models are compared; of a control only the last one is."""
+        return self.label(round) if self.name in (WARMUP, ROUNDS) else self.name
+
     def stage(self, round: int) -> str:
         return WARMUP if self.name == WARMUP else self.label(round).replace(" ", "_")
 
@@ -206,15 +210,14 @@ def _of_round(config: RunConfig, track: Track, number: int, *, start: str) -> It
         needs=(*BASE, f"{start}.train"),
         starts_from=start,
     )
-    if "student" in objective.stored_authors:
-        folder = f"responses/{track.responses(number)}"
-        yield replace(step, kind="generate", folder=folder, settings=_generation(config, "student"))
-    authors = objective.stored_authors
+    authors, own = objective.stored_authors, track.responses(number)
+    if "student" in authors:
+        settings = _generation(config, "student")
+        yield replace(step, kind="generate", folder=f"responses/{own}", settings=settings)
     responses = [f"{TEACHER}.generate"] if "teacher" in authors else []
     responses += [f"{step.stage}.generate"] if "student" in authors else []
     if config.cache and objective.needs_teacher:
-        names = {"student": track.responses(number)}
-        of = {author: names.get(author, author) for author in sorted(objective.authors)}
+        of = {author: own if author == "student" else author for author in sorted(objective.authors)}
         yield replace(
             step,
             kind="cache",
@@ -231,8 +234,7 @@ def _of_round(config: RunConfig, track: Track, number: int, *, start: str) -> It
     )
     is_last = number == track.num_rounds
     if config.evaluate and (is_last or (track.name == ROUNDS and config.evaluate.every_round)):
-        is_control = track.name not in (WARMUP, ROUNDS)
-        measured = replace(step, label=track.name if is_control else step.label, starts_from=step.stage)
+        measured = replace(step, label=track.measured_label(number), starts_from=step.stage)
         yield _evaluation(config, measured, needs=(*BASE, step.name))
 
 

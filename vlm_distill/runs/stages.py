@@ -20,6 +20,7 @@ from vlm_distill.data.store import ResponseStore, all_stored
 from vlm_distill.evaluation.measures import Measured
 from vlm_distill.files import hash_json, read_json
 from vlm_distill.generation.backend import Asked
+from vlm_distill.generation.engines import opened
 from vlm_distill.generation.live import sample_responses
 from vlm_distill.generation.references import encode_references
 from vlm_distill.generation.work import Job, generate_responses
@@ -317,4 +318,6 @@ def _stored(context: Context, step: Step, asked: Asked) -> list[Response]:
         label=f"{step.label} responses",
     )
     engine, folder = settings.engine, context.folder / step.folder
-    return generate_responses(job, lambda: engine.open(asked), folder=folder, log=context.log)
+    return generate_responses(
+        job, lambda: opened(engine, asked, where="generate.engine"), folder=folder, log=context.log
+    )

@@ -1,13 +1,17 @@
 """The models of a run: what a config names, and a teacher whose body is in memory only while it is needed."""
 
 import gc
+from dataclasses import replace
 
 import torch
 
 from vlm_distill.adapters.adapter import LoadedModel, LoadOptions
 from vlm_distill.models.feature_store import FeatureStore
+from vlm_distill.models.fingerprint import model_fingerprint
 from vlm_distill.models.load import load_model
+from vlm_distill.models.names import resolve
 from vlm_distill.models.output_layer import light_model
+from vlm_distill.models.skeleton import load_skeleton
 from vlm_distill.models.vision_cache import with_vision_cache
 from vlm_distill.processes import local_device
 from vlm_distill.progress import Log
@@ -27,6 +31,13 @@ def load_options(config: ModelConfig, device: str) -> LoadOptions:
         placement=config.placement,
         quantisation=config.quantisation,
     )
+
+
+def without_weights(config: ModelConfig, options: LoadOptions) -> LoadedModel:
+    """Return the model that a config names without weights, but with the fingerprint of its files."""
+    path = resolve(config.model, trust_remote_code=config.trust_remote_code)
+    skeleton = load_skeleton(config.model, trust_remote_code=config.trust_remote_code)
+    return replace(skeleton, fingerprint=model_fingerprint(path, options))
 
 
 class Teacher:

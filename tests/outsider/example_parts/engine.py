@@ -5,9 +5,9 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
-from vlm_distill.adapters.adapter import LoadedModel, LoadOptions
+from vlm_distill.adapters.adapter import LoadedModel
 from vlm_distill.errors import EngineError
-from vlm_distill.generation.backend import Asked
+from vlm_distill.generation.backend import Asked, Wanted
 from vlm_distill.generation.engine import Completion, Engine, Sampling
 from vlm_distill.generation.transformers_engine import TransformersEngineConfig
 from vlm_distill.records import Example
@@ -37,10 +37,14 @@ class OneByOne:
     kind: Literal["one_by_one"] = "one_by_one"
 
     def open(self, asked: Asked) -> AbstractContextManager[Engine]:
-        self.require(asked.loaded, asked.options)
+        _require_text(asked.loaded)
         with TransformersEngineConfig().open(asked) as inner:
             return nullcontext(OneByOneEngine(inner=inner))
 
-    def require(self, loaded: LoadedModel, options: LoadOptions) -> None:
-        if loaded.image_token_ids:
-            raise EngineError(f"one_by_one reads text alone, and {loaded.path} reads images")
+    def require(self, wanted: Wanted) -> None:
+        _require_text(wanted.loaded)
+
+
+def _require_text(loaded: LoadedModel) -> None:
+    if loaded.image_token_ids:
+        raise EngineError(f"one_by_one reads text alone, and {loaded.path} reads images")
