@@ -133,6 +133,7 @@ def plan_of(folder: Path, teacher: Path | str, config: CacheConfig, size: int) -
         light=light,
         body=lambda: load_model(str(teacher)),
         alignment=ALL_IDS,
+        student_width=len(light.head.weight),
         load_images=lambda one: [draw(int(one.id[1:]), size)],
         log=lambda line: None,
     )
@@ -211,6 +212,7 @@ def trainer(
         student=student,
         teacher=teacher,
         alignment=ALL_IDS,
+        student_width=len(light.head.weight),
         objective=DistiLLM2().build(),
         items=items,
         load_images=plan.load_images,

@@ -12,6 +12,7 @@ from tests.tiny import tiny_text_model
 from vlm_distill.adapters.catalog import GROUP, find_adapter
 from vlm_distill.cli import main
 from vlm_distill.errors import AdapterError, PluginError
+from vlm_distill.models.load import load_tokenizer
 from vlm_distill.models.save import save_model
 
 MODULE = """
@@ -74,6 +75,8 @@ def test_a_broken_one_ends_the_load_of_its_models_in_one_line(
     save_model(tiny_text_model(), folder / "model")
     values = json.loads((folder / "model" / "config.json").read_text())
     (folder / "model" / "config.json").write_text(json.dumps({**values, "model_type": "lava"}))
+    with pytest.raises(PluginError, match=r"lava\) cannot be loaded"):
+        load_tokenizer(str(folder / "model"))
     suite = Path(__file__).parents[2] / "eval" / "suites" / "easy_vqa.yaml"
     assert main(["eval", str(folder / "model"), "--suite", str(suite), "--output", str(folder)]) == 2
     line = f"families 0.3 ({GROUP}: lava) cannot be loaded: ModuleNotFoundError: No module named 'no_such_"

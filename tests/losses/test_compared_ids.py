@@ -52,6 +52,27 @@ def test_a_gradient_is_spread_to_the_ids_that_it_belongs_to(
     torch.testing.assert_close(compared.spread(gradient, projected.detach()), expected)
 
 
+@every_case
+def test_a_token_beyond_the_layer_stands_nowhere(compared: ComparedIds, ids: tuple[int, ...]) -> None:
+    assert compared.columns(torch.tensor([-1, WIDTH, WIDTH + 9]), WIDTH).tolist() == [-1, -1, -1]
+
+
+def test_ids_that_have_no_column_of_their_own_are_refused() -> None:
+    for ids in ([1, 1], [-1, 2]):
+        with pytest.raises(AssertionError):
+            IdList(ids=torch.tensor(ids))
+    with pytest.raises(AssertionError):
+        IdList(ids=torch.tensor([0, WIDTH])).size(WIDTH)
+    with pytest.raises(AssertionError):
+        IdRange(start=-3)
+
+
+def test_lists_can_be_compared_and_hashed() -> None:
+    first, second = (IdList(ids=torch.tensor([0, 1])) for _ in range(2))
+    assert len({first, second}) == 2
+    assert first != second
+
+
 def test_a_range_copies_neither_layer_nor_logits_nor_gradient() -> None:
     compared, layer = IdRange(start=1, stop=4), numbers(WIDTH, 2)
     assert compared.part(layer).data_ptr() == layer[1:].data_ptr()

@@ -13,9 +13,10 @@ from vlm_distill.adapters.catalog import find_adapter
 from vlm_distill.errors import AdapterError
 from vlm_distill.models import names
 from vlm_distill.models.fingerprint import fingerprint, weights_fingerprint
-from vlm_distill.models.load import load_model
+from vlm_distill.models.load import load_model, load_tokenizer
 from vlm_distill.models.names import resolve
 from vlm_distill.models.save import save_model
+from vlm_distill.models.skeleton import load_skeleton
 
 QUESTION = example("a", "What color?", num_images=1)
 
@@ -189,6 +190,14 @@ def test_a_config_of_no_known_family_is_an_adapter_error(saved: Path):
     (saved / "config.json").write_text(json.dumps({**config, "model_type": "lava"}))
     with pytest.raises(AdapterError, match=r"config\.json cannot be read"):
         load_model(str(saved))
+
+
+@pytest.mark.parametrize("content", ["[]", '{"model_type": [1]}', "{"])
+def test_a_config_that_names_no_family_is_an_adapter_error_of_every_reader(saved: Path, content: str):
+    (saved / "config.json").write_text(content)
+    for read in (load_model, load_skeleton, load_tokenizer):
+        with pytest.raises(AdapterError, match=r"model: config\.json"):
+            read(str(saved))
 
 
 def test_any_causal_language_model_gets_the_text_adapter_but_no_image_family_is_guessed():

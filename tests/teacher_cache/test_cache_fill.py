@@ -14,7 +14,7 @@ from vlm_distill.alignment.alignment import ALL_IDS, Alignment
 from vlm_distill.batches import pad_responses
 from vlm_distill.errors import AdapterError, DataError
 from vlm_distill.forward import response_hidden
-from vlm_distill.losses import DPO, KD, TAID, DistiLLM2, IdRange, Rows, forward_kl
+from vlm_distill.losses import DPO, KD, TAID, DistiLLM2, IdList, IdRange, Rows, forward_kl
 from vlm_distill.models.load import load_model
 from vlm_distill.models.output_layer import light_model
 from vlm_distill.models.save import save_model
@@ -56,6 +56,7 @@ class Teacher:
             light=self.light,
             body=self.body,
             alignment=ALL_IDS,
+            student_width=len(self.light.head.weight),
             load_images=load_images,
             log=print,
         )
@@ -69,6 +70,7 @@ def trained(
     cache: CacheConfig | None = None,
     is_double: bool = False,
     size: int = 2,
+    alignment: Alignment = ALL_IDS,
 ) -> dict[str, torch.Tensor]:
     """Return the student's weights after training, from a cache or with the live teacher.
 
@@ -78,7 +80,9 @@ def trained(
     items = make_items(num_images=0 if is_text else 1)
     student = fresh(tiny_text_model(0) if is_text else tiny_llava(0))
     live = load_model(teacher.path, teacher.options)
-    plan = teacher.plan(folder / "cache", **(cache.model_dump() if cache else {}))
+    plan = replace(
+        teacher.plan(folder / "cache", **(cache.model_dump() if cache else {})), alignment=alignment
+    )
     if is_double:
         student.model.double(), live.model.double()
         light = light_model(teacher.path, teacher.options)
@@ -89,6 +93,7 @@ def trained(
         student=student,
         teacher=plan.light if cache else live,
         items=items,
+        alignment=alignment,
         objective=objective.build(),
         cache=cached_by_author(plan, items, names=NAMES) if cache else None,
     )
@@ -134,13 +139,28 @@ def test_a_bfloat16_teacher_is_cached_in_its_own_numbers(tmp_path: Path) -> None
     assert_same(cached, live)
 
 
+@pytest.mark.parametrize("tier", ["hidden", "top_k", "sampled"])
+def test_a_teacher_with_other_ids_for_the_tokens_is_cached_as_the_live_one_is_read(
+    tmp_path: Path, tier: str
+) -> None:
+    teacher, cache = Teacher(tmp_path / "teacher"), CacheConfig(tier=tier, k=10_000)
+    others = torch.randperm(300, generator=torch.Generator().manual_seed(0))
+    alignment = Alignment(route="permuted", student=IdRange(), teacher=IdList(ids=others))
+    objective = DPO(reference="teacher")
+    live = trained(tmp_path / "live", teacher, objective, is_double=True, alignment=alignment)
+    cached = trained(
+        tmp_path / "cached", teacher, objective, is_double=True, cache=cache, alignment=alignment
+    )
+    assert_near(cached, live, 1e-5)
+
+
 def test_the_key_names_the_ids_of_the_teacher_over_which_probabilities_are_normalised(
     tmp_path: Path,
 ) -> None:
     plan = Teacher(tmp_path / "teacher").plan(tmp_path / "cache", tier="sampled")
     assert plan.key["vocabulary"] == [0, 300]
     moved = Alignment(route="moved", student=IdRange(start=10, stop=20), teacher=IdRange(stop=10))
-    assert replace(plan, alignment=moved).key["vocabulary"] == [0, 10]
+    assert replace(plan, alignment=moved).key["vocabulary"] == [0, 10, 10, 20]
 
 
 def test_top_k_of_nearly_every_token_is_training_with_the_live_teacher(tmp_path: Path) -> None:

@@ -53,6 +53,9 @@ class IdRange:
     start: int = 0
     stop: int | None = None
 
+    def __post_init__(self) -> None:
+        assert self.start >= 0, "ids are counted from the first one"
+
     def size(self, width: int) -> int:
         return len(self._range(width))
 
@@ -82,13 +85,19 @@ class IdRange:
         return range(width)[self.start : self.stop]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+# Tensors have no truth value to be equal by: two lists are told apart by their keys.
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class IdList:
     """Some ids, each at most once, in the order in which they are compared."""
 
     ids: Int[Tensor, " column"]
 
+    def __post_init__(self) -> None:
+        assert len(self.ids.unique()) == len(self.ids), "an id stands in one column"
+        assert bool((self.ids >= 0).all()), "ids are counted from the first one"
+
     def size(self, width: int) -> int:
+        assert bool((self.ids < width).all()), f"all ids lie inside a layer of {width}"
         return len(self.ids)
 
     def key(self, width: int) -> IdsKey:
@@ -113,7 +122,8 @@ class IdList:
         table = torch.full((width,), OUTSIDE, dtype=token_ids.dtype, device=token_ids.device)
         ids = self.ids.to(token_ids.device)
         table[ids] = torch.arange(len(ids), dtype=token_ids.dtype, device=token_ids.device)
-        return table[token_ids]
+        inside = (token_ids >= 0) & (token_ids < width)
+        return table[token_ids.where(inside, 0)].masked_fill(~inside, OUTSIDE)
 
     def token_id(self, column: int) -> int:
         return int(self.ids[column])

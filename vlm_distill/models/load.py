@@ -5,12 +5,13 @@ from typing import Any
 
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
+from transformers import AutoConfig, AutoTokenizer
 
 from vlm_distill.adapters.adapter import Adapter, LoadedModel, LoadOptions
 from vlm_distill.adapters.catalog import find_adapter, load_family
 from vlm_distill.adapters.chat import find_image_token_ids, find_stop_ids
-from vlm_distill.errors import AdapterError, PluginError, one_line
+from vlm_distill.errors import AdapterError, one_line
+from vlm_distill.files import read_json
 from vlm_distill.models.fingerprint import model_fingerprint, weights_fingerprint
 from vlm_distill.models.gguf import UNREADABLE, is_gguf, load_gguf, location
 from vlm_distill.models.names import resolve
@@ -61,19 +62,29 @@ def _load_folder(adapter: Adapter, path: str, options: LoadOptions) -> tuple[nn.
 
 def load_config(path: Path, name: str, *, trust_remote_code: bool = False) -> Any:
     """Return the transformers config of a model folder or GGUF file; `name` stands in errors."""
+    load_family(_model_type(path, name))
     try:
-        if not is_gguf(path):
-            values, _ = PreTrainedConfig.get_config_dict(path, local_files_only=True)
-            load_family(values.get("model_type", ""))
         return AutoConfig.from_pretrained(
             **location(path), trust_remote_code=trust_remote_code, local_files_only=True
         )
-    except PluginError:
-        raise
     except UNREADABLE as error:
         raise AdapterError(
             f"{name}: {'it' if is_gguf(path) else 'config.json'} cannot be read: {one_line(error)}"
         ) from None
+
+
+def _model_type(path: Path, name: str) -> str:
+    """Return the family that config.json names, empty where there is no such file, as for a tokenizer."""
+    if not (path / "config.json").is_file():
+        return ""
+    try:
+        values = read_json(path / "config.json")
+    except (OSError, ValueError) as error:
+        raise AdapterError(f"{name}: config.json cannot be read: {one_line(error)}") from None
+    model_type = values.get("model_type", "") if isinstance(values, dict) else None
+    if not isinstance(model_type, str):
+        raise AdapterError(f"{name}: config.json: expected a mapping whose `model_type` names a family")
+    return model_type
 
 
 def wrap_model(
@@ -96,6 +107,7 @@ def wrap_model(
 def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
     """Return the tokenizer of the model `name`, which needs no weights."""
     path = resolve(name, weights=False, trust_remote_code=trust_remote_code)
+    load_family(_model_type(path, name))
     try:
         return AutoTokenizer.from_pretrained(
             **location(path), local_files_only=True, trust_remote_code=trust_remote_code

@@ -169,12 +169,14 @@ class Context:
         used = config or self.config.cache
         assert used is not None
         assert self.teacher is not None
+        assert self.pair is not None
         return CachePlan(
             config=used,
             folder=self.folder / "cache",
             light=self.teacher.loaded,
             body=self.teacher.full,
-            alignment=self.alignment,
+            alignment=self.pair.alignment,
+            student_width=self.pair.student.vocabulary_width,
             load_images=self.load_images,
             log=self.log,
         )

@@ -41,7 +41,8 @@ class CachePlan:
     """What is cached of which teacher, below `folder`.
 
     `light` has the teacher's output layer alone, `body` loads all of it and is called only if rows are
-    missing. Log-probabilities are normalised over the teacher's ids of `alignment`.
+    missing. Log-probabilities are normalised over the teacher's ids of `alignment`; the student's output
+    layer has `student_width` ids.
     """
 
     config: CacheConfig
@@ -49,6 +50,7 @@ class CachePlan:
     light: LoadedModel
     body: Callable[[], LoadedModel]
     alignment: Alignment
+    student_width: int
     load_images: ImageLoader
     log: Log
 
@@ -61,7 +63,9 @@ class CachePlan:
         """What rows depend on beside the responses; the fingerprint covers processor and tokenizer."""
         weight = self.light.head.weight
         key = {"teacher": self.light.fingerprint, "dtype": str(weight.dtype), "tier": self.config.tier}
-        return key | self.tier.key(self.alignment.teacher.key(len(weight)))
+        theirs = self.alignment.teacher.key(len(weight))
+        ours = self.alignment.student.key(self.student_width)
+        return key | self.tier.key(theirs if theirs == ours else [*theirs, *ours])
 
 
 def cached_by_author(
@@ -219,4 +223,6 @@ def _tensors(
             "load the teacher in float32 or bfloat16"
         )
     rows = Rows(hidden=hidden, head=body.head, compared=plan.alignment.teacher)
-    return plan.tier.keep(rows, padded.labels)
+    # Labels are the student's ids, whichever ids the teacher has for the same tokens.
+    columns = plan.alignment.student.columns(padded.labels, plan.student_width)
+    return plan.tier.keep(rows, columns)

@@ -51,8 +51,8 @@ class Tier(Protocol):
     def key(self, ids: IdsKey) -> dict[str, Any]:
         """Return what the tensors depend on beside the teacher; `ids` is the key of those compared."""
 
-    def keep(self, rows: Rows, labels: Int[Tensor, " row"]) -> dict[str, Tensor]:
-        """Return what is stored of the teacher's rows, on the CPU; `labels` are token ids."""
+    def keep(self, rows: Rows, columns: Int[Tensor, " row"]) -> dict[str, Tensor]:
+        """Return what is stored of the teacher's rows, on the CPU; response tokens stand in `columns`."""
 
     def rows(self, tensors: Tensors, head: Head, compared: ComparedIds) -> TeacherRows:
         """Return what the loss core reads, given what was kept and the teacher's output layer."""
@@ -73,7 +73,7 @@ class Hidden:
     def key(self, ids: IdsKey) -> dict[str, Any]:
         return {"stored dtype": self.dtype}
 
-    def keep(self, rows: Rows, labels: Int[Tensor, " row"]) -> dict[str, Tensor]:
+    def keep(self, rows: Rows, columns: Int[Tensor, " row"]) -> dict[str, Tensor]:
         return {HIDDEN: rows.hidden.cpu().to(self._stored(rows.hidden.dtype))}
 
     def rows(self, tensors: Tensors, head: Head, compared: ComparedIds) -> Rows:
@@ -98,13 +98,13 @@ class TopK:
     def key(self, ids: IdsKey) -> dict[str, Any]:
         return {"k": self.k, "vocabulary": ids}
 
-    def keep(self, rows: Rows, labels: Int[Tensor, " row"]) -> dict[str, Tensor]:
+    def keep(self, rows: Rows, columns: Int[Tensor, " row"]) -> dict[str, Tensor]:
         def of_chunk(logits: Tensor, columns: Tensor) -> dict[str, Tensor]:
             top = top_rows(logits, columns, k=self.k)
             # [chunk, k], [chunk, k + 1] with the rest last, [chunk]
             return {IDS: top.columns.int(), LOG_PROBS: top.log_probs, LABEL_LOG_PROBS: top.label_log_probs}
 
-        return _by_chunks(rows, labels, of_chunk)
+        return _by_chunks(rows, columns, of_chunk)
 
     def rows(self, tensors: Tensors, head: Head, compared: ComparedIds) -> TopRows:
         return TopRows(
@@ -131,11 +131,11 @@ class Sampled:
     def key(self, ids: IdsKey) -> dict[str, Any]:
         return {"vocabulary": ids}
 
-    def keep(self, rows: Rows, labels: Int[Tensor, " row"]) -> dict[str, Tensor]:
+    def keep(self, rows: Rows, columns: Int[Tensor, " row"]) -> dict[str, Tensor]:
         def of_chunk(logits: Tensor, columns: Tensor) -> dict[str, Tensor]:
             return {LABEL_LOG_PROBS: label_log_probs(logits.log_softmax(dim=1), columns)}
 
-        return _by_chunks(rows, labels, of_chunk)
+        return _by_chunks(rows, columns, of_chunk)
 
     def rows(self, tensors: Tensors, head: Head, compared: ComparedIds) -> LabelRows:
         return LabelRows(label_log_probs=tensors[LABEL_LOG_PROBS])
@@ -184,10 +184,9 @@ def require_tier(objective: Objective, config: CacheConfig, *, name: str) -> Non
 
 
 def _by_chunks(
-    rows: Rows, labels: Int[Tensor, " row"], of_chunk: Callable[[Tensor, Tensor], dict[str, Tensor]]
+    rows: Rows, columns: Int[Tensor, " row"], of_chunk: Callable[[Tensor, Tensor], dict[str, Tensor]]
 ) -> dict[str, Tensor]:
-    """Return what `of_chunk` makes of logits and the labels' columns, of all chunks one after the other."""
-    columns = rows.columns(labels)
+    """Return what `of_chunk` makes of logits and columns, of all chunks one after the other."""
     found: list[dict[str, Tensor]] = []
     # Not only now and then: a chunk of all columns may be as large as the body's own activations.
     for chunk in row_chunks(rows, LOGIT_BYTES):
