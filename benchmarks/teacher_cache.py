@@ -212,7 +212,6 @@ def trainer(
         student=student,
         teacher=teacher,
         alignment=ALL_IDS,
-        student_width=len(light.head.weight),
         objective=DistiLLM2().build(),
         items=items,
         load_images=plan.load_images,

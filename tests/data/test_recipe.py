@@ -14,6 +14,7 @@ from vlm_distill.data.examples import RecipeSource
 from vlm_distill.data.recipe import Recipe, load_recipe, prepare
 from vlm_distill.data.sources import Files
 from vlm_distill.errors import ConfigError, DataError
+from vlm_distill.files import read_json
 
 Write = Callable[[str, list[Any]], Path]
 COLUMNS = Columns(image="file", question="q", references="a")
@@ -88,6 +89,13 @@ def test_damage_is_found_when_opened_and_mended_by_preparing(
     with pytest.raises(DataError, match=f"{damage}.*prepare the data again"):
         open_dataset(folder)
     assert prepare(recipe(questions), folder, silent).train == first.train
+
+
+def test_the_manifest_says_in_words_where_the_examples_are_from(tmp_path: Path, questions: Path) -> None:
+    prepare(made := recipe(questions), tmp_path / "data", silent)
+    [source] = [entry.source for entry in made.sources]
+    expected = [{"text": source.describe(), "hub_id": None}]
+    assert read_json(tmp_path / "data" / MANIFEST)["sources"] == expected
 
 
 def test_a_preparation_that_fails_leaves_nothing_that_looks_complete(tmp_path: Path, questions: Path) -> None:

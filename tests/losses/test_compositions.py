@@ -2,13 +2,11 @@
 
 import json
 from dataclasses import replace
-from typing import Annotated
 
 import pytest
 import torch
 from loss_batches import REFERENCE, STUDENT, TEACHER, as_floats, random_batch, run, select, toy_batch
 from loss_oracle import plain_divergence
-from pydantic import Field
 
 from vlm_distill.config import Record, decode
 from vlm_distill.errors import ConfigError, DataError
@@ -25,7 +23,6 @@ from vlm_distill.losses import (
     ForwardKL,
     ImitKD,
     JensenShannon,
-    KnownObjective,
     OnPolicyKD,
     ReverseKL,
     SeqKD,
@@ -33,6 +30,7 @@ from vlm_distill.losses import (
     SkewKL,
     SkewReverseKL,
 )
+from vlm_distill.runs.config import Objective
 
 BOTH = frozenset({"teacher", "student"})
 T, S, R = frozenset({"teacher"}), frozenset({"student"}), frozenset({"reference"})
@@ -61,7 +59,7 @@ FACTS = [
 
 
 class Run(Record):
-    objective: Annotated[KnownObjective, Field(discriminator="kind")]
+    objective: Objective
 
 
 def decoded(**objective):

@@ -118,6 +118,16 @@ def test_responses_are_those_that_the_student_was_trained_on(plain: Path) -> Non
     assert responses("warm_up") == ["teacher"]
 
 
+def test_sources_of_packages_that_are_not_here_are_named(plain: Path) -> None:
+    recipe = {"name": "sums", "sources": [{"source": {"kind": "not_installed"}}]}
+    sources = [{"text": "all sums", "hub_id": None}, {"text": "half of a/b", "hub_id": "a/b"}]
+    manifest = {"format_version": 1, "recipe": recipe, "sources": sources, "counts": {"train": 4}}
+    write_json(plain / "data" / "manifest.json", manifest)
+    card = card_of(plain)
+    assert "Recipe `sums`: all sums, half of a/b." in card
+    assert ModelCard(card).data.datasets == ["a/b"]
+
+
 def test_scores_are_the_metadata_of_the_hub(plain: Path) -> None:
     summarise(plain, "round 2")
     write_result(plain)

@@ -39,9 +39,9 @@ def write_dataset(
     held_out: Sequence[Example],
     counts: dict[str, int],
     key: str,
-    recipe: dict[str, Any],
+    facts: dict[str, Any],
 ) -> None:
-    """Write examples, then the manifest; the images are in `folder/images` already."""
+    """Write examples, then the manifest with `facts`; the images are in `folder/images` already."""
     (folder / MANIFEST).unlink(missing_ok=True)
     files = {}
     for part, examples in zip(PARTS, (train, held_out), strict=True):
@@ -56,7 +56,7 @@ def write_dataset(
     manifest = {
         "format_version": FORMAT_VERSION,
         "key": key,
-        "recipe": recipe,
+        **facts,
         "counts": counts,
         "files": files,
         "fingerprint": hash_json(files),

@@ -83,7 +83,10 @@ def prepare(recipe: Recipe, folder: Path, log: Log = print) -> Dataset:
             log(f"{recipe.name}: already prepared in {folder}")
             return dataset
     train, held_out, counts = _collect(recipe, ImageStore(folder / "images"))
-    write_dataset(folder, train=train, held_out=held_out, counts=dict(counts), key=key, recipe=settings)
+    # What a reader of the folder is told of the sources, who may not have the package that a source is from.
+    sources = [{"text": one.source.describe(), "hub_id": one.source.hub_id} for one in recipe.sources]
+    facts = {"recipe": settings, "sources": sources}
+    write_dataset(folder, train=train, held_out=held_out, counts=dict(counts), key=key, facts=facts)
     log(f"{recipe.name}: {counts_text(counts)}")
     return open_dataset(folder)
 

@@ -17,9 +17,8 @@ from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from markupsafe import Markup
 
 from vlm_distill import __version__
-from vlm_distill.config import decode, dump_yaml, find_yaml
+from vlm_distill.config import dump_yaml, find_yaml
 from vlm_distill.data.recipe import Recipe, load_recipe
-from vlm_distill.data.sources import Source
 from vlm_distill.evaluation.table import format_table, words
 from vlm_distill.evaluation.task import ALL
 from vlm_distill.reporting.facts import Run, Training
@@ -150,7 +149,7 @@ def _known_to_the_hub(student: Student, tags: Sequence[str]) -> Values:
     if run.setting("student.shrink"):
         names.append(run.setting("teacher.model"))
     base = [name for name in names if name and _is_on_the_hub(name)]
-    datasets = [source.hub_id for source in _sources(run) if source.hub_id is not None]
+    datasets = [source["hub_id"] for source in run.data.get("sources", ()) if source["hub_id"] is not None]
     method = student.training.step.settings["objective"]["kind"]
     found = {"tags": [*tags, method], "base_model": base, "datasets": datasets}
     return {key: value for key, value in found.items() if value}
@@ -197,17 +196,12 @@ def _method(student: Student) -> Values:
     }
 
 
-def _sources(run: Run) -> list[Source]:
-    recipe, where = run.data.get("recipe"), f"the recipe in {run.folder / 'data' / 'manifest.json'}"
-    return [entry.source for entry in decode(Recipe, recipe, where=where).sources] if recipe else []
-
-
 def _data(student: Student) -> Values:
     run = student.run
     needed = {name for one in run.path_to(student.training) for name in one.step.needs}
     return {
         "recipe": run.data.get("recipe", {}).get("name", "?"),
-        "sources": ", ".join(source.describe() for source in _sources(run)),
+        "sources": ", ".join(source["text"] for source in run.data.get("sources", ())),
         "limit": run.setting("data.limit"),
         "counts": [{words(name): f"{count:,}" for name, count in run.data.get("counts", {}).items()}],
         "responses": [

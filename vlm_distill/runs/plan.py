@@ -37,8 +37,7 @@ class Step:
     the warm-up, a control, or what comes before all of them. `round` counts from 1 within a track and is 0
     before. `starts_from` is the stage whose student it takes, empty for the student before any training.
     `settings` are those that decide its results, as JSON. `titles` are what the terms of its loss are called,
-    by metric. A step that the config no longer asks for, of
-    which results are there, is not `is_planned`.
+    by metric. A step that the config no longer asks for, of which results are there, is not `is_planned`.
     """
 
     stage: str
