@@ -1,13 +1,15 @@
 """What a checkout computes, as hashes: proves that a redesign of the code changes no result.
 
-    python tests/identity.py CHECKOUT [--jobs NAME ...] [--parallel N] [--output FILE.json] [--folder WORK]
+    python tests/identity.py CHECKOUT [--configs FOLDER] [--jobs NAME ...] [--parallel N] [--output FILE.json]
+                             [--folder WORK]
     python tests/identity.py --compare BEFORE.json AFTER.json
 
 Tiny jobs run through the command line of CHECKOUT; of all that they leave behind one hash per artefact is
 printed, by value: responses, weights, rows of metrics, scores, teacher caches, settings of models. Left out
 is what depends on time (seconds, tokens per second, the report) and what has a meaning inside a folder only
 (keys of stages, hashes of settings, checksums). Compare hashes of one machine and one environment: another
-torch or processor adds up in another order. Nothing is imported from the package, so modules may move.
+torch or processor adds up in another order. Nothing is imported from the package, so modules may move; and
+where shipped configs change on purpose, `--configs` gives both sides those of one checkout.
 """
 
 import argparse
@@ -15,6 +17,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -101,7 +104,9 @@ AUGMENTED = "warmup.augment={flip: true, transpose: true, shift: 3}"
 EASY_VQA = ("--suite", "easy_vqa", "--limit", "60", "--shuffle-images", "--device", "cpu")
 SMOKE = ("data.limit=128", "train.epochs=1", "evaluate.limit=60", "evaluate.agreement_examples=20")
 JOBS: dict[str, Job] = {
-    "easy_vqa_smoke": Job(commands=(("run", "easy_vqa_smoke", "output={made}/run", "device=cpu", *SMOKE),)),
+    "easy_vqa_smoke": Job(
+        commands=(("run", "{given}/configs/easy_vqa_smoke.yaml", "output={made}/run", "device=cpu", *SMOKE),)
+    ),
     "undisturbed": run("llava", *LONG),
     "resumed": run("llava", *LONG, kill_at="run/round_1/stage.json"),
     "two_processes": run("llava", *LONG, num_processes=2),
@@ -293,8 +298,7 @@ def hashes_of(name: str, checkout: Path, work: Path) -> Hashes:
 
 
 def all_hashes(checkout: Path, work: Path, names: Iterable[str], *, parallel: int) -> dict[str, Hashes]:
-    """Run the jobs; print their hashes as they come."""
-    write_given(work / "given")
+    """Run the jobs on what lies in `given` below `work`; print their hashes as they come."""
     with ThreadPoolExecutor(parallel) as pool:
         found = pool.map(lambda name: hashes_of(name, checkout, work), names)
         return dict(zip(names, found, strict=True))
@@ -320,6 +324,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("checkout", nargs="?", type=Path, help="the folder that has vlm_distill/")
     parser.add_argument("--compare", nargs=2, type=Path, metavar=("BEFORE", "AFTER"))
+    parser.add_argument("--configs", type=Path, help="the shipped configs; default: those of the checkout")
     parser.add_argument("--jobs", nargs="+", choices=[*JOBS], default=[*JOBS], metavar="NAME")
     parser.add_argument("--parallel", type=int, default=2)
     parser.add_argument("--output", type=Path, help="where the hashes go as JSON")
@@ -333,6 +338,8 @@ def arguments() -> argparse.Namespace:
 def run_all(options: argparse.Namespace) -> list[str]:
     with tempfile.TemporaryDirectory() as temporary:
         work = (options.folder or Path(temporary)).resolve() / "identity"
+        write_given(work / "given")
+        shutil.copytree(options.configs or options.checkout / "configs", work / "given" / "configs")
         found = all_hashes(options.checkout.resolve(), work, options.jobs, parallel=options.parallel)
     if options.output:
         options.output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
