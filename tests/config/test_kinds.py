@@ -237,6 +237,16 @@ def test_the_unreadable_files_of_other_packages_end_no_command(
     assert sorted(said) == ["latin 0.3", "torn 0.3"], "what mentions no group of ours is not taken apart"
 
 
+def test_of_a_distribution_that_stands_twice_on_the_path_the_first_is_taken(
+    install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (later := tmp_path / "later").mkdir()
+    declare(later, "Horns", GROUP, horn="no_such_module:Horn")
+    monkeypatch.setattr(sys, "path", [*sys.path, str(later)])
+    install("horns", horn="my_sounds:Horn")
+    assert decoded({"kind": "horn"}).play() == "toot"
+
+
 def test_one_that_takes_the_place_of_a_built_in_one_is_said_once(
     install: Install, caplog: pytest.LogCaptureFixture
 ) -> None:
