@@ -176,10 +176,12 @@ COLUMNS_OF_RESPONSES = (
     *("id", "example_id", "author", "round", "sample_index", "text", "token_ids", "finish"),
     *("token_log_probs", "reencoded", "model_fingerprint"),
 )
-# Pictures are copies, features are flushed now and then, and a cache is read by response.
+# Pictures are copies, features are flushed now and then, and a cache is read by response; which process
+# noted a dropped response is a matter of chance, and they are counted in another file.
 SKIPPED_FOLDERS = ("images", "vision_features", "checkpoints", "cache")
 SKIPPED_FILES = (
     "manifest.json",
+    "dropped.json",
     "report.html",
     ".lock",
     "stages.json",
@@ -187,8 +189,8 @@ SKIPPED_FILES = (
     "README.md",
     "summary.md",
 )
-# Times, versions, and what identifies settings inside of a folder.
-SKIPPED_KEYS = re.compile(r"seconds|tokens_per_second|packages|python|machine|key|.*_hash")
+# Times, versions, and what identifies settings inside of a folder; which engine wrote, in whatever form.
+SKIPPED_KEYS = re.compile(r"seconds|tokens_per_second|packages|python|machine|key|.*_hash|format|engines?")
 # Names that stood for one number in several files.
 ONE_NAME = {"answers": "same_answer"}
 

@@ -188,14 +188,22 @@ VERBS = {
                 "help": "where predictions and results go (default: eval_results/MODEL)",
             },
             "--limit": {"type": _positive, "help": "at most this many questions of each task, whole images"},
-            "--batch-size": {"type": _positive, "default": 64},
+            "--batch-size": {
+                "type": _positive,
+                "default": 64,
+                "help": "responses decoded together, by the engine of this process (default: 64)",
+            },
             "--engine": {
                 "nargs": "+",
                 "metavar": ("KIND", "key=value"),
                 "help": "what generates: transformers, in batches of --batch-size (default), or vllm, with "
                 "settings of its own such as dtype=float32 max_model_len=512",
             },
-            "--dtype": {"default": "float32", "choices": ["float32", "bfloat16", "float16", "auto"]},
+            "--dtype": {
+                "default": "float32",
+                "choices": ["float32", "bfloat16", "float16", "auto"],
+                "help": "of the model in this process (default: float32); vllm has a `dtype` of its own",
+            },
             "--device": {"default": "auto"},
             "--shuffle-images": {
                 "action": "store_true",

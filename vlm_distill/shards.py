@@ -17,7 +17,7 @@ from typing import Any
 from vlm_distill.errors import DataError
 from vlm_distill.files import atomic_path, read_json, sha256_file, write_json
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
 
 

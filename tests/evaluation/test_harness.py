@@ -125,7 +125,7 @@ def test_a_folder_of_another_version_is_refused_and_nothing_else_is_said(bench: 
         path = bench.folder / "run" / "colors" / name
         values = json.loads(path.read_text())
         path.write_text(json.dumps({**values, "format": 1, "format_version": 1}))
-    with pytest.raises(DataError, match=r"responses/manifest\.json: expected format version 2, got 1"):
+    with pytest.raises(DataError, match=r"responses/manifest\.json: expected format version 3, got 1"):
         bench.evaluate(scripted())
     assert bench.log == []
 

@@ -168,6 +168,7 @@ def test_user_errors_name_the_cause(tmp_path: Path) -> None:
     engine.too_long = tuple(one.id for one in EXAMPLES)
     with pytest.raises(EngineError, match=r"none of the 7 prompts fits.*lower max_new_tokens"):
         generate(engine, tmp_path)
+    assert not list(tmp_path.iterdir())  # a store would bind the folder to this question
 
 
 def test_what_an_engine_aborted_is_answered_by_the_next_one(tmp_path: Path) -> None:
@@ -201,6 +202,16 @@ def test_complete_responses_name_their_engine_and_what_is_missing(tmp_path: Path
     generate(scripted(), tmp_path, lines=lines)
     expected = r"12 stored responses are used, written by scripted 1; 1 prompts were too long: delete .* to"
     assert re.search(expected, lines[-1])
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"prompts": 7}', None])
+def test_damaged_counts_of_complete_responses_are_one_line(tmp_path: Path, content: str | None) -> None:
+    generate(scripted(), tmp_path)
+    (tmp_path / work.COUNTS).unlink()
+    if content is not None:
+        (tmp_path / work.COUNTS).write_text(content)
+    with pytest.raises(DataError, match=r"counts\.json: missing or damaged; delete .* and generate again"):
+        generate(scripted(), tmp_path)
 
 
 def test_a_complete_store_without_one_of_its_parts_is_refused(tmp_path: Path) -> None:

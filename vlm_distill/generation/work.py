@@ -171,8 +171,13 @@ def generate_responses(job: Job, open_engine: OpenEngine, *, folder: Path, log: 
 
 
 def read_counts(folder: Path) -> Counts:
-    """Return the counts of a finished stage."""
-    return Counts(**read_json(folder / COUNTS))
+    """Return the counts of a finished stage; DataError where they are missing or damaged."""
+    try:
+        return Counts(**read_json(folder / COUNTS))
+    except (OSError, ValueError, TypeError):
+        raise DataError(
+            f"{folder / COUNTS}: missing or damaged; delete {folder} and generate again"
+        ) from None
 
 
 def _complete(folder: Path, key: str) -> str | None:
@@ -194,16 +199,14 @@ def _open(folder: Path, job: Job, *, plan: Sequence[Batch], engine: dict[str, st
     `plan` are all batches for which the engine has room.
     """
     key = job.key()
-    store = (
-        ResponseStore(folder)
-        if (folder / MANIFEST).is_file()
-        else ResponseStore.create_or_resume(folder, key)
-    )
-    if job.examples and not plan and not (store.key == key and len(store)):
+    stored = ResponseStore(folder) if (folder / MANIFEST).is_file() else None
+    is_kept = stored is not None and stored.key == key and len(stored) > 0
+    if job.examples and not plan and not is_kept:
         raise EngineError(
             f"{job.label}: none of the {len(job.examples)} prompts fits the model's context with "
             f"{job.sampling.max_new_tokens} new tokens; lower max_new_tokens or shorten the prompts"
         )
+    store = ResponseStore.create_or_resume(folder, key) if stored is None else stored
     # What a kill left of a reset.
     for part in part_folders(folder):
         if not (part / MANIFEST).is_file() or ResponseStore(part).key != store.key:

@@ -14,7 +14,7 @@ from vlm_distill.errors import ConfigError
 from vlm_distill.evaluation.measures import Measured
 from vlm_distill.evaluation.task import load_suite
 from vlm_distill.generation.backend import Asked, Wanted
-from vlm_distill.generation.engines import require_engine
+from vlm_distill.generation.engines import live_config, require_engine
 from vlm_distill.models.feature_store import FeatureStore, VisionCacheConfig
 from vlm_distill.models.vision_cache import with_vision_cache
 from vlm_distill.processes import is_main, on_main, start
@@ -120,16 +120,15 @@ def evaluate_model(
     images = ImageStore(folder / "images")
     # Questions share images; there is no run folder to keep features in.
     store = FeatureStore(VisionCacheConfig(), folder=None, log=log)
-    asked = Asked(
-        loaded=without_weights(config, options),
-        load_images=images.load_images,
-        options=options,
-        # Loaded when this process is the first to need them: not for stored answers, nor for another engine.
-        full=functools.cache(lambda: with_vision_cache(load(config, device), store)),
-    )
+    # Not for stored answers, nor for another engine.
+    full = functools.cache(lambda: with_vision_cache(load(config, device), store))
+    loaded = without_weights(config, options)
+    asked = Asked(loaded=loaded, load_images=images.load_images, options=options, full=full)
     if not has_answers(folder, evaluate.suite, shuffle_images=evaluate.shuffle_images):
-        wanted = Wanted(loaded=asked.loaded, options=options, sampling=GREEDY)
+        wanted = Wanted(loaded=loaded, options=options, sampling=GREEDY)
         require_engine(evaluate.answers_with, wanted, where="--engine")
+        if live_config(evaluate.answers_with) == evaluate.answers_with:
+            full()  # damaged weights are said before the suite is read
     evaluator = Evaluator(config=evaluate, images=images, log=log, engine_key="--engine")
     one = evaluator.measure(asked, label=config.model, track="", folder=folder)
     return on_main(lambda: summarise([one], folder=folder))
