@@ -23,7 +23,9 @@ def test_the_wheel_lists_its_files_and_answers_mistakes_in_a_clean_environment_w
         [python, "-m", "pip", "install", "-q", "--no-deps", wheel], check=True, capture_output=True
     )
     subprocess.run(
-        [python, "-m", "pip", "install", "-q", "pydantic", "pyyaml"], check=True, capture_output=True
+        [python, "-m", "pip", "install", "-q", "packaging", "pydantic", "pyyaml"],
+        check=True,
+        capture_output=True,
     )
     command = [tmp_path / "venv" / "bin" / "vlm-distill", "ls"]
     listed = subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path).stdout
