@@ -100,6 +100,7 @@ def _report(options: Namespace) -> None:
 
 def _export(options: Namespace) -> None:
     _quiet_libraries()
+    from vlm_distill.adapters.adapter import LoadOptions
     from vlm_distill.publishing.export import export
     from vlm_distill.runs.folder import print_log
 
@@ -107,7 +108,7 @@ def _export(options: Namespace) -> None:
         options.source,
         options.target,
         stage=options.stage,
-        dtype=options.dtype,
+        options=LoadOptions(dtype=options.dtype, trust_remote_code=options.trust_remote_code),
         push_to=options.push,
         log=print_log,
     )
@@ -151,6 +152,7 @@ CONFIG: dict[str, dict[str, Any]] = {
         "help": "dotted overrides, for example train.learning_rate=1e-5",
     },
 }
+TRUST = {"action": "store_true", "help": "let the model's own code run"}
 VERBS = {
     "run": Verb(
         help="distil a student: responses, training rounds, evaluation; resumes where it stopped",
@@ -209,7 +211,7 @@ VERBS = {
                 "action": "store_true",
                 "help": "also score with images permuted between questions",
             },
-            "--trust-remote-code": {"action": "store_true", "help": "let the model's own code run"},
+            "--trust-remote-code": TRUST,
         },
         run=_eval,
     ),
@@ -224,7 +226,12 @@ VERBS = {
             "source": {"type": Path, "help": "the folder of a run, or of a model"},
             "target": {"type": Path, "help": "a folder that does not exist yet"},
             "--stage": {"help": "a stage of the run, such as warmup (default: the last round)"},
-            "--dtype": {"choices": ["float32", "bfloat16", "float16"], "help": "default: as trained"},
+            "--dtype": {
+                "default": "auto",
+                "choices": ["auto", "float32", "bfloat16", "float16"],
+                "help": "default: as trained",
+            },
+            "--trust-remote-code": TRUST,
             "--push": {"metavar": "OWNER/NAME", "help": "also upload it to this hub repository"},
         },
         run=_export,

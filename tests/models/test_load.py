@@ -1,4 +1,5 @@
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -113,6 +114,59 @@ def test_a_fingerprint_follows_content_not_place_or_other_files(saved: Path, tmp
     template = moved / "chat_template.jinja"
     template.write_text(template.read_text() + " ")
     assert fingerprint(moved) != before
+
+
+@pytest.fixture
+def sharded(saved: Path) -> Path:
+    """Return the model with its weights in two parts."""
+    weights = load_file(saved / "model.safetensors")
+    parts = {"one.safetensors": [*weights][::2], "two.safetensors": [*weights][1::2]}
+    for name, keys in parts.items():
+        save_file({key: weights[key] for key in keys}, saved / name, {"format": "pt"})
+    (saved / "model.safetensors").unlink()
+    write_index(saved, {key: name for name, keys in parts.items() for key in keys})
+    return saved
+
+
+def write_index(folder: Path, weight_map: object) -> None:
+    index = {"metadata": {}, "weight_map": weight_map}
+    (folder / names.WEIGHTS_INDEX).write_text(json.dumps(index))
+
+
+def test_the_fingerprint_of_parts_is_that_of_what_is_loaded(sharded: Path):
+    torch.testing.assert_close(logits_of(load_model(str(sharded))), logits_of(tiny_llava()), atol=0, rtol=0)
+    before = fingerprint(sharded)
+    (sharded / "three.safetensors").write_bytes((sharded / "two.safetensors").read_bytes())
+    assert fingerprint(sharded) == before
+    weights = {key: value + 1 for key, value in load_file(sharded / "two.safetensors").items()}
+    save_file(weights, sharded / "two.safetensors", {"format": "pt"})
+    assert fingerprint(sharded) != before
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("../outside.safetensors", r"expected names of files beside it, got '\.\./outside"),
+        ("/outside.safetensors", "expected names of files beside it"),
+        ("sub\\\\outside.safetensors", "expected names of files beside it"),
+        (7, "expected names of files beside it, got 7"),
+        ("three.safetensors", "names three.safetensors, which is not there"),
+    ],
+)
+def test_an_index_names_nothing_outside_of_its_folder(sharded: Path, name: object, line: str):
+    shutil.copy(sharded / "two.safetensors", sharded.parent / "outside.safetensors")
+    index = json.loads((sharded / names.WEIGHTS_INDEX).read_text())["weight_map"]
+    write_index(sharded, index | {next(iter(index)): name})
+    for reads in (load_model, resolve, fingerprint):
+        with pytest.raises(AdapterError, match=line):
+            reads(sharded if reads is fingerprint else str(sharded))
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": []}}'])
+def test_a_damaged_index_is_one_line(sharded: Path, content: str):
+    (sharded / names.WEIGHTS_INDEX).write_text(content)
+    with pytest.raises(AdapterError, match=r"damaged; expected a `weight_map`|expected names of files"):
+        load_model(str(sharded))
 
 
 def test_a_fingerprint_in_memory_follows_the_weights():

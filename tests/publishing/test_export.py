@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from tests.tiny import tiny_text_model
 from tests.whole_runs import Copy
+from vlm_distill.adapters.adapter import LoadOptions
 from vlm_distill.cli import main
 from vlm_distill.errors import AdapterError, ConfigError
 from vlm_distill.files import read_json, write_json
@@ -65,7 +66,9 @@ def snippet_of(folder: Path) -> str:
 
 @pytest.fixture(scope="module")
 def half(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export(finished, tmp_path_factory.mktemp("out") / "half", dtype="bfloat16", log=print)
+    return export(
+        finished, tmp_path_factory.mktemp("out") / "half", options=LoadOptions(dtype="bfloat16"), log=print
+    )
 
 
 @pytest.fixture(scope="module")
@@ -313,3 +316,23 @@ def test_a_push_that_the_hub_refuses_is_one_line_without_the_token(
     with safe_open(tmp_path / "out" / "model.safetensors", framework="pt") as file:
         assert file.keys()
     assert 'name = "owner/name"' in card_of(tmp_path / "out")
+
+
+def test_a_folder_that_asks_for_trust_gets_none(finished: Path, copy: Copy, tmp_path: Path) -> None:
+    run, seen = copy(finished), tmp_path / "seen"
+    settings = run / "config.yaml"
+    settings.write_text(re.sub("trust_remote_code: false", "trust_remote_code: true", settings.read_text()))
+    assert "trust_remote_code: true" in settings.read_text()
+    model = run / "round_1" / "model"
+    auto_map = {"AutoConfig": "code.Config", "AutoModelForImageTextToText": "code.Model"}
+    write_json(
+        model / "config.json", {**read_json(model / "config.json"), "model_type": "odd", "auto_map": auto_map}
+    )
+    (model / "code.py").write_text(
+        f"import pathlib\npathlib.Path({str(seen)!r}).touch()\nraise ImportError('it ran')\n"
+    )
+    command = ["export", str(run), str(tmp_path / "out"), "--stage", "round_1"]
+    assert main(command) == 2
+    assert not seen.exists()
+    assert main([*command, "--trust-remote-code"]) == 2  # the other option, with which it does run
+    assert seen.exists()

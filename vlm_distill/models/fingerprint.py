@@ -9,7 +9,7 @@ from torch import nn
 from vlm_distill.adapters.adapter import LoadOptions
 from vlm_distill.files import hash_json, sha256_file
 from vlm_distill.models.gguf import is_gguf
-from vlm_distill.models.names import SETTINGS_FILES
+from vlm_distill.models.names import SETTINGS_FILES, weight_files
 
 
 def fingerprint(path: Path) -> str:
@@ -20,7 +20,7 @@ def fingerprint(path: Path) -> str:
     """
     if is_gguf(path):
         return hash_json({"gguf": sha256_file(path)})
-    files = [path / name for name in SETTINGS_FILES] + sorted(path.glob("*.safetensors"))
+    files = [path / name for name in SETTINGS_FILES] + weight_files(path)
     return hash_json({path.name: sha256_file(path) for path in files if path.is_file()})
 
 

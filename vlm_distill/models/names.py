@@ -9,11 +9,13 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 
 from vlm_distill.errors import AdapterError, did_you_mean, one_line
+from vlm_distill.files import read_json
 from vlm_distill.models.gguf import SUFFIX, is_gguf
 from vlm_distill.models.package_data import PACKAGE, package_path
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
 BUNDLED = "bundled:"
+WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 SETTINGS_FILES = (
     "config.json",
     "generation_config.json",
@@ -85,10 +87,35 @@ def _download(name: str, *, weights: bool, trust_remote_code: bool) -> Path:
         ) from None
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """Return the files that a model folder is loaded from, the index of its parts among them.
+
+    Raises:
+        AdapterError: the index is damaged, or names a file that is not in the folder.
+    """
+    index = folder / WEIGHTS_INDEX
+    # As transformers does it: one file goes before parts.
+    if (folder / WEIGHTS).is_file() or not index.is_file():
+        return [path for path in (folder / WEIGHTS,) if path.is_file()]
+    try:
+        names = list(dict.fromkeys(read_json(index)["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise AdapterError(f"{index}: damaged; expected a `weight_map` of tensors to files") from None
+    for name in names:
+        # What is loaded must be what is hashed and copied: nothing outside of the folder.
+        if not isinstance(name, str) or Path(name).name != name or "\\" in name:
+            raise AdapterError(f"{index}: expected names of files beside it, got {name!r}")
+        if not (folder / name).is_file():
+            raise AdapterError(f"{index}: names {name}, which is not there; fetch the model again")
+    return [index, *(folder / name for name in sorted(names))]
+
+
 def _require_weights(folder: Path, name: str) -> None:
     if not (folder / "config.json").is_file():
         raise AdapterError(f"{name}: expected a model folder with config.json, found none in {folder}")
-    if not list(folder.glob("*.safetensors")):
+    if not weight_files(folder):
         pickled = [path.name for path in [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]]
         hint = f"; {pickled[0]} can run code when read: convert it to safetensors first" if pickled else ""
-        raise AdapterError(f"{name}: expected weights as *.safetensors, found none in {folder}{hint}")
+        raise AdapterError(
+            f"{name}: expected weights as {WEIGHTS} or {WEIGHTS_INDEX}, found none in {folder}{hint}"
+        )

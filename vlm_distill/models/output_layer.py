@@ -17,7 +17,7 @@ from vlm_distill.errors import AdapterError
 from vlm_distill.models.fingerprint import model_fingerprint
 from vlm_distill.models.gguf import is_gguf
 from vlm_distill.models.load import load_model
-from vlm_distill.models.names import resolve
+from vlm_distill.models.names import resolve, weight_files
 from vlm_distill.models.placement import require_dtype
 from vlm_distill.models.skeleton import load_skeleton
 
@@ -116,7 +116,7 @@ def _read(folder: Path, files: dict[str, Path], names: list[str], shape: tuple[i
 def _files(folder: Path) -> dict[str, Path]:
     """Return the file of each tensor."""
     found: dict[str, Path] = {}
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in (one for one in weight_files(folder) if one.suffix == ".safetensors"):
         try:
             with safe_open(path, framework="pt") as handle:
                 found |= dict.fromkeys(handle.keys(), path)

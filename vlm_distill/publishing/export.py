@@ -35,14 +35,15 @@ def export(
     target: Path,
     *,
     stage: str | None = None,
-    dtype: str | None = None,
+    options: LoadOptions = LoadOptions(dtype="auto"),  # noqa: B008 (frozen)
     push_to: str | None = None,
     log: Log,
 ) -> Path:
     """Write the student of a run, or a model, to `target` with a model card, and return that folder.
 
     Of a run it is the student of the last round (of the warm-up where there are no rounds), or of `stage`.
-    `dtype` None keeps that of the files. The folder gets its name when it is complete; it loads with plain
+    A `dtype` of "auto" keeps that of the files. A model's own code runs if `options` say so, never because
+    the folder does: it may be a stranger's. The folder gets its name when it is complete; it loads with plain
     transformers. `push_to` also uploads it to that hub repository, with the token of this machine's login; a
     repository that does not exist is made, private.
 
@@ -61,7 +62,7 @@ def export(
     try:
         files = temporary / "model"
         run = student.run if student is not None else None
-        exported = _write(folder, files, title=title, name=push_to, dtype=dtype, run=run)
+        exported = _write(folder, files, options, title=title, name=push_to, run=run)
         with atomic_path(files / CARD) as card:
             card.write_text(model_card(exported, student), encoding="utf-8")
         # An empty folder may stand in its place.
@@ -75,11 +76,9 @@ def export(
 
 
 def _write(
-    folder: Path, files: Path, *, title: str, name: str | None, dtype: str | None, run: Run | None
+    folder: Path, files: Path, options: LoadOptions, *, title: str, name: str | None, run: Run | None
 ) -> Exported:
     """Write the model to `files`; return what its card says of it."""
-    trusted = run is not None and run.setting("student.trust_remote_code") is True
-    options = LoadOptions(dtype=dtype or "auto", trust_remote_code=trusted)
     facts = _copy(folder, files, options)
     return Exported(
         title=title,
