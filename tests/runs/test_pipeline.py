@@ -2,13 +2,18 @@ import copy
 import json
 import re
 import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import yaml
 
 from tests.commands import error_of, run
 from tests.engines import VLLM_INSTALLED
+from tests.scripted_engine import ScriptedEngine
 from tests.tiny import tiny_llava, tiny_text_model
 from tests.tiny_run import write_run
 from tests.whole_runs import Copy, config_of
@@ -17,11 +22,13 @@ from vlm_distill.cli import main
 from vlm_distill.data.dataset import open_dataset
 from vlm_distill.data.store import ResponseStore
 from vlm_distill.evaluation.agreement import Answers, agreement
+from vlm_distill.generation.backend import Asked, Wanted
+from vlm_distill.generation.engine import Engine
 from vlm_distill.losses import ReverseKL
 from vlm_distill.models.load import load_model
 from vlm_distill.models.save import save_model
 from vlm_distill.runs import pipeline, teacher
-from vlm_distill.runs.config import ModelConfig
+from vlm_distill.runs.config import EvaluateConfig, ModelConfig
 
 
 def test_a_run_measures_teacher_start_warm_up_every_round_and_the_control(finished: Path) -> None:
@@ -191,6 +198,22 @@ def test_eval_scores_a_saved_student_as_its_run_did(finished: Path, tmp_path: Pa
     assert scored == next(row["scores"] for row in rows if row["model"] == "round 2")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Scripted:
+    """An engine that needs no weights."""
+
+    script: Mapping[str, Sequence[str]]
+    kind: Literal["scripted"] = "scripted"
+
+    def open(self, asked: Asked) -> AbstractContextManager[Engine]:
+        loaded = asked.loaded
+        engine = ScriptedEngine(script=self.script, tokenizer=loaded.tokenizer, stop_id=loaded.stop_ids[0])
+        return nullcontext(engine)
+
+    def require(self, wanted: Wanted) -> None:
+        pass
+
+
 def test_eval_loads_no_weights_for_answers_that_are_stored_or_that_another_engine_gives(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -207,8 +230,26 @@ def test_eval_loads_no_weights_for_answers_that_are_stored_or_that_another_engin
     assert main(arguments) == 0
     assert loaded == []
     assert "stored predictions are scored" in capsys.readouterr().err
+    samples = (finished / "eval" / "round_2" / "tiny" / "samples.jsonl").read_text().splitlines()
+    engine = Scripted(script={json.loads(line)["id"]: ("red",) for line in samples})
+    model = ModelConfig(model=arguments[1])
+    evaluate = EvaluateConfig(suite=suite, engine=engine, shuffle_images=False)
+    assert "exact_match" in pipeline.evaluate_model(model, evaluate, folder=tmp_path / "other", device="cpu")
+    assert loaded == []
     assert main([*arguments, "--shuffle-images"]) == 0
     assert loaded == [arguments[1]]
+
+
+def test_eval_says_damaged_weights_before_it_reads_the_suite(
+    finished: Path, copy: Copy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, out = copy(finished) / "round_2" / "model", tmp_path / "out"
+    weights = model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    suite = str(finished.with_name("suite.yaml"))
+    line = error_of(capsys, main(["eval", str(model), "--suite", suite, "--output", str(out)]))
+    assert "transformers cannot load it" in line
+    assert not out.exists()
 
 
 def test_check_prints_the_resolved_run_and_the_pair_and_writes_nothing(

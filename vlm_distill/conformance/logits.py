@@ -39,10 +39,9 @@ def head(probe: Probe) -> Finding:
     """The adapter's head gives the model's own logits, from what the model hands to its output layer."""
     seen: list[Tensor] = []
     model: Any = probe.loaded.model
-    hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    with torch.no_grad():
+    layer = model.get_output_embeddings()
+    with layer.register_forward_pre_hook(lambda _, args: seen.append(args[0])), torch.no_grad():
         expected = model(**own_inputs(probe, 0)).logits
-    hook.remove()
     return compare_values(
         "the head's logits against the model's", probe.loaded.head.logits(seen[-1]), expected
     )

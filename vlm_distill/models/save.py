@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from vlm_distill.adapters.adapter import LoadedModel
 from vlm_distill.files import read_json, write_json
+from vlm_distill.models.names import WEIGHTS_INDEX
 
 
 def save_model(loaded: LoadedModel, folder: Path) -> None:
@@ -55,7 +56,7 @@ def _rename_weights(folder: Path, name_on_disk: Callable[[str], str]) -> None:
         renamed = path.with_suffix(".tmp")
         save_file(tensors, renamed, metadata)
         os.replace(renamed, path)
-    index = folder / "model.safetensors.index.json"
+    index = folder / WEIGHTS_INDEX
     if index.is_file():
         content = read_json(index)
         content["weight_map"] = {name_on_disk(name): file for name, file in content["weight_map"].items()}
