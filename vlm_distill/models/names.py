@@ -88,7 +88,7 @@ def _download(name: str, *, weights: bool, trust_remote_code: bool) -> Path:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Return the files that a model folder is loaded from, the index of its parts among them.
+    """Return the files that the weights of a model folder are loaded from.
 
     Raises:
         AdapterError: the index is damaged, or names a file that is not in the folder.
@@ -107,7 +107,7 @@ def weight_files(folder: Path) -> list[Path]:
             raise AdapterError(f"{index}: expected names of files beside it, got {name!r}")
         if not (folder / name).is_file():
             raise AdapterError(f"{index}: names {name}, which is not there; fetch the model again")
-    return [index, *(folder / name for name in sorted(names))]
+    return [folder / name for name in sorted(names)]
 
 
 def _require_weights(folder: Path, name: str) -> None:

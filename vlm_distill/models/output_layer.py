@@ -116,7 +116,7 @@ def _read(folder: Path, files: dict[str, Path], names: list[str], shape: tuple[i
 def _files(folder: Path) -> dict[str, Path]:
     """Return the file of each tensor."""
     found: dict[str, Path] = {}
-    for path in (one for one in weight_files(folder) if one.suffix == ".safetensors"):
+    for path in weight_files(folder):
         try:
             with safe_open(path, framework="pt") as handle:
                 found |= dict.fromkeys(handle.keys(), path)
