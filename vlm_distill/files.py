@@ -1,12 +1,18 @@
-"""Small file mechanics shared by every stage: atomic writes and content hashes. No torch."""
+"""Small file mechanics shared by every stage: atomic writes, bounded reads, content hashes. No torch."""
 
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from vlm_distill.errors import DataError, one_line
+
+# Far above what a run or a model writes (an index of 140,000 weights has 13 MB), and held by any machine.
+_MAX_BYTES, _MAX_VALUES, _MAX_DEPTH = 64 << 20, 2_000_000, 100
 
 
 @contextmanager
@@ -35,8 +41,65 @@ def write_json(path: Path, value: Any) -> None:
         )
 
 
+def read_text(path: Path, *, max_bytes: int = _MAX_BYTES) -> str:
+    """Return the text of a UTF-8 file.
+
+    Raises:
+        DataError: it is larger than `max_bytes`, no file or not UTF-8.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise DataError(f"{path}: expected a file")
+    with path.open("rb") as handle:
+        data = handle.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise DataError(f"{path}: expected at most {max_bytes:,} bytes, the file has more")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: expected UTF-8 text, byte {error.start} is none") from None
+
+
 def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+    """Return what a JSON file of a run or a model holds.
+
+    Raises:
+        DataError: it is cut or otherwise no JSON, or larger or deeper than such a file can be.
+    """
+    text = read_text(path)
+    if sum(text.count(sign) for sign in ",[{") > _MAX_VALUES:
+        raise DataError(f"{path}: expected at most {_MAX_VALUES:,} values, the file has more")
+    return parse_json(text, where=str(path))
+
+
+def parse_json(text: str, *, where: str) -> Any:
+    """Return the value of a JSON text.
+
+    Raises:
+        DataError: it is no JSON, nested too deeply, or has a number that Python does not convert.
+    """
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{where}: not valid JSON: {one_line(error)}") from None
+    except ValueError:  # int() takes 4,300 digits: more would need quadratic time.
+        raise DataError(f"{where}: not valid JSON: a number has too many digits") from None
+    except RecursionError:
+        raise DataError(_too_deep(where)) from None
+    if text.count("[") + text.count("{") > _MAX_DEPTH and _is_deep(value):
+        raise DataError(_too_deep(where))
+    return value
+
+
+def _too_deep(where: str) -> str:
+    return f"{where}: expected at most {_MAX_DEPTH} levels of lists and objects, it has more"
+
+
+def _is_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(_MAX_DEPTH):
+        below = [node.values() if isinstance(node, dict) else node for node in level]
+        level = [item for node in below for item in node if isinstance(item, (dict, list))]
+    return bool(level)
 
 
 def append_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
