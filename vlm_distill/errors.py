@@ -1,11 +1,16 @@
-"""Errors that a user can cause. Our own bugs are assertions and never end up here."""
+"""Errors that a user can cause, and how their words are shown. Our own bugs are assertions."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+_LONGEST_LINE, _LONGEST_NAME, _MOST_NAMES = 4000, 80, 60
+
 
 class UserError(ValueError):
     """One line: where, what was expected, what was found and what to do; the CLI exits with code 2."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(cut(printable(" ".join(text.split())), _LONGEST_LINE))
 
 
 class ConfigError(UserError):
@@ -31,12 +36,35 @@ class PluginError(UserError):
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return the tail of an error message: the nearest known name if one is near, then all known names."""
     names = sorted(known)
-    near = get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return f"{hint}known: {', '.join(names) or 'none'}"
+    near = get_close_matches(name[:_LONGEST_NAME], names, n=1, cutoff=0.5)
+    hint = f"did you mean {shown(near[0])}? " if near else ""
+    listed = ", ".join(cut(one, _LONGEST_NAME) for one in names[:_MOST_NAMES])
+    more = f" and {len(names) - _MOST_NAMES:,} more" if len(names) > _MOST_NAMES else ""
+    return f"{hint}known: {listed or 'none'}{more}"
 
 
 def one_line(error: BaseException) -> str:
     """Return the message of another library's error on one line of bounded length."""
-    text = " ".join(str(error).split())
-    return text if len(text) <= 300 else text[:297] + "..."
+    return cut(" ".join(str(error).split()), 300)
+
+
+def shown(value: object) -> str:
+    """Return how a value of a user is written into a message: as Python writes it, of bounded length."""
+    try:
+        return cut(repr(value), _LONGEST_NAME)
+    except ValueError:  # Python writes no more.
+        return "an integer of more than 4,300 digits"
+
+
+def cut(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 3] + "..."
+
+
+def printable(text: str) -> str:
+    """Return a text that stays in its line on a terminal and in a log.
+
+    Line ends, escape sequences, marks that change the direction and lone surrogates are written as escapes.
+    """
+    if text.isprintable():
+        return text
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)

@@ -97,7 +97,9 @@ def test_schema_and_record_agree_on_every_value_but_for_what_only_validators_kno
             for wrong in mutations(value, at) if name not in seen else ():
                 known = mistakes(record.model_validate, wrong) - {"value_error"}
                 refused = mistakes(schema.validate_python, wrong)
-                assert bool(known) == bool(refused), (at, known, refused, wrong)
+                # In Python true is 1; in a file it is no number.
+                is_agreed = bool(known) == bool(refused) or "boolean" in refused
+                assert is_agreed, (at, known, refused, wrong)
                 verdicts.add(bool(refused))
             seen.add(name)
     assert verdicts == {True, False}

@@ -251,6 +251,13 @@ def test_yaml_reaches_every_method_by_kind() -> None:
         ({"kind": "distillm", "alpha": 0.0}, "alpha of skew_reverse_kl"),
         ({"kind": "distillm", "capacity": 0}, "replay buffer: expected"),
         ({"kind": "dpo", "beta": -1.0}, "expected beta > 0"),
+        ({"kind": "dpo", "beta": float("inf")}, "expected beta > 0"),
+        ({"kind": "distillm", "margin": float("nan")}, "expected a finite margin, got nan"),
+        ({"kind": "kd", "divergence": {"kind": "alpha_beta", "beta": float("inf")}}, "both finite"),
+        (
+            {"kind": "kd", "divergence": {"kind": "symmetric_kl", "weights": [1, float("nan")]}},
+            "two positive",
+        ),
         ({"kind": "taid", "t_start": 2.0}, "taid: expected 0 < t_start"),
         ({"kind": "simper", "reduction": "token"}, "unknown key"),
     ],

@@ -106,6 +106,12 @@ def test_t_never_falls_and_never_passes_its_end() -> None:
     assert values[-1] == 0.9
 
 
+def test_a_loss_that_rises_from_zero_leaves_t_where_it_is() -> None:
+    schedule = TAID(alpha=0.5, beta=0.5).build().terms[0].target.t
+    values = run_schedule(schedule, 1000, losses=[0.0, 3.0, 3.0])
+    assert values == pytest.approx([0.4, 0.4006, 0.4012])
+
+
 def test_a_step_without_responses_changes_nothing() -> None:
     schedule = taid_schedule()
     run_schedule(schedule, 100)
@@ -154,7 +160,14 @@ def test_micro_batches_with_shared_denominators_add_up_to_the_whole_batch() -> N
 
 @pytest.mark.parametrize(
     "options",
-    [{"t_start": 0.0}, {"t_start": 0.9, "t_end": 0.8}, {"t_end": 1.1}, {"alpha": -1.0}, {"beta": 1.0}],
+    [
+        {"t_start": 0.0},
+        {"t_start": 0.9, "t_end": 0.8},
+        {"t_end": 1.1},
+        {"alpha": -1.0},
+        {"alpha": float("inf")},
+        {"beta": 1.0},
+    ],
 )
 def test_impossible_schedules_are_config_errors(options: dict) -> None:
     with pytest.raises(ConfigError, match="taid: expected"):

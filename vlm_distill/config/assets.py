@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
+from vlm_distill.config.paths import user_path
 from vlm_distill.errors import ConfigError, did_you_mean
 
 Folder = Literal["configs", "data_recipes", "eval/tasks", "eval/suites"]
@@ -30,7 +31,7 @@ def find_yaml(name: str, *, folder: Folder) -> Path:
     `configs/easy_vqa.yaml` means the shipped config on a machine without a checkout too, so that one command
     line works everywhere.
     """
-    path = Path(name).expanduser()
+    path = user_path(name)
     if path.is_file():
         return path
     known = shipped(folder)

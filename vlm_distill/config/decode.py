@@ -14,10 +14,11 @@ from pydantic_core import SchemaValidator
 from vlm_distill.config.assets import Folder, find_yaml
 from vlm_distill.config.schema import shipped_validator, validator
 from vlm_distill.config.yaml import apply_overrides, read_yaml
-from vlm_distill.errors import ConfigError, did_you_mean
+from vlm_distill.errors import ConfigError, cut, did_you_mean, shown
 
 T = TypeVar("T")
 ModelT = TypeVar("ModelT", bound=BaseModel)
+_MOST_MISTAKES = 10
 # Pydantic speaks to authors of classes here.
 _MESSAGES = dict.fromkeys(("dict_type", "model_attributes_type"), "expected a mapping of keys to values")
 
@@ -60,8 +61,10 @@ def _in_one_line(validate: Callable[[Any], T], value: Any, *, where: str) -> T:
     try:
         return validate(value)
     except ValidationError as error:
-        lines = [_explain(value, item) for item in error.errors(include_url=False)]
-        raise ConfigError(f"{where}: " + "; ".join(dict.fromkeys(lines))) from None
+        found = error.errors(include_url=False)
+        lines = [_explain(value, item) for item in found[:_MOST_MISTAKES]]
+        more = [f"and {len(found) - _MOST_MISTAKES:,} more mistakes"] if len(found) > _MOST_MISTAKES else []
+        raise ConfigError(f"{where}: " + "; ".join(dict.fromkeys(lines + more))) from None
 
 
 def _explain(value: Any, item: Any) -> str:
@@ -73,22 +76,22 @@ def _explain(value: Any, item: Any) -> str:
         hint = " beside the others" if key in known else f"; {did_you_mean(key, known)}"
         return f"{path}: unknown key{hint}"
     if item["type"] == "missing":
-        return f"{path}: this key is required"
+        what = "value" if isinstance(item["loc"][-1], int) else "key"
+        return f"{path}: this {what} is required"
     if item["type"] == "union_tag_not_found":
         return f"{path}.kind: this key is required"
     if item["type"] == "union_tag_invalid":
         known = [tag.strip(" '") for tag in context["expected_tags"].split(",")]
-        return f"{path}.kind: unknown kind {context['tag']!r}; {did_you_mean(context['tag'], known)}"
+        return f"{path}.kind: unknown kind {shown(context['tag'])}; {did_you_mean(context['tag'], known)}"
     message = _MESSAGES.get(item["type"], item["msg"].removeprefix("Value error, "))
     place = f"{path}: " if path else ""
     # A whole record is no help as "got": what is wrong in it is in the message.
-    found = "" if isinstance(item["input"], dict) and item["type"] == "value_error" else _got(item["input"])
+    found = (
+        ""
+        if isinstance(item["input"], dict) and item["type"] == "value_error"
+        else f", got {shown(item['input'])}"
+    )
     return f"{place}{message[0].lower()}{message[1:]}{found}"
-
-
-def _got(value: Any) -> str:
-    text = repr(value)
-    return f", got {text if len(text) <= 80 else text[:77] + '...'}"
 
 
 def _keys(value: Any, item: Any) -> Iterator[str]:
@@ -97,6 +100,6 @@ def _keys(value: Any, item: Any) -> Iterator[str]:
         known = value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
         if part in known:
             value = value[part]
-            yield str(part)
+            yield cut(str(part), 80)
         elif item["type"] == "missing" and part == item["loc"][-1]:
-            yield str(part)
+            yield cut(str(part), 80)

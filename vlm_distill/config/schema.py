@@ -24,11 +24,24 @@ FILES: dict[Folder, Path] = {
     "eval/tasks": SCHEMAS / "task.json",
     "eval/suites": SCHEMAS / "suite.json",
 }
+
+
+def _number(schema: CoreSchema) -> CoreSchema:
+    """Return `schema` without true and false, which Python takes for 1 and 0."""
+    return core_schema.no_info_before_validator_function(_refuse_boolean, schema)
+
+
+def _refuse_boolean(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise PydanticCustomError("boolean", "expected a number")
+    return value
+
+
 _SCALARS: dict[str, Callable[..., CoreSchema]] = {
     "null": core_schema.none_schema,
     "boolean": core_schema.bool_schema,
-    "integer": core_schema.int_schema,
-    "number": core_schema.float_schema,
+    "integer": lambda **limits: _number(core_schema.int_schema(**limits)),
+    "number": lambda **limits: _number(core_schema.float_schema(**limits)),
     "string": core_schema.str_schema,
 }
 _LIMITS = {

@@ -7,7 +7,11 @@ from typing import Any
 
 import yaml
 
-from vlm_distill.errors import ConfigError
+from vlm_distill.errors import ConfigError, DataError, cut, one_line, shown
+from vlm_distill.files import read_text
+
+# PyYAML reads about 150 kB a second.
+_MAX_BYTES, _MAX_DEPTH, _MAX_DIGITS = 256 << 10, 50, 18
 
 
 class _Loader(yaml.SafeLoader):
@@ -16,19 +20,41 @@ class _Loader(yaml.SafeLoader):
     `1e-5` is a number, `yes` and `no` are words (they are VQA answers).
     """
 
+    depth = 0
+
     def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.events.AliasEvent):
-            raise yaml.YAMLError(
-                f"line {self.peek_event().start_mark.line + 1}: anchors and aliases are not allowed"
-            )
-        return super().compose_node(parent, index)
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent):
+            raise _refused(event, "anchors and aliases are not allowed")
+        if event.tag is not None:
+            raise _refused(event, f"tags such as {cut(event.tag, 80)} are not allowed; quote what is text")
+        if self.depth > _MAX_DEPTH:
+            raise _refused(event, f"expected at most {_MAX_DEPTH} levels of lists and mappings")
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def construct_scalar(self, node: Any) -> Any:
+        text = super().construct_scalar(node)
+        if any("\ud800" <= sign <= "\udfff" for sign in text):
+            raise _refused(node, f"expected text, got half of a surrogate pair in {shown(text)}")
+        return text
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.YAMLError(f"line {node.start_mark.line + 1}: key {key!r} stands twice")
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                raise _refused(node, f"expected a plain value as key, got {shown(key)}")
+            if key in seen:
+                raise _refused(node, f"key {shown(key)} stands twice")
+            seen.add(key)
         return super().construct_mapping(node, deep)
+
+
+def _refused(at: Any, reason: str) -> yaml.YAMLError:
+    return yaml.YAMLError(f"line {at.start_mark.line + 1}: {reason}")
 
 
 def _resolvers() -> dict[str, list[tuple[str, re.Pattern[str]]]]:
@@ -37,6 +63,8 @@ def _resolvers() -> dict[str, list[tuple[str, re.Pattern[str]]]]:
         "tag:yaml.org,2002:bool",
         "tag:yaml.org,2002:timestamp",
         "tag:yaml.org,2002:int",
+        "tag:yaml.org,2002:merge",
+        "tag:yaml.org,2002:value",
     }
     kept = {
         first: [(tag, pattern) for tag, pattern in pairs if tag not in replaced]
@@ -60,6 +88,8 @@ def _resolvers() -> dict[str, list[tuple[str, re.Pattern[str]]]]:
 def _construct_int(loader: _Loader, node: yaml.ScalarNode) -> int:
     # YAML 1.1 would read 010 as octal.
     text = str(loader.construct_scalar(node))
+    if len(text) > _MAX_DIGITS:
+        raise _refused(node, f"expected a number of at most {_MAX_DIGITS} digits, got {cut(text, 40)}")
     return int(text, 16 if text.startswith("0x") else 10)
 
 
@@ -68,10 +98,17 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
 
 
 def parse_yaml(text: str, *, where: str) -> Any:
+    """Return the value of a YAML text.
+
+    Raises:
+        ConfigError: it is no YAML, no plain data, or longer or deeper than a config can be.
+    """
+    if len(text) > _MAX_BYTES:
+        raise ConfigError(f"{where}: expected at most {_MAX_BYTES:,} characters of YAML, got {len(text):,}")
     try:
         return yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{where}: not valid YAML: {one_line(error)}") from None
 
 
 class _Dumper(yaml.SafeDumper):
@@ -97,11 +134,11 @@ def dump_yaml(value: Any) -> str:
 def read_yaml(path: Path) -> dict[str, Any]:
     """Return the mapping in a YAML file."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path, max_bytes=_MAX_BYTES)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path}: expected UTF-8 text") from None
+    except DataError as error:
+        raise ConfigError(str(error)) from None
     value = parse_yaml(text, where=str(path))
     if not isinstance(value, dict):
         raise ConfigError(f"{path}: expected a mapping of keys to values, got {type(value).__name__}")
@@ -116,9 +153,11 @@ def apply_overrides(config: dict[str, Any], overrides: Sequence[str]) -> dict[st
     result: dict[str, Any] = _copy(config)
     for override in overrides:
         key, separator, text = override.partition("=")
-        if not separator or not key or "" in key.split("."):
-            raise ConfigError(f"override {override!r}: expected dotted.key=value")
-        _set(result, key.split("."), parse_yaml(text, where=f"override {key}"), where=key)
+        path = key.split(".")
+        if not separator or "" in path or len(path) > _MAX_DEPTH:
+            raise ConfigError(f"override {shown(override)}: expected dotted.key=value")
+        where = cut(key, 200)
+        _set(result, path, parse_yaml(text, where=f"override {where}"), where=where)
     return result
 
 
@@ -131,15 +170,16 @@ def _copy(value: Any) -> Any:
 def _set(node: Any, path: list[str], value: Any, *, where: str) -> None:
     head, rest = path[0], path[1:]
     if isinstance(node, list):
-        if not head.isdigit() or int(head) >= len(node):
+        numbers = {str(number): number for number in range(len(node))}
+        if head not in numbers:
             raise ConfigError(
-                f"override {where}: expected the number of a list item below {len(node)}, got {head!r}"
+                f"override {where}: expected the number of a list item below {len(node)}, got {shown(head)}"
             )
-        key: Any = int(head)
+        key: Any = numbers[head]
     elif isinstance(node, dict):
         key = head
     else:
-        raise ConfigError(f"override {where}: {head!r} lies below a plain value, which has no keys")
+        raise ConfigError(f"override {where}: {shown(head)} lies below a plain value, which has no keys")
     if not rest:
         node[key] = value
         return

@@ -17,7 +17,7 @@ class Augment(Record):
 
     flip: bool = False
     transpose: bool = False
-    shift: int = Field(default=0, ge=0)
+    shift: int = Field(default=0, ge=0, le=10**6)
 
     def __call__(self, image: Image.Image, *, seed: int) -> Image.Image:
         """Return a changed copy that is a function of `seed`."""

@@ -32,7 +32,7 @@ class RecipeSource(Record):
     source: Source
     prompt: Prompt = DEFAULT_PROMPT
     system: str | None = None
-    weight: Annotated[float, Field(gt=0)] | None = Field(
+    weight: Annotated[float, Field(gt=0, le=1e12)] | None = Field(
         default=None, description="relative share; for all sources or none"
     )
     filters: Filters = Filters()

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from vlm_distill.config import Record, decode, find_yaml, read_yaml
+from vlm_distill.config import PathText, Record, decode, find_yaml, read_yaml
 from vlm_distill.data.prompts import Prompt
 from vlm_distill.data.sources import Source
 from vlm_distill.errors import ConfigError
@@ -20,7 +20,7 @@ class GenerateOutput(Record):
     """The model writes a greedy answer, up to `max_new_tokens` tokens or one of the `stop` strings."""
 
     kind: Literal["generate"] = "generate"
-    max_new_tokens: int = Field(default=16, ge=1)
+    max_new_tokens: int = Field(default=16, ge=1, le=10**6)
     stop: tuple[str, ...] = ()
 
 
@@ -93,7 +93,7 @@ class Task(Record):
 class SuiteEntry(Record):
     """A task by name or path. `limit` caps the examples; whole clusters are drawn, always the same ones."""
 
-    task: str
+    task: PathText
     limit: int | None = Field(default=None, ge=1)
 
 

@@ -22,16 +22,18 @@ class Sampling(Record):
     model's stop tokens; they are cut from the text, the token ids stay as generated.
     """
 
-    temperature: float = Field(default=1.0, ge=0.0)
+    temperature: float = Field(default=1.0, ge=0.0, le=1e6)
     top_p: float = Field(default=1.0, gt=0.0, le=1.0)
-    top_k: int = Field(default=0, ge=0)
-    max_new_tokens: int = Field(default=64, ge=1)
-    num_samples: int = Field(default=1, ge=1)
+    top_k: int = Field(default=0, ge=0, le=10**9)
+    max_new_tokens: int = Field(default=64, ge=1, le=10**6)
+    num_samples: int = Field(default=1, ge=1, le=10**6)
     stop: tuple[str, ...] = ()
     seed: int = 0
 
     @model_validator(mode="after")
     def _consistent(self) -> "Sampling":
+        if 0 < self.temperature < 1e-3:
+            raise ValueError("a temperature above 0 and below 0.001 overflows: set 0, which is greedy")
         if self.temperature == 0 and self.num_samples > 1:
             raise ValueError(
                 "temperature 0 gives the same response every time: set num_samples to 1 or raise temperature"

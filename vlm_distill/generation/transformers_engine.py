@@ -38,7 +38,7 @@ class TransformersEngineConfig(Record):
     """Generation inside this process. `batch_size` is the number of responses that are decoded together."""
 
     kind: Literal["transformers"] = "transformers"
-    batch_size: int = Field(default=128, ge=1)
+    batch_size: int = Field(default=128, ge=1, le=10**6)
 
     def open(self, asked: Asked) -> AbstractContextManager["TransformersEngine"]:
         return nullcontext(transformers_engine(self, asked))

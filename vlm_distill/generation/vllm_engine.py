@@ -62,13 +62,13 @@ class VllmEngineConfig(Record):
     """
 
     kind: Literal["vllm"] = "vllm"
-    batch_size: int = Field(default=1024, ge=1)
+    batch_size: int = Field(default=1024, ge=1, le=10**6)
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
-    tensor_parallel_size: int = Field(default=1, ge=1)
+    tensor_parallel_size: int = Field(default=1, ge=1, le=10**4)
     gpu_memory_utilization: float = Field(default=0.5, gt=0.0, le=1.0)
-    max_model_len: int | None = Field(default=None, ge=1)
-    max_num_seqs: int | None = Field(default=None, ge=1)
-    limit_images: int = Field(default=4, ge=1)
+    max_model_len: int | None = Field(default=None, ge=1, le=10**9)
+    max_num_seqs: int | None = Field(default=None, ge=1, le=10**6)
+    limit_images: int = Field(default=4, ge=1, le=10**4)
     enforce_eager: bool = False
 
     def open(self, asked: Asked) -> "VllmEngine":

@@ -9,6 +9,7 @@ the skewed divergences, Jensen-Shannon and total variation, with finite gradient
 return inf for that row, and support.py names the token.
 """
 
+import math
 from dataclasses import dataclass, replace
 from typing import Annotated, Literal, Protocol, TypeAlias, runtime_checkable
 
@@ -148,7 +149,7 @@ class SymmetricKL(DistributionDivergence):
 
     def __post_init__(self) -> None:
         _require(
-            min(self.weights) > 0,
+            all(0 < weight < math.inf for weight in self.weights),
             f"weights of {self.kind}: expected two positive numbers, got {self.weights}",
         )
 
@@ -315,8 +316,8 @@ class AlphaBeta(DistributionDivergence):
     def __post_init__(self) -> None:
         # Negative powers would make a support mismatch and even a shared zero infinite.
         _require(
-            self.alpha >= 0 and self.beta >= 0,
-            f"{self.kind}: expected alpha >= 0 and beta >= 0, got {self.alpha} and {self.beta}",
+            0 <= self.alpha < math.inf and 0 <= self.beta < math.inf,
+            f"{self.kind}: expected alpha >= 0 and beta >= 0, both finite, got {self.alpha} and {self.beta}",
         )
 
     def values(self, log_q: LogProbs, log_p: LogProbs) -> Values:

@@ -3,6 +3,7 @@
 How pairs are found, and how the gradient of these functions reaches the rows, is in pairs.py.
 """
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal, TypeAlias
 
@@ -56,7 +57,7 @@ class DirectPreference:
     kind: Literal["direct_preference"] = "direct_preference"
 
     def __post_init__(self) -> None:
-        if not self.beta > 0:
+        if not 0 < self.beta < math.inf:
             raise ConfigError(f"beta of {self.kind}: expected beta > 0, got {self.beta}")
 
     def __call__(self, chosen: Side, rejected: Side) -> PairValues:

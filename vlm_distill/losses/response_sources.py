@@ -3,6 +3,7 @@
 What the choice leads to, sampling and the replay buffer itself, is the trainer's.
 """
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
 
@@ -108,6 +109,8 @@ class AdaptiveOffPolicy:
         if not (capacity >= 1 and 0 < threshold_step <= 1):
             got = f"got {capacity} and {threshold_step}"
             raise ConfigError(f"replay buffer: expected capacity >= 1 and 0 < threshold_step <= 1, {got}")
+        if not math.isfinite(margin):
+            raise ConfigError(f"replay buffer: expected a finite margin, got {margin}")
         self.capacity, self.threshold_step, self.margin = capacity, threshold_step, margin
         self.num_rises = 0
         self.previous_loss: float | None = None

@@ -159,8 +159,10 @@ class AdaptiveInterpolation:
     def __init__(self, term: str, *, t_start: float, t_end: float, alpha: float, beta: float) -> None:
         if not 0 < t_start <= t_end <= 1:
             raise ConfigError(f"{term}: expected 0 < t_start <= t_end <= 1, got {t_start} and {t_end}")
-        if not (alpha >= 0 and 0 <= beta < 1):
-            raise ConfigError(f"{term}: expected alpha >= 0 and 0 <= beta < 1, got {alpha} and {beta}")
+        if not (0 <= alpha < math.inf and 0 <= beta < 1):
+            raise ConfigError(
+                f"{term}: expected a finite alpha >= 0 and 0 <= beta < 1, got {alpha} and {beta}"
+            )
         self.term, self.t_start, self.t_end, self.alpha, self.beta = term, t_start, t_end, alpha, beta
         self.t = t_start
         self.momentum = 0.0
@@ -177,7 +179,8 @@ class AdaptiveInterpolation:
             change = (self.previous_loss - loss) / (self.previous_loss + 1e-15)
             self.momentum = self.beta * self.momentum + (1 - self.beta) * change
             floor = self.t_start + (self.t_end - self.t_start) * clock.fraction
-            raised = self.t + self.alpha * (1 - self.t) / (1 + math.exp(-self.momentum))
+            # After a loss of nearly 0 the change is beyond what exp takes; the share is 0 long before.
+            raised = self.t + self.alpha * (1 - self.t) / (1 + math.exp(min(-self.momentum, 700.0)))
             self.t = min(self.t_end, max(floor, raised))
         self.previous_loss = loss
 

@@ -30,8 +30,8 @@ class Lora(Record):
     """
 
     kind: Literal["lora"] = "lora"
-    rank: int = Field(default=16, ge=1)
-    alpha: int = Field(default=32, ge=1)
+    rank: int = Field(default=16, ge=1, le=10**5)
+    alpha: int = Field(default=32, ge=1, le=10**6)
     dropout: float = Field(default=0.0, ge=0, lt=1)
     dora: bool = False
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from huggingface_hub import snapshot_download
 
+from vlm_distill.config import user_path
 from vlm_distill.errors import AdapterError, did_you_mean, one_line
 from vlm_distill.files import read_json
 from vlm_distill.models.gguf import SUFFIX, is_gguf
@@ -57,8 +58,8 @@ def resolve(name: str, *, weights: bool = True, trust_remote_code: bool = False)
         folder = known[name.removeprefix(BUNDLED)]
     elif name.startswith(PACKAGE):
         folder = package_path(name)
-    elif Path(name).expanduser().exists():
-        folder = Path(name).expanduser()
+    elif user_path(name).exists():
+        folder = user_path(name)
     else:
         folder = _download(name, weights=weights, trust_remote_code=trust_remote_code)
     if weights and not is_gguf(folder):
@@ -69,7 +70,7 @@ def resolve(name: str, *, weights: bool = True, trust_remote_code: bool = False)
 def _download(name: str, *, weights: bool, trust_remote_code: bool) -> Path:
     known = [f"{BUNDLED}{model}" for model in bundled_models()]
     if name.endswith(SUFFIX):
-        beside = [str(path) for path in Path(name).expanduser().parent.glob(f"*{SUFFIX}")]
+        beside = [str(path) for path in user_path(name).parent.glob(f"*{SUFFIX}")]
         raise AdapterError(f"{name}: no such file; {did_you_mean(name, beside)}")
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise AdapterError(

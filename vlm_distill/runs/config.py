@@ -7,7 +7,16 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field, field_validator, model_validator
 
 from vlm_distill.adapters.adapter import Placement
-from vlm_distill.config import Kinds, Record, apply_overrides, decode, find_yaml, read_yaml
+from vlm_distill.config import (
+    Kinds,
+    PathText,
+    Record,
+    apply_overrides,
+    decode,
+    find_yaml,
+    read_yaml,
+    user_path,
+)
 from vlm_distill.data.augment import Augment
 from vlm_distill.generation.backend import EngineConfig
 from vlm_distill.generation.engine import Sampling
@@ -50,8 +59,8 @@ class DataConfig(Record):
     of one's own that replaces the recipe (data/own_table.py).
     """
 
-    recipe: str | None = None
-    path: str | None = None
+    recipe: PathText | None = None
+    path: PathText | None = None
     overrides: tuple[str, ...] = ()
     limit: int | None = Field(default=None, ge=1)
 
@@ -69,7 +78,7 @@ class ModelConfig(Record):
     (`{quant_method: bitsandbytes, load_in_4bit: true}`).
     """
 
-    model: str
+    model: PathText
     dtype: Dtype = "float32"
     trust_remote_code: bool = False
     placement: Placement = "same_device"
@@ -82,7 +91,7 @@ class StudentConfig(Record):
     It is trained in float32; `train.precision` says in which precision its forward runs.
     """
 
-    model: str | None = None
+    model: PathText | None = None
     build: BuildConfig | None = None
     shrink: ShrinkConfig | None = None
     trust_remote_code: bool = False
@@ -123,9 +132,9 @@ class ControlConfig(Record):
 
     name: str = Field(pattern=NAME)
     objective: Objective
-    rounds: int = Field(default=1, ge=1)
-    learning_rate: float | None = Field(default=None, gt=0, description="default: that of `train`")
-    batch_size: int | None = Field(default=None, ge=1, description="default: that of `train`")
+    rounds: int = Field(default=1, ge=1, le=1000)
+    learning_rate: float | None = Field(default=None, gt=0, le=1e6, description="default: that of `train`")
+    batch_size: int | None = Field(default=None, ge=1, le=10**6, description="default: that of `train`")
 
     @field_validator("name")
     @classmethod
@@ -147,13 +156,13 @@ class EvaluateConfig(Record):
     as many are compared with the teacher at once.
     """
 
-    suite: str | None = None
+    suite: PathText | None = None
     limit: int | None = Field(default=None, ge=1)
     every_round: bool = True
     agreement_examples: int = Field(default=500, ge=0)
-    agreement_tokens: int = Field(default=64, ge=1)
+    agreement_tokens: int = Field(default=64, ge=1, le=10**6)
     shuffle_images: bool = True
-    batch_size: int = Field(default=64, ge=1)
+    batch_size: int = Field(default=64, ge=1, le=10**6)
     engine: AnyEngine | None = None
 
     @field_validator("engine")
@@ -178,13 +187,13 @@ class RunConfig(Record):
 
     name: str = Field(pattern=NAME)
     seed: int = Field(default=0, ge=0, lt=2**32)
-    output: str | None = None
+    output: PathText | None = None
     device: Literal["auto", "cpu", "cuda", "mps", "xpu"] = "auto"
     data: DataConfig
     teacher: ModelConfig | None = None
     student: StudentConfig
     warmup: WarmupConfig | None = None
-    rounds: int = Field(default=1, ge=0)
+    rounds: int = Field(default=1, ge=0, le=1000)
     generate: GenerateConfig = Field(default_factory=GenerateConfig)
     objective: Objective | None = None
     train: TrainConfig | None = None
@@ -240,7 +249,7 @@ class RunConfig(Record):
 
     @property
     def folder(self) -> Path:
-        return Path(self.output).expanduser() if self.output else Path("runs") / self.name
+        return user_path(self.output) if self.output else Path("runs") / self.name
 
 
 def _on_labels(objective: ObjectiveConfig) -> bool:

@@ -1,10 +1,9 @@
 """What stands before any other step: the data, and the student as it is before any training."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from vlm_distill.adapters.adapter import LoadedModel
-from vlm_distill.config import apply_overrides, decode
+from vlm_distill.config import apply_overrides, decode, user_path
 from vlm_distill.data.own_table import recipe_for_table
 from vlm_distill.data.recipe import Recipe, load_recipe, prepare
 from vlm_distill.files import hash_json, read_json, write_json
@@ -54,7 +53,7 @@ def introduce(context: Context) -> None:
 def recipe_of(config: DataConfig) -> Recipe:
     """Return the recipe that a run prepares: the table at `path`, else the named one."""
     if config.path is not None:
-        table = recipe_for_table(Path(config.path).expanduser()).model_dump(mode="json")
+        table = recipe_for_table(user_path(config.path)).model_dump(mode="json")
         return decode(Recipe, apply_overrides(table, config.overrides), where=config.path)
     assert config.recipe is not None
     return load_recipe(config.recipe, config.overrides)

@@ -26,7 +26,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from vlm_distill.adapters.adapter import LoadedModel, LoadOptions
 from vlm_distill.adapters.chat import find_stop_ids, output_head, pad_id
 from vlm_distill.adapters.llava import LLAVA
-from vlm_distill.config import Record
+from vlm_distill.config import PathText, Record
 from vlm_distill.errors import AdapterError, did_you_mean, one_line
 from vlm_distill.models.load import load_model, load_tokenizer, wrap_model
 from vlm_distill.models.skeleton import SKELETON, load_skeleton
@@ -41,22 +41,25 @@ COMMON = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
 class PretrainedLanguage(Record):
     """`{model: path or hub id}`: weights of a causal language model."""
 
-    model: str
+    model: PathText
 
 
 class ScratchLanguage(Record):
     """A causal language model with random weights, of any `model_type` of transformers with these keys."""
 
     model_type: str = "llama"
-    hidden_size: int = Field(gt=0)
-    num_hidden_layers: int = Field(gt=0)
-    num_attention_heads: int = Field(gt=0)
-    num_key_value_heads: int | None = Field(default=None, gt=0)
-    intermediate_size: int = Field(gt=0)
+    hidden_size: int = Field(gt=0, le=10**6)
+    num_hidden_layers: int = Field(gt=0, le=1000)
+    num_attention_heads: int = Field(gt=0, le=10**4)
+    num_key_value_heads: int | None = Field(default=None, gt=0, le=10**4)
+    intermediate_size: int = Field(gt=0, le=10**7)
     initializer_range: float | None = Field(
-        default=None, gt=0, description="standard deviation of the weights; default: that of the family"
+        default=None,
+        gt=0,
+        le=1e3,
+        description="standard deviation of the weights; default: that of the family",
     )
-    max_position_embeddings: int = Field(default=2048, gt=0)
+    max_position_embeddings: int = Field(default=2048, gt=0, le=10**9)
     tie_word_embeddings: bool = True
 
 
@@ -75,7 +78,7 @@ class BuildConfig(Record):
     language: LanguageConfig
     projector: Literal["mlp"] = "mlp"
     projector_act: Literal["gelu", "relu", "silu"] = "gelu"
-    tokenizer: str | TrainedTokenizer = "teacher"
+    tokenizer: PathText | TrainedTokenizer = "teacher"
     vision_feature_layer: int = -2
     vision_feature_select_strategy: Literal["default", "full"] = "default"
 

@@ -38,7 +38,7 @@ FLATTEN_PARTS = (
 class BpeSettings(Record):
     """A byte-level BPE tokenizer trained on the prompts and references of the run."""
 
-    vocab_size: int = Field(default=512, ge=256 + len(SPECIAL_TOKENS))
+    vocab_size: int = Field(default=512, ge=256 + len(SPECIAL_TOKENS), le=10**6)
 
 
 class TrainedTokenizer(Record):

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from vlm_distill.adapters.adapter import LoadedModel
-from vlm_distill.config import Record
+from vlm_distill.config import PathText, Record
 from vlm_distill.errors import AdapterError, did_you_mean, one_line
 from vlm_distill.models.load import load_model
 from vlm_distill.models.skeleton import load_skeleton
@@ -27,12 +27,12 @@ class OpenClipTower(Record):
 class CustomTower(Record):
     """A small ViT of open_clip from scratch; sizes in pixels."""
 
-    image_size: int = Field(gt=0)
-    patch_size: int = Field(gt=0)
-    width: int = Field(gt=0)
-    layers: int = Field(gt=0)
-    heads: int = Field(gt=0)
-    mlp_ratio: float = Field(default=4.0, gt=0)
+    image_size: int = Field(gt=0, le=10**4)
+    patch_size: int = Field(gt=0, le=10**4)
+    width: int = Field(gt=0, le=10**5)
+    layers: int = Field(gt=0, le=1000)
+    heads: int = Field(gt=0, le=10**4)
+    mlp_ratio: float = Field(default=4.0, gt=0, le=100)
 
 
 class CopiedTower(Record):
@@ -42,7 +42,7 @@ class CopiedTower(Record):
     """
 
     model_config = ConfigDict(serialize_by_alias=True)
-    source: str = Field(alias="from")
+    source: PathText = Field(alias="from")
 
 
 TowerConfig = OpenClipTower | CustomTower | CopiedTower
@@ -96,7 +96,7 @@ def _plain_vit_names() -> list[str]:
     return [name for name in open_clip.list_models() if name.startswith("ViT-") and "SigLIP" not in name]
 
 
-def _copy_tower(source: str, teacher: LoadedModel | None) -> Tower:
+def _copy_tower(source: PathText, teacher: LoadedModel | None) -> Tower:
     if teacher is not None and source in ("teacher", teacher.path):
         original = teacher
     elif source == "teacher":

@@ -40,8 +40,8 @@ class CacheConfig(Record):
 
     tier: TierName = "hidden"
     dtype: Literal["teacher", "bfloat16"] = "teacher"
-    k: int = Field(default=128, ge=1)
-    batch_size: int = Field(default=32, ge=1)
+    k: int = Field(default=128, ge=1, le=10**6)
+    batch_size: int = Field(default=32, ge=1, le=10**6)
 
 
 @runtime_checkable

@@ -18,6 +18,7 @@ MECHANICAL = (
     "loss_byte_budget",
     "trackers",
 )
+Beta = Annotated[float, Field(ge=0, lt=1)]
 Precision = Literal["float32", "bf16", "fp16"]
 
 
@@ -52,20 +53,20 @@ class TrainConfig(Record):
     result.
     """
 
-    steps: int | None = Field(default=None, ge=1)
-    epochs: float | None = Field(default=None, gt=0)
-    tokens: int | None = Field(default=None, ge=1)
-    batch_size: int = Field(default=32, ge=1)
-    micro_batch_tokens: int | None = Field(default=None, ge=1)
+    steps: int | None = Field(default=None, ge=1, le=10**9)
+    epochs: float | None = Field(default=None, gt=0, le=10**6)
+    tokens: int | None = Field(default=None, ge=1, le=10**15)
+    batch_size: int = Field(default=32, ge=1, le=10**6)
+    micro_batch_tokens: int | None = Field(default=None, ge=1, le=10**9)
     micro_batch_size: int | None = Field(
-        default_factory=lambda given: 32 if given.get("micro_batch_tokens") is None else None, ge=1
+        default_factory=lambda given: 32 if given.get("micro_batch_tokens") is None else None, ge=1, le=10**6
     )
     group_by_length: bool = False
-    learning_rate: float = Field(default=2e-5, gt=0)
+    learning_rate: float = Field(default=2e-5, gt=0, le=1e6)
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup_ratio: float = Field(default=0.1, ge=0, lt=1)
-    weight_decay: float = Field(default=0.0, ge=0)
-    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = Field(default=0.0, ge=0, le=1e6)
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
     max_grad_norm: float = Field(default=1.0, gt=0)
     precision: Precision = "float32"
     gradient_checkpointing: bool = False

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from vlm_distill.config import Record
+from vlm_distill.config import PathText, Record, user_path
 from vlm_distill.data.columns import Columns
 from vlm_distill.data.rows import Row, build_rows
 from vlm_distill.data.tables import RawRow, read_table
@@ -19,10 +19,10 @@ class Files(Record):
 
     kind: Literal["files"] = "files"
     name: str | None = None
-    paths: str | Annotated[list[str], Field(min_length=1)] = Field(
+    paths: PathText | Annotated[list[PathText], Field(min_length=1)] = Field(
         description="paths or glob patterns; relative ones start at the current folder"
     )
-    image_root: str | None = None
+    image_root: PathText | None = None
     list_key: str | None = Field(
         default=None, description="the key of the list in a .json file whose top level is an object"
     )
@@ -50,7 +50,7 @@ def sizes_and_times(paths: Iterable[Path]) -> list[list[Any]]:
 
 def _raw_rows(source: Files) -> Iterator[tuple[str, RawRow, Path]]:
     for file in _files(source):
-        root = file.parent if source.image_root is None else Path(source.image_root).expanduser()
+        root = file.parent if source.image_root is None else user_path(source.image_root)
         for where, raw in read_table(file, list_key=source.list_key):
             yield where, raw, root
 
@@ -62,7 +62,7 @@ def _patterns(source: Files) -> list[str]:
 def _files(source: Files) -> list[Path]:
     found: list[Path] = []
     for pattern in _patterns(source):
-        expanded = Path(pattern).expanduser()
+        expanded = user_path(pattern)
         matches = [str(expanded)] if expanded.exists() else sorted(glob.glob(str(expanded), recursive=True))
         if not matches:
             raise DataError(

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from vlm_distill.config import Record
+from vlm_distill.config import PathText, Record
 from vlm_distill.data.columns import Columns
 from vlm_distill.data.rows import Row, build_rows
 from vlm_distill.data.tables import RawRow
@@ -18,7 +18,7 @@ class Hub(Record):
 
     kind: Literal["hub"] = "hub"
     name: str | None = None
-    path: str
+    path: PathText
     config: str | None = Field(
         default=None, description="the configuration of the data set, where it has several"
     )

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from vlm_distill.config import Record
+from vlm_distill.config import PathText, Record, user_path
 from vlm_distill.data.columns import Columns
 from vlm_distill.data.rows import Row, build_rows
 from vlm_distill.data.sources.files import sizes_and_times
@@ -19,7 +19,7 @@ class ImageFolder(Record):
 
     kind: Literal["image_folder"] = "image_folder"
     name: str | None = None
-    path: str
+    path: PathText
     columns: Columns = Columns()
     hub_id: ClassVar[None] = None
 
@@ -28,15 +28,13 @@ class ImageFolder(Record):
         return Path(self.path).name if self.name is None else self.name
 
     def rows(self) -> Iterator[Row]:
-        folder = Path(self.path).expanduser()
+        folder = user_path(self.path)
         columns = _with_file_names(self.columns, has_table=bool(_tables(folder)))
         raw_rows = ((where, raw, folder) for where, raw in _raw_rows(folder))
         return build_rows(raw_rows, columns, name=self.label)
 
     def state(self) -> Any:
-        return sizes_and_times(
-            sorted(path for path in Path(self.path).expanduser().rglob("*") if path.is_file())
-        )
+        return sizes_and_times(sorted(path for path in user_path(self.path).rglob("*") if path.is_file()))
 
     def describe(self) -> str:
         return f"local image folder `{self.name}`" if self.name else "local image folder"

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from vlm_distill.config import Record
+from vlm_distill.config import PathText, Record
 from vlm_distill.data.columns import Columns
 from vlm_distill.data.image_values import inside
 from vlm_distill.data.rows import Row, build_rows
@@ -22,7 +22,7 @@ class PackageData(Record):
     kind: Literal["package_data"] = "package_data"
     name: str | None = None
     package: str = Field(pattern=r"^[A-Za-z_]\w*$")
-    file: str
+    file: PathText
     list_key: str | None = None
     columns: Columns
     hub_id: ClassVar[None] = None
