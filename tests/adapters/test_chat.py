@@ -97,11 +97,6 @@ def test_a_wrong_number_of_images_is_refused_by_the_name_of_the_example(given):
         tiny_llava().encode([example("photo", "?", num_images=1)], [given])
 
 
-def test_a_placeholder_written_in_text_is_refused():
-    with pytest.raises(AdapterError, match="example sly: its text contains the image placeholder '<image>'"):
-        tiny_llava().encode([example("sly", "what is <image>?")], [[]])
-
-
 def test_a_model_without_a_chat_template_says_what_to_do():
     tokenizer = copy.deepcopy(tiny_text_model().tokenizer)
     tokenizer.chat_template = None

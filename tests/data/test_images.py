@@ -130,6 +130,59 @@ def test_sixteen_bit_grey_is_scaled_and_not_clipped(store: ImageStore) -> None:
     assert image.getpixel((0, 0)) == (128, 128, 128)
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.full((2, 2), 70_000, dtype=np.int32),
+        np.full((2, 2), -1, dtype=np.int32),
+        np.ones((2, 2), np.float32),
+    ],
+)
+def test_pixels_of_an_unknown_range_are_refused_and_not_clipped(
+    store: ImageStore, values: np.ndarray
+) -> None:
+    with pytest.raises(DataError, match=r"row 4: .* have no known range; store the image with 8 or 16 bits"):
+        store.add(encoded(Image.fromarray(values), "TIFF"), "row 4")
+
+
+def test_sixteen_bit_grey_of_all_formats_is_scaled(store: ImageStore) -> None:
+    grey = Image.fromarray(np.full((2, 2), 0x8000, dtype=np.uint16))
+    for format in ("TIFF", "JPEG2000", "PPM"):
+        image = store.load(store.add(encoded(grey, format), "row 0"))
+        assert image.getpixel((0, 0)) == (128, 128, 128), format
+
+
+@pytest.mark.parametrize("size", [(1, 201), (201, 1), (1, 5_000_000)])
+def test_a_narrow_picture_is_refused_before_a_processor_makes_it_huge(
+    store: ImageStore, size: tuple[int, int]
+) -> None:
+    with pytest.raises(DataError, match=f"row 2: the image is too narrow: {size[0]} x {size[1]}"):
+        store.add(encoded(Image.new("1", size), "PNG"), "row 2")
+    assert store.add(encoded(Image.new("1", (1, 200)), "PNG"), "row 3")
+
+
+@pytest.mark.filterwarnings("ignore:Image was not the expected size")
+def test_an_icon_with_a_larger_picture_than_it_says_is_bounded_too() -> None:
+    icon = bytearray(encoded(noise((64, 64)), "ICO", sizes=[(64, 64)]))
+    icon[6:8] = 8, 8  # the size in the directory
+    assert decode_image(bytes(icon), where="row 0").size == (64, 64)
+    with pytest.raises(DataError, match="row 0: the image is too large: 64 x 64"):
+        decode_image(bytes(icon), where="row 0", max_pixels=100)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK"])
+def test_pictures_of_all_modes_become_rgb(store: ImageStore, mode: str) -> None:
+    image = store.load(store.add(encoded(noise().convert("RGB").convert(mode), "TIFF"), "row 0"))
+    assert (image.mode, image.size) == ("RGB", (16, 16))
+
+
+def test_of_an_animation_the_first_frame_is_taken(store: ImageStore) -> None:
+    frames = [Image.new("RGB", (4, 4), color) for color in ("red", "blue")]
+    for format in ("GIF", "PNG", "WEBP"):
+        data = encoded(frames[0], format, save_all=True, append_images=frames[1:], lossless=True)
+        assert store.load(store.add(data, "row 0")).getpixel((1, 1)) == (255, 0, 0), format
+
+
 def test_a_missing_image_is_an_error_that_names_the_file(store: ImageStore) -> None:
     with pytest.raises(DataError, match=r"aa/a{64}: the image cannot be read"):
         store.load("a" * 64)

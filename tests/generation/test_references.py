@@ -1,5 +1,8 @@
+from typing import Any, ClassVar
+
 import pytest
 
+from tests.tiny import tiny_llava
 from vlm_distill.errors import DataError
 from vlm_distill.generation.references import encode_references
 from vlm_distill.records import Example, Message, Text
@@ -7,6 +10,9 @@ from vlm_distill.records import Example, Message, Text
 
 class LetterTokenizer:
     """Every letter is a token, and special tokens are added unless they are refused."""
+
+    added_tokens_decoder: ClassVar[dict[int, Any]] = {}
+    all_special_tokens: ClassVar[list[str]] = []
 
     def __call__(self, texts: list[str], add_special_tokens: bool = True) -> dict[str, list[list[int]]]:
         start = [1] if add_special_tokens else []
@@ -57,3 +63,18 @@ def test_a_reference_that_holds_an_image_placeholder_is_refused_and_its_example_
         examples, LetterTokenizer(), stop_id=2, fingerprint="f", image_token_ids=(ord("+"),)
     )
     assert [response.text for response in kept] == ["red", "a * shape"]
+
+
+def test_a_reference_that_names_special_tokens_is_trained_as_text() -> None:
+    loaded = tiny_llava()
+    label = "write <image>, then <|end|>"
+    [response] = encode_references(
+        [example("a", label)],
+        loaded.tokenizer,
+        stop_id=loaded.stop_ids[0],
+        fingerprint="f",
+        image_token_ids=loaded.image_token_ids,
+    )
+    assert (response.text, loaded.tokenizer.decode(response.token_ids[:-1])) == (label, label)
+    special = set(loaded.tokenizer.added_tokens_decoder)
+    assert [one for one in response.token_ids if one in special] == [loaded.stop_ids[0]]

@@ -5,7 +5,8 @@ processor. Which family a folder belongs to is decided in catalog.py.
 """
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from PIL import Image as Picture
 from torch import Tensor, nn
 from transformers import Cache
 
+from vlm_distill.adapters.plain_text import with_plain_text
 from vlm_distill.batches import Head, PromptBatch
 from vlm_distill.errors import AdapterError, one_line
 from vlm_distill.records import Example, Text
@@ -49,7 +51,7 @@ def encode_image_text(
     """Return the prompts of an image-text model; prompts without images may be among them."""
     require_chat_template(processor)
     encodings = [
-        _render(processor, _chat_with_pictures(processor, example, pictures), example.id)
+        _render(processor, _chat_with_pictures(example, pictures), example.id)
         for example, pictures in zip(examples, images, strict=True)
     ]
     return pad_prompts(encodings, pad_id=pad_id(processor.tokenizer))
@@ -72,23 +74,15 @@ def _num_image_parts(example: Example) -> int:
     return sum(not isinstance(part, Text) for message in example.messages for part in message.content)
 
 
-def _chat_with_pictures(
-    processor: Any, example: Example, pictures: Sequence[Picture.Image]
-) -> list[dict[str, Any]]:
+def _chat_with_pictures(example: Example, pictures: Sequence[Picture.Image]) -> list[dict[str, Any]]:
     if len(pictures) != _num_image_parts(example):
         raise AdapterError(
             f"example {example.id}: {_num_image_parts(example)} image parts in its messages, "
             f"but {len(pictures)} images; they must agree"
         )
-    marker = getattr(processor, "image_token", None)
     left = iter(pictures)
     chat = []
     for message in example.messages:
-        if marker and any(marker in text for text in _texts(message.content)):
-            raise AdapterError(
-                f"example {example.id}: its text contains the image placeholder {marker!r}; "
-                "write an image part instead"
-            )
         parts = [
             {"type": "text", "text": part.text}
             if isinstance(part, Text)
@@ -100,16 +94,41 @@ def _chat_with_pictures(
 
 
 def _render(processor: Any, chat: list[dict[str, Any]], example_id: str) -> Encoding:
-    try:
+    with _cannot_encode(example_id, chat):
+        processor, chat = with_plain_text(processor, chat)
         encoding = processor.apply_chat_template(
             chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
         )
+    return dict(encoding)
+
+
+@contextmanager
+def _cannot_encode(example_id: str, chat: Sequence[Mapping[str, Any]]) -> Iterator[None]:
+    """Turn what templates, processors and tokenizers raise into one AdapterError that names the example."""
+    try:
+        yield
     except (TemplateError, TypeError, ValueError) as error:
         roles = ", ".join(turn["role"] for turn in chat)
         raise AdapterError(
             f"example {example_id}: its turns ({roles}) cannot be encoded: {one_line(error)}"
         ) from None
-    return dict(encoding)
+
+
+def placeholder_ids(processor: Any, example: Example) -> list[int]:
+    """Return the ids of the prompt of an image-text model with one placeholder for each image.
+
+    Raises:
+        AdapterError: as for a whole encoding.
+    """
+    chat: list[dict[str, Any]] = [{**message.as_chat()} for message in example.messages]
+    with _cannot_encode(example.id, chat):
+        processor, chat = with_plain_text(processor, chat)
+        text = processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+        # As transformers does it: a template that writes the first token itself gets no second one.
+        bos = processor.tokenizer.bos_token
+        has_bos = bos is not None and text.startswith(bos)
+        ids: list[int] = processor.tokenizer(text, add_special_tokens=not has_bos)["input_ids"]
+    return ids
 
 
 def pad_id(tokenizer: Any) -> int:

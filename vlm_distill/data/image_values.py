@@ -1,7 +1,6 @@
 """From what stands in an image column to the bytes of an image file. Pixels are decoded in images.py."""
 
 import base64
-import binascii
 import os.path
 from io import BytesIO
 from pathlib import Path
@@ -9,10 +8,15 @@ from typing import Any
 
 from PIL import Image
 
-from vlm_distill.errors import DataError
+from vlm_distill.errors import DataError, one_line
 
-# The first characters of JPEG, PNG, GIF and WebP files in base64. A path that begins so has a dot somewhere.
-_BASE64_STARTS = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR")
+# The first characters of JPEG, PNG, GIF, WebP and TIFF files in base64. A path that begins so has a dot
+# somewhere.
+_BASE64_STARTS = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR", "SUkqA", "TU0AK")
+MAX_BYTES = 200_000_000
+"""Of a picture file: four bytes for each of the pixels that a picture may have (images.py)."""
+# Pictures of other modes are handed over as TIFF, which has them all.
+_PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 
 
 def image_bytes(value: Any, *, root: Path | None, where: str) -> bytes:
@@ -22,14 +26,14 @@ def image_bytes(value: Any, *, root: Path | None, where: str) -> bytes:
     record of Hugging Face data sets, and a decoded Pillow image, which is encoded as PNG.
 
     Raises:
-        DataError: none of these, a file that cannot be read, or a relative path that leaves `root`.
+        DataError: none of these, a file that cannot be read, more than `MAX_BYTES` of it, or a relative path
+            that leaves `root`.
     """
     if isinstance(value, (bytes, bytearray, memoryview)):
+        _require_bytes(len(value), where=where)
         return bytes(value)
     if isinstance(value, Image.Image):
-        buffer = BytesIO()
-        value.save(buffer, format="PNG")
-        return buffer.getvalue()
+        return _encoded(value, where=where)
     if isinstance(value, dict) and value.get("bytes") is not None:
         return image_bytes(value["bytes"], root=root, where=where)
     if isinstance(value, dict) and isinstance(value.get("path"), str):
@@ -38,6 +42,22 @@ def image_bytes(value: Any, *, root: Path | None, where: str) -> bytes:
         return _from_text(value, root=root, where=where)
     found = f"a record with {', '.join(map(str, value))}" if isinstance(value, dict) else type(value).__name__
     raise DataError(f"{where}: expected an image (bytes, a path, base64 or {{bytes, path}}), got {found}")
+
+
+def _require_bytes(size: int, *, where: str) -> None:
+    if size > MAX_BYTES:
+        raise DataError(
+            f"{where}: the image file is too large: {size:,} bytes, expected at most {MAX_BYTES:,}"
+        )
+
+
+def _encoded(picture: Image.Image, *, where: str) -> bytes:
+    buffer = BytesIO()
+    try:
+        picture.save(buffer, format="PNG" if picture.mode in _PNG_MODES else "TIFF")
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{where}: the image cannot be encoded: {one_line(error)}") from None
+    return buffer.getvalue()
 
 
 def _from_text(text: str, *, root: Path | None, where: str) -> bytes:
@@ -52,10 +72,13 @@ def _from_text(text: str, *, root: Path | None, where: str) -> bytes:
 
 
 def _decode_base64(text: str, *, where: str) -> bytes:
+    # Four characters hold three bytes.
+    _require_bytes(len(text) * 3 // 4, where=where)
     try:
         return base64.b64decode("".join(text.split()), validate=True)
-    except binascii.Error as error:
-        raise DataError(f"{where}: the image is not valid base64: {error}") from None
+    # Characters beyond ASCII are another ValueError.
+    except ValueError as error:
+        raise DataError(f"{where}: the image is not valid base64: {one_line(error)}") from None
 
 
 def _read(name: str, *, root: Path | None, where: str) -> bytes:
@@ -72,10 +95,14 @@ def _read(name: str, *, root: Path | None, where: str) -> bytes:
             )
         path = inside(root, name, where=where)
     try:
+        # A device or a pipe has no end.
         if path.is_file():
+            _require_bytes(path.stat().st_size, where=f"{where}: {shown}")
             return path.read_bytes()
     except OSError as error:
         raise DataError(f"{where}: {shown} cannot be read: {error.strerror}") from None
+    if path.exists() and not path.is_dir():
+        raise DataError(f"{where}: {shown} is a device or a pipe; expected a file")
     raise DataError(
         f"{where}: no image file at {path}; set image_root if paths are relative to another folder"
     )

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from vlm_distill.data.image_formats import COMMON, formats
 from vlm_distill.errors import DataError, one_line
 from vlm_distill.files import atomic_path, sha256_bytes
 from vlm_distill.records import Example
@@ -22,8 +23,10 @@ ImageLoader = Callable[[Example], list[Image.Image]]
 """Opens the pictures of an example, in the order of its image parts."""
 
 MAX_PIXELS = 50_000_000
-# Only raster formats that Pillow decodes by itself: an EPS, for example, would run Ghostscript.
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+# That of Qwen2-VL's processor. A processor that scales the shorter side to S pixels makes S * S * ratio of
+# them, whatever small number a narrow picture has.
+MAX_RATIO = 200
+_BITS_PER_SAMPLE = 258  # a tag of TIFF
 # What Pillow's decoders raise on damaged data; OSError covers truncated and unidentified files.
 _DAMAGED = (
     OSError,
@@ -35,6 +38,11 @@ _DAMAGED = (
     KeyError,
     struct.error,
     zlib.error,
+    # Of decoders in Python, for numbers that no writer makes.
+    ArithmeticError,
+    AttributeError,
+    AssertionError,
+    RuntimeError,
 )
 
 
@@ -102,27 +110,59 @@ class ImageStore:
 def decode_image(data: bytes, *, where: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Return the first frame of an image file as upright RGB on white.
 
+    Grey of 16 bits is scaled to 8; wider integers and floating point have no known range.
+
     Raises:
-        DataError: truncated, unreadable, of an unknown format, or larger than `max_pixels`.
+        DataError: truncated, unreadable, of an unknown format or range, with more than `max_pixels`, or one
+            side more than `MAX_RATIO` times the other.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            picture = Image.open(BytesIO(data), formats=FORMATS)
-        width, height = picture.size
-        if width * height <= max_pixels:
+            picture = Image.open(BytesIO(data), formats=formats())
+            _require_size(picture, where=where, max_pixels=max_pixels)
             picture.load()
-            return _upright_rgb(picture)
+        # Some files hold pictures of other sizes than their headers name.
+        _require_size(picture, where=where, max_pixels=max_pixels)
+        _require_range(picture, where=where)
+        return _upright_rgb(picture)
+    except DataError:
+        raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise DataError(f"{where}: the image is too large: expected at most {max_pixels} pixels") from None
     except UnidentifiedImageError:
-        raise DataError(f"{where}: not an image ({len(data)} bytes); expected {', '.join(FORMATS)}") from None
+        raise DataError(
+            f"{where}: not an image ({len(data)} bytes); expected {', '.join(COMMON)} or another format that "
+            "Pillow decodes by itself"
+        ) from None
     except _DAMAGED as error:
         detail = one_line(error)
         raise DataError(f"{where}: the image is damaged or truncated: {detail}") from None
-    raise DataError(
-        f"{where}: the image is too large: {width} x {height}, expected at most {max_pixels} pixels"
-    )
+
+
+def _require_size(picture: Image.Image, *, where: str, max_pixels: int) -> None:
+    width, height = picture.size
+    if width * height > max_pixels:
+        raise DataError(
+            f"{where}: the image is too large: {width} x {height}, expected at most {max_pixels} pixels"
+        )
+    if max(width, height) > MAX_RATIO * min(width, height):
+        raise DataError(
+            f"{where}: the image is too narrow: {width} x {height}, expected one side to be at most "
+            f"{MAX_RATIO} times the other; crop it"
+        )
+
+
+def _require_range(picture: Image.Image, *, where: str) -> None:
+    # PNG and PPM files of 16 bits come as 32-bit integers from some versions of Pillow.
+    is_wide = picture.mode == "I" and picture.format not in ("PNG", "PPM")
+    tags = getattr(picture, "tag_v2", {})
+    is_packed = picture.mode.startswith("I;16") and tags.get(_BITS_PER_SAMPLE, (16,)) != (16,)
+    if is_wide or is_packed or picture.mode == "F":
+        raise DataError(
+            f"{where}: pixels of Pillow's mode {picture.mode!r} (floating point, signed, or not of 8 or 16 "
+            "bits) have no known range; store the image with 8 or 16 bits"
+        )
 
 
 def _upright_rgb(picture: Image.Image) -> Image.Image:
@@ -130,8 +170,6 @@ def _upright_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode == "I" or picture.mode.startswith("I;16"):
         # 16 bits of grey: Pillow's own conversion would clip at 255 instead of scaling.
         picture = picture.convert("I").point(lambda value: value * (1 / 256)).convert("L")
-    if picture.mode == "F":
-        raise ValueError("floating-point pixels have no known range; store 8 or 16 bits")
     if "A" in picture.getbands() or "transparency" in picture.info:
         opaque = picture.convert("RGBA")
         white = Image.new("RGBA", opaque.size, "white")

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from vlm_distill.adapters.plain_text import encode_texts
 from vlm_distill.errors import DataError
 from vlm_distill.records import Example, Response, response_id
 
@@ -28,7 +29,7 @@ def encode_references(
     if not examples:
         return []
     texts = _labels(examples)
-    encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    encoded = encode_texts(tokenizer, texts)
     _refuse_placeholders(examples, texts, encoded, image_token_ids=image_token_ids)
     return [
         Response(

@@ -26,6 +26,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from vlm_distill.adapters.adapter import LoadedModel
+from vlm_distill.adapters.chat import placeholder_ids
 from vlm_distill.config import Record
 from vlm_distill.data.images import ImageLoader
 from vlm_distill.errors import EngineError, one_line
@@ -212,13 +213,8 @@ class VllmEngine:
         if not example.images:
             return {"prompt_token_ids": list(expected)}
         # vLLM expands the placeholder of an image itself, so it gets what the chat template wrote.
-        chat = [message.as_chat() for message in example.messages]
-        text = self.loaded.processor.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
-        tokenizer = self.loaded.tokenizer
-        # As transformers does it: a template that writes the first token itself gets no second one.
-        has_bos = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
-        ids = tokenizer(text, add_special_tokens=not has_bos)["input_ids"]
-        return {"prompt_token_ids": list(ids), "multi_modal_data": {"image": self.load_images(example)}}
+        ids = placeholder_ids(self.loaded.processor, example)
+        return {"prompt_token_ids": ids, "multi_modal_data": {"image": self.load_images(example)}}
 
     def _forbidding_bias(self) -> dict[int, float] | None:
         """Return a bias of -inf for every id that must not be generated, which is exact in float32 logits."""

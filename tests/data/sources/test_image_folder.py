@@ -1,3 +1,5 @@
+import logging
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -42,4 +44,59 @@ def test_metadata_of_a_folder_adds_columns_and_must_name_every_image(
 
 def test_an_empty_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no images"):
+        list(ImageFolder(path=str(tmp_path)).rows())
+
+
+def test_pictures_of_all_readable_suffixes_are_taken_and_the_rest_is_counted(
+    tmp_path: Path, picture: Callable[..., bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    taken = ["a.jfif", "b.PNG", "c.avif", "d.jp2", "e.tga", "f.ico", "g.jpe"]
+    hidden = [".h.png", ".cache/i.png", "__MACOSX/j.png", "Thumbs.db", ".DS_Store"]
+    others = ["k.txt", "l.txt", "m.pdf", "n.eps", "README"]
+    for name in taken + hidden + others:
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(picture())
+    source = ImageFolder(path=str(tmp_path))
+    with caplog.at_level(logging.INFO):
+        assert [row.id for row in source.rows()] == taken
+    assert "5 files are no images and left out: .txt 2, no suffix 1, .pdf 1, .eps 1" in caplog.text
+    before = source.state()
+    (tmp_path / ".DS_Store").write_bytes(b"changed by looking at it")
+    assert source.state() == before
+
+
+@pytest.mark.parametrize(
+    "name", ["./sub/a b\u00e9.png", "sub//a b\u00e9.png", "sub\\a b\u00e9.png", "sub/../SUB/A b\u00e9.PNG"]
+)
+def test_metadata_finds_its_images_however_it_spells_them(
+    tmp_path: Path, picture: Callable[..., bytes], write_jsonl: Callable[[str, list[Any]], Path], name: str
+) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / unicodedata.normalize("NFD", "a b\u00e9.png")).write_bytes(picture())
+    write_jsonl("metadata.jsonl", [{"file_name": name}])
+    [row] = ImageFolder(path=str(tmp_path)).rows()
+    assert row.images[0]() == picture()
+
+
+def test_names_that_differ_in_case_alone_mean_different_images(
+    tmp_path: Path, picture: Callable[..., bytes], write_jsonl: Callable[[str, list[Any]], Path]
+) -> None:
+    for shade, name in enumerate(("a.png", "A.png")):
+        (tmp_path / name).write_bytes(picture(shade))
+    write_jsonl("metadata.jsonl", [{"file_name": "A.png"}, {"file_name": "./a.png"}])
+    assert [row.images[0]() for row in ImageFolder(path=str(tmp_path)).rows()] == [picture(1), picture(0)]
+
+
+def test_metadata_of_a_subfolder_names_images_from_there(
+    tmp_path: Path, picture: Callable[..., bytes], write_jsonl: Callable[[str, list[Any]], Path]
+) -> None:
+    for shade, name in enumerate(("train", "test")):
+        write_jsonl(f"{name}/metadata.jsonl", [{"file_name": "a.png", "q": name}])
+        (tmp_path / name / "a.png").write_bytes(picture(shade))
+    rows = list(ImageFolder(path=str(tmp_path), columns=Columns(question="q")).rows())
+    found = {row.question: row.images[0]() for row in rows}
+    assert found == {"train": picture(0), "test": picture(1)}
+    (tmp_path / "test" / "metadata.csv").write_text("file_name\na.png\n")
+    with pytest.raises(DataError, match=r"test: expected one of metadata\.jsonl, .* found several"):
         list(ImageFolder(path=str(tmp_path)).rows())

@@ -1,21 +1,36 @@
-"""A folder of images, with or without a table of metadata beside them."""
+"""A folder of images, with or without tables of metadata in it."""
 
-from collections.abc import Iterator
+import logging
+import posixpath
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from vlm_distill.config import PathText, Record, user_path
 from vlm_distill.data.columns import Columns
+from vlm_distill.data.image_formats import suffixes
 from vlm_distill.data.rows import Row, build_rows
 from vlm_distill.data.sources.files import sizes_and_times
 from vlm_distill.data.tables import RawRow, read_table
 from vlm_distill.errors import DataError
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+# What Windows and macOS leave beside pictures; names with a dot in front are hidden anyway.
+_OF_THE_SYSTEM = {"__macosx", "thumbs.db", "desktop.ini"}
+# How many kinds a line names.
+_NAMED = 8
+_log = logging.getLogger(__name__)
 
 
 class ImageFolder(Record):
-    """Images of a folder and its subfolders; metadata.jsonl or metadata.csv adds columns by `file_name`."""
+    """Images of a folder and its subfolders, hidden ones left out; metadata adds columns by `file_name`.
+
+    A table (metadata.jsonl, metadata.csv or metadata.parquet) may stand in the folder or in subfolders and
+    names images by their paths from there.
+    """
 
     kind: Literal["image_folder"] = "image_folder"
     name: str | None = None
@@ -28,16 +43,85 @@ class ImageFolder(Record):
         return Path(self.path).name if self.name is None else self.name
 
     def rows(self) -> Iterator[Row]:
-        folder = user_path(self.path)
-        columns = _with_file_names(self.columns, has_table=bool(_tables(folder)))
-        raw_rows = ((where, raw, folder) for where, raw in _raw_rows(folder))
-        return build_rows(raw_rows, columns, name=self.label)
+        found = _find(user_path(self.path))
+        columns = _with_file_names(self.columns, has_table=bool(found.tables))
+        return build_rows(_raw_rows(found), columns, name=self.label)
 
     def state(self) -> Any:
-        return sizes_and_times(sorted(path for path in user_path(self.path).rglob("*") if path.is_file()))
+        return sizes_and_times(_files(user_path(self.path)))
 
     def describe(self) -> str:
         return f"local image folder `{self.name}`" if self.name else "local image folder"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Found:
+    """What lies in a folder: paths of images from there, which `by_spelling` finds too, and the tables."""
+
+    folder: Path
+    images: Sequence[str]
+    by_spelling: Mapping[str, Sequence[str]]
+    tables: Sequence[Path]
+
+    def on_disk(self, name: str, *, below: str) -> str | None:
+        """Return the path of the image that a table in the subfolder `below` calls `name`, None for none.
+
+        It may be written with backslashes, another case or other code points for an accented letter.
+        """
+        for path in (name, name.replace("\\", "/")):
+            clean = posixpath.normpath(posixpath.join(below, path))
+            alike = self.by_spelling.get(_spelling(clean), ())
+            if clean in alike or len(alike) == 1:
+                return clean if clean in alike else alike[0]
+        return None
+
+
+def _spelling(path: str) -> str:
+    return unicodedata.normalize("NFC", path).casefold()
+
+
+def _find(folder: Path) -> _Found:
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder (looked at {folder.absolute()})")
+    files = _files(folder)
+    images = [path for path in files if path.suffix.lower() in suffixes()]
+    if not images:
+        raise DataError(
+            f"{folder}: no images; expected files that end in .png, .jpg or another suffix of images"
+        )
+    tables = [path for path in files if path.name in METADATA]
+    twice = [one for one, count in Counter(path.parent for path in tables).items() if count > 1]
+    if twice:
+        raise DataError(f"{twice[0]}: expected one of {', '.join(METADATA)}, found several")
+    taken = {*images, *tables}
+    _say_others(folder, [path for path in files if path not in taken])
+    names = [path.relative_to(folder).as_posix() for path in images]
+    by_spelling: dict[str, list[str]] = {}
+    for name in names:
+        by_spelling.setdefault(_spelling(name), []).append(name)
+    return _Found(folder=folder, images=names, by_spelling=by_spelling, tables=tables)
+
+
+def _files(folder: Path) -> list[Path]:
+    """Return the files of a folder and its subfolders in a fixed order, without hidden ones."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and not any(map(_is_hidden, path.relative_to(folder).parts))
+    )
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name.lower() in _OF_THE_SYSTEM
+
+
+def _say_others(folder: Path, others: Sequence[Path]) -> None:
+    if others:
+        kinds = Counter(ascii(path.suffix.lower())[1:-1] or "no suffix" for path in others).most_common(
+            _NAMED
+        )
+        listed = ", ".join(f"{kind} {count}" for kind, count in kinds)
+        _log.info("%s: %d files are no images and left out: %s", folder, len(others), listed)
 
 
 def _with_file_names(columns: Columns, *, has_table: bool) -> Columns:
@@ -49,36 +133,23 @@ def _with_file_names(columns: Columns, *, has_table: bool) -> Columns:
     return columns
 
 
-def _raw_rows(folder: Path) -> Iterator[tuple[str, RawRow]]:
-    images, tables = _images(folder), _tables(folder)
-    if len(tables) > 1:
-        raise DataError(f"{folder}: expected one of metadata.jsonl and metadata.csv, found both")
-    if not tables:
-        for name in images:
-            yield str(folder / name), {"file_name": name}
+def _raw_rows(found: _Found) -> Iterator[tuple[str, RawRow, Path]]:
+    if not found.tables:
+        for name in found.images:
+            yield str(found.folder / name), {"file_name": name}, found.folder
         return
-    unnamed = set(images)
-    for where, raw in read_table(tables[0]):
-        if not isinstance(raw, dict) or not isinstance(raw.get("file_name"), str):
-            raise DataError(f"{where}: expected a column 'file_name' with the path of the image")
-        unnamed.discard(raw["file_name"])
-        yield where, raw
+    unnamed = set(found.images)
+    for table in found.tables:
+        below = table.parent.relative_to(found.folder).as_posix()
+        for where, raw in read_table(table):
+            if not isinstance(raw, dict) or not isinstance(raw.get("file_name"), str):
+                raise DataError(f"{where}: expected a column 'file_name' with the path of the image")
+            on_disk = found.on_disk(raw["file_name"], below=below)
+            if on_disk is not None:
+                unnamed.discard(on_disk)
+                raw = {**raw, "file_name": posixpath.relpath(on_disk, below)}
+            yield where, raw, table.parent
     if unnamed:
         raise DataError(
-            f"{tables[0]}: {len(unnamed)} images of the folder have no row, the first is {min(unnamed)}"
+            f"{found.tables[0]}: {len(unnamed)} images of the folder have no row, the first is {min(unnamed)}"
         )
-
-
-def _tables(folder: Path) -> list[Path]:
-    return [folder / name for name in ("metadata.jsonl", "metadata.csv") if (folder / name).is_file()]
-
-
-def _images(folder: Path) -> list[str]:
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder (looked at {folder.absolute()})")
-    paths = sorted(
-        path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
-    )
-    if not paths:
-        raise DataError(f"{folder}: no images; expected files that end in {', '.join(IMAGE_SUFFIXES)}")
-    return [path.relative_to(folder).as_posix() for path in paths]
