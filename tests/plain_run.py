@@ -44,7 +44,7 @@ def write_folder(folder: Path, config: RunConfig) -> Path:
 
 def train(folder: Path, *names: str) -> None:
     for name in names:
-        write_json(folder / name / "stage.json", {"steps": 2, "tokens": 20, "left_out": 0})
+        write_json(folder / name / "stage.json", {"steps": 2, "tokens": 20, "left_out": 0, "too_long": 0})
 
 
 def evaluate(folder: Path, *names: str, values: Mapping[str, float | None] = VALUES) -> None:

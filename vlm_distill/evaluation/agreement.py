@@ -8,13 +8,12 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
-from PIL import Image
 from torch import Tensor
 
 from vlm_distill.adapters.adapter import LoadedModel
 from vlm_distill.adapters.chat import pad_id
 from vlm_distill.alignment.alignment import ALL_IDS, Alignment
-from vlm_distill.batches import ResponseBatch, pad_responses
+from vlm_distill.batches import PromptBatch, ResponseBatch, pad_responses
 from vlm_distill.data.images import ImageLoader
 from vlm_distill.errors import AdapterError, DataError
 from vlm_distill.forward import response_hidden
@@ -22,6 +21,7 @@ from vlm_distill.generation.decoding import evaluating
 from vlm_distill.losses import ComparedIds
 from vlm_distill.losses.divergences import ForwardKL, ReverseKL
 from vlm_distill.losses.rows import Rows
+from vlm_distill.models.positions import have_room
 from vlm_distill.records import Example, Response
 from vlm_distill.teacher_cache.store import CacheReader
 from vlm_distill.teacher_cache.tiers import Hidden
@@ -62,13 +62,15 @@ class Answers:
 class Agreement:
     """Means over all response tokens: the divergence in nats, and the share with the same argmax.
 
-    `num_without_response` counts the examples that were left out because there is no response to them.
+    Left out are `num_without_response` examples without a response, and `num_too_long` whose prompt and
+    response are beyond the positions of a model that reads them.
     """
 
     token_kl: float
     top1: float
     num_tokens: int
     num_without_response: int
+    num_too_long: int
 
 
 def agreement(
@@ -89,7 +91,7 @@ def agreement(
 
     Raises:
         AdapterError: the output layers differ and no `alignment` is given. DataError: no example has a
-        response, or a response has an id that is not compared.
+        response with room in both models, or a response has an id that is not compared.
     """
     given = answers.given()
     _require_as_many(student, teacher, alignment)
@@ -97,17 +99,25 @@ def agreement(
     num_equal = num_tokens = 0
     with torch.inference_mode(), evaluating(student.model), evaluating(teacher.model):
         for start in range(0, len(given), batch_size):
-            batch = given[start : start + batch_size]
-            padded, rows = _batch_rows(student, teacher, answers, examples=batch, alignment=alignment)
+            batch = _with_room(student, teacher, answers, given[start : start + batch_size])
+            if batch is None:
+                continue
+            rows = _batch_rows(student, teacher, batch, cache=answers.cache, alignment=alignment)
             kl, equal = _compare_rows(divergence, *rows)
             # [token] -> one sum a response: how responses are batched changes no rounding.
-            kl_sums += [float(one.sum()) for one in kl.split(padded.num_tokens.tolist())]
+            kl_sums += [float(one.sum()) for one in kl.split(batch.padded.num_tokens.tolist())]
             num_equal, num_tokens = num_equal + int(equal.sum()), num_tokens + len(kl)
+    if not num_tokens:
+        raise DataError(
+            f"agreement: none of {len(given)} responses fits with its prompt into the positions of "
+            f"{student.path} and {teacher.path}; choose models with more positions, or shorter prompts"
+        )
     return Agreement(
         token_kl=sum(kl_sums) / num_tokens,
         top1=num_equal / num_tokens,
         num_tokens=num_tokens,
         num_without_response=len(answers.examples) - len(given),
+        num_too_long=len(given) - len(kl_sums),
     )
 
 
@@ -121,38 +131,69 @@ def _require_as_many(student: LoadedModel, teacher: LoadedModel, alignment: Alig
         )
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Batch:
+    """Some responses, padded, and their prompts for each model; no teacher's where a cache has its states."""
+
+    responses: Sequence[Response]
+    padded: ResponseBatch
+    student: PromptBatch
+    teacher: PromptBatch | None
+
+
+def _with_room(
+    student: LoadedModel, teacher: LoadedModel, answers: Answers, examples: Sequence[Example]
+) -> _Batch | None:
+    """Return those of the examples that fit both models with their responses; None where no one does."""
+    batch = _encode(student, teacher, answers, examples)
+    num_tokens = batch.padded.num_tokens
+    fits = have_room(student, batch.student, num_tokens)
+    if batch.teacher is not None:
+        theirs = have_room(teacher, batch.teacher, num_tokens)
+        fits = [ours and its for ours, its in zip(fits, theirs, strict=True)]
+    if all(fits):
+        return batch
+    kept = [one for one, is_kept in zip(examples, fits, strict=True) if is_kept]
+    return _encode(student, teacher, answers, kept) if kept else None
+
+
+def _encode(
+    student: LoadedModel, teacher: LoadedModel, answers: Answers, examples: Sequence[Example]
+) -> _Batch:
+    responses = [answers.responses[example.id] for example in examples]
+    pictures = [answers.load_images(example) for example in examples]
+    return _Batch(
+        responses=responses,
+        padded=pad_responses([[one] for one in responses], pad_id=pad_id(student.tokenizer)),
+        student=student.encode(examples, pictures),
+        teacher=teacher.encode(examples, pictures) if answers.cache is None else None,
+    )
+
+
 def _batch_rows(
     student: LoadedModel,
     teacher: LoadedModel,
-    answers: Answers,
+    batch: _Batch,
     *,
-    examples: Sequence[Example],
+    cache: CacheReader | None,
     alignment: Alignment,
-) -> tuple[ResponseBatch, tuple[Rows, Rows]]:
-    """Return the responses to some examples, padded, and what both models say about their tokens."""
-    responses = [answers.responses[example.id] for example in examples]
-    padded = pad_responses([[one] for one in responses], pad_id=pad_id(student.tokenizer))
-    pictures = [answers.load_images(example) for example in examples]
-    of_student = _rows(student, examples, pictures, padded, alignment.student)
-    if answers.cache is None:
-        of_teacher = _rows(teacher, examples, pictures, padded, alignment.teacher)
+) -> tuple[Rows, Rows]:
+    """Return what both models say about the tokens of some responses."""
+    of_student = _rows(student, batch.student, batch.padded, alignment.student)
+    if cache is None:
+        assert batch.teacher is not None
+        of_teacher = _rows(teacher, batch.teacher, batch.padded, alignment.teacher)
     else:
-        cached = answers.cache.read([one.id for one in responses])
+        cached = cache.read([one.id for one in batch.responses])
         tensors = {name: value.to(student.device) for name, value in cached.items()}
         of_teacher = EXACT.rows(tensors, teacher.head, alignment.teacher)
-    _check_labels(of_student, padded)
-    return padded, (of_student, of_teacher)
+    _check_labels(of_student, batch.padded)
+    return of_student, of_teacher
 
 
-def _rows(
-    loaded: LoadedModel,
-    examples: Sequence[Example],
-    pictures: Sequence[Sequence[Image.Image]],
-    responses: ResponseBatch,
-    compared: ComparedIds,
-) -> Rows:
+def _rows(loaded: LoadedModel, prompts: PromptBatch, responses: ResponseBatch, compared: ComparedIds) -> Rows:
     device, head = loaded.device, loaded.head
-    hidden = response_hidden(loaded, loaded.encode(examples, pictures).to(device), responses.to(device))
+    hidden = response_hidden(loaded, prompts.to(device), responses.to(device))
     return Rows(hidden=hidden.to(head.weight.dtype), head=head, compared=compared)
 
 

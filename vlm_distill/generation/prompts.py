@@ -1,4 +1,4 @@
-"""What every back end needs of prompts and answers: ids, lengths, room in the context, generated text."""
+"""What every back end needs of prompts and answers: ids, lengths, generated text."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
@@ -64,12 +64,6 @@ def unpadded(prompts: PromptBatch) -> list[list[int]]:
     lengths = prompts.attention_mask.sum(dim=1).tolist()
     rows = prompts.input_ids.tolist()
     return [row[len(row) - length :] for row, length in zip(rows, lengths, strict=True)]
-
-
-def max_positions(loaded: LoadedModel) -> int | None:
-    """Return how many positions the language model has, None for families without a limit in their config."""
-    config: Any = loaded.model.config
-    return getattr(config.get_text_config(), "max_position_embeddings", None)
 
 
 def response_text(loaded: LoadedModel, token_ids: Sequence[int], stop: Sequence[str]) -> str:

@@ -22,14 +22,9 @@ from vlm_distill.files import hash_json
 from vlm_distill.generation.backend import Asked, Wanted
 from vlm_distill.generation.decoding import FINISHES, Decoded, EndsInStop, decode_batch, evaluating
 from vlm_distill.generation.engine import Completion, Sampling
-from vlm_distill.generation.prompts import (
-    decode_ids,
-    max_positions,
-    prompt_lengths,
-    response_text,
-    unpadded,
-)
+from vlm_distill.generation.prompts import decode_ids, prompt_lengths, response_text, unpadded
 from vlm_distill.generation.sampling import row_uniforms
+from vlm_distill.models.positions import has_room
 from vlm_distill.packages import package_version
 from vlm_distill.records import Example
 
@@ -75,10 +70,7 @@ class TransformersEngine:
     def plan(self, examples: Sequence[Example], sampling: Sampling) -> list[list[int]]:
         """Return batches of prompts of similar length, the longest first: a lack of memory shows at once."""
         lengths = prompt_lengths(self.loaded, self.load_images, examples)
-        room = max_positions(self.loaded)
-        fits = [
-            i for i, length in enumerate(lengths) if room is None or length + sampling.max_new_tokens <= room
-        ]
+        fits = [i for i, one in enumerate(lengths) if has_room(self.loaded, one + sampling.max_new_tokens)]
         order = sorted(fits, key=lambda i: -lengths[i])
         prompts = max(1, self.batch_size // sampling.num_samples)
         return [order[start : start + prompts] for start in range(0, len(order), prompts)]

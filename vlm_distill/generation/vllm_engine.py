@@ -33,7 +33,7 @@ from vlm_distill.errors import EngineError, one_line
 from vlm_distill.files import hash_json
 from vlm_distill.generation.backend import Asked, Wanted
 from vlm_distill.generation.engine import Completion, Sampling
-from vlm_distill.generation.prompts import max_positions, prompt_ids, prompt_lengths, response_text
+from vlm_distill.generation.prompts import prompt_ids, prompt_lengths, response_text
 from vlm_distill.generation.vllm_requirements import (
     INSTEAD,
     forbidden_ids,
@@ -44,6 +44,7 @@ from vlm_distill.generation.vllm_requirements import (
     vllm_environment,
 )
 from vlm_distill.models.names import resolve
+from vlm_distill.models.positions import max_positions
 from vlm_distill.packages import provider_version
 from vlm_distill.records import Example, Finish
 

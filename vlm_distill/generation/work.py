@@ -268,8 +268,8 @@ def _remaining(results: _Results, job: Job, plan: Sequence[Batch], *, log: Log) 
     ]
     log(
         f"{job.label}: {len(fitting):,} prompts, {job.sampling.num_samples} responses each, "
-        f"in {len(plan):,} batches, {len(plan) - len(remaining):,} of them done; "
-        f"{overlong:,} prompts are too long and skipped"
+        f"in {len(plan):,} batches, {len(plan) - len(remaining):,} of them done"
+        + (f"; {overlong:,} prompts are too long and skipped" if overlong else "")
         + (f"; shared by {num_processes()} processes" if num_processes() > 1 else "")
     )
     return remaining, overlong

@@ -38,7 +38,7 @@ class Table:
 
 def count_tables(run: Run, sets: Sequence[ResponseSet]) -> list[Table]:
     """Return the counts of data, responses and evaluations, without empty tables."""
-    tables = [_data(run), _responses(run, sets), _training(run), _evaluations(run)]
+    tables = [_data(run), _responses(run, sets), _training(run), _agreement(run), _evaluations(run)]
     return [table for table in tables if table.rows]
 
 
@@ -79,9 +79,26 @@ def _responses(run: Run, sets: Sequence[ResponseSet]) -> Table:
 
 def _training(run: Run) -> Table:
     found = [(one.step.stage, one.result) for one in run.trainings if one.is_trained]
-    rows = [(name, (result["left_out"], result["steps"], result["tokens"])) for name, result in found]
-    columns = ("prompts left out", "optimiser steps", "response tokens trained")
+    keys = {
+        "left_out": "prompts left out",
+        "too_long": "of them too long",
+        "steps": "optimiser steps",
+        "tokens": "response tokens trained",
+    }
+    rows = [(name, tuple(result[key] for key in keys)) for name, result in found]
+    columns = tuple(keys.values())
     return Table(title="Training", columns=columns, rows=rows)
+
+
+def _agreement(run: Run) -> Table:
+    keys = {
+        "num_examples": "answers of the teacher",
+        "num_too_long": "of them too long",
+        "num_own_too_long": "own answers too long",
+    }
+    found = [(one.label, tuple(one.agreement.get(key) for key in keys)) for one in run.evaluations]
+    rows = [(label, counts) for label, counts in found if any(counts[1:])]
+    return Table(title="Agreement with the teacher", columns=tuple(keys.values()), rows=rows)
 
 
 def _evaluations(run: Run) -> Table:

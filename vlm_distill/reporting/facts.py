@@ -73,12 +73,14 @@ class Training:
 class Evaluation:
     """What was measured of one model: a result per task, and `values`, keyed as MEASURES.
 
-    `answers` is where its answers to held-out prompts are, `answer_counts` what became of these prompts.
+    `agreement` is what was counted with them. `answers` is where its answers to held-out prompts are,
+    `answer_counts` what became of these prompts.
     """
 
     step: Step
     results: Sequence[Values]
     values: Values
+    agreement: Values
     answers: Path
     answer_counts: Values
 
@@ -222,10 +224,12 @@ def is_number(value: Any) -> bool:
 
 def _evaluation(folder: Path, step: Step) -> Evaluation:
     results = [_read_result(path) for path in sorted(folder.glob("*/results.json"))]
+    agreement = read_mapping(folder / "agreement.json")
     return Evaluation(
         step=step,
         results=[one for one in results if not one["provenance"]["shuffle_images"]],
-        values=read_mapping(folder / "agreement.json").get("values", {}),
+        values=agreement.get("values", {}),
+        agreement=agreement,
         answers=folder / "held_out",
         answer_counts=read_mapping(folder / "held_out" / COUNTS),
     )

@@ -17,6 +17,7 @@ from vlm_distill.data.images import ImageLoader, ImageStore
 from vlm_distill.files import write_json
 from vlm_distill.generation.backend import Asked
 from vlm_distill.generation.engines import live_config
+from vlm_distill.generation.prompts import prompt_lengths
 from vlm_distill.generation.transformers_engine import TransformersEngine, transformers_engine
 from vlm_distill.models.feature_store import FeatureStore
 from vlm_distill.models.skeleton import load_skeleton
@@ -46,6 +47,7 @@ class Context:
         self.seconds: dict[str, float] = {}
         self.caches: dict[str, CacheReader] = {}
         self.is_introduced = False
+        self._prompt_lengths: dict[bool, dict[str, int]] = {}
         self._student: tuple[str, LoadedModel] | None = None
 
     @cached_property
@@ -137,6 +139,18 @@ class Context:
 
     def load_images(self, example: Example) -> list[Image.Image]:
         return self.dataset.images.load_images(example)
+
+    def prompt_lengths(self, loaded: LoadedModel) -> dict[str, int]:
+        """Return the tokens of every training prompt for the teacher or a student, by example id.
+
+        All students of a run read prompts in the same way, so that they are counted once.
+        """
+        is_teacher = self.teacher is not None and loaded is self.teacher.loaded
+        if is_teacher not in self._prompt_lengths:
+            counted = on_main(lambda: prompt_lengths(loaded, self.load_images, self.examples))
+            ids = (example.id for example in self.examples)
+            self._prompt_lengths[is_teacher] = dict(zip(ids, counted, strict=True))
+        return self._prompt_lengths[is_teacher]
 
     def asked_teacher(self) -> Asked:
         """Return the teacher as an engine is opened with it."""

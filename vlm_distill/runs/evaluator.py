@@ -138,20 +138,24 @@ class Evaluator:
             id in answers and same_answer(answers[id].text, response.text)
             for id, response in held_out.responses.items()
         ]
+        own = on_main(lambda: self._own(student, answers, held_out))
         values = {
             "token_kl": found.token_kl,
-            "own_kl": on_main(lambda: self._own_kl(student, answers, held_out)),
+            "own_kl": own.token_kl if own else None,
             "top1": found.top1,
             "same_answer": sum(equal) / len(equal),
         }
         counts = {"num_tokens": found.num_tokens, "num_examples": len(equal)}
-        counts |= {"num_without_response": found.num_without_response}
+        counts |= {"num_without_response": found.num_without_response, "num_too_long": found.num_too_long}
+        counts |= {"num_own_too_long": own.num_too_long if own else 0}
+        if num_left_out := counts["num_too_long"] + counts["num_own_too_long"]:
+            self.log(f"agreement: {num_left_out:,} answers are too long with their prompts and left out")
         on_main(lambda: write_json(path, {"key": key, "values": values, **counts}))
         return values
 
-    def _own_kl(
+    def _own(
         self, student: LoadedModel, answers: Mapping[str, Response], held_out: HeldOut
-    ) -> float | None:
+    ) -> Agreement | None:
         """Return what the teacher thinks of the student's answers; None without any.
 
         No cache knows them, so the full teacher reads them.
@@ -159,7 +163,7 @@ class Evaluator:
         if not answers:
             return None
         own = replace(held_out, responses=answers, cache=None)
-        return self._agreement(student, held_out.teacher.full(), own, divergence=ReverseKL()).token_kl
+        return self._agreement(student, held_out.teacher.full(), own, divergence=ReverseKL())
 
     def _agreement(
         self,

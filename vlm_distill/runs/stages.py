@@ -30,6 +30,7 @@ from vlm_distill.processes import on_main
 from vlm_distill.records import Author, Example, Response
 from vlm_distill.runs.context import Context
 from vlm_distill.runs.plan import TEACHER, Step, Track, track_of
+from vlm_distill.runs.room import with_room
 from vlm_distill.teacher_cache.fill import cached_by_author, fill_cache
 from vlm_distill.training.config import TrainConfig
 from vlm_distill.training.items import build_items
@@ -78,8 +79,8 @@ def train_student(context: Context, step: Step) -> None:
     objective, config = _objective(context, step, track), _with_budget(context, track)
     student = context.take_student(step.starts_from)
     work = _work(context, step, student, objective)
-    if work.num_left_out:
-        of_all = f"{work.num_left_out:,} of {len(context.examples):,}"
+    if work.num_without_response:
+        of_all = f"{work.num_without_response:,} of {len(context.examples):,}"
         context.log(f"{step.label}: {of_all} prompts have no usable response and are left out")
     key = hash_json(
         [_inputs_hash(context, student, work.items), config.decisive(), _settings(context, step, track)]
@@ -95,7 +96,14 @@ def train_student(context: Context, step: Step) -> None:
         scored = on_main(lambda: reference_log_probs(stage, config, log=context.log))
         stage = replace(stage, reference_log_probs=scored)
     waited = math.fsum(context.seconds.pop(one.name, 0.0) for one in _response_steps(context, step))
-    train(config, stage, log=context.log, seconds_before=waited, left_out=work.num_left_out)
+    train(
+        config,
+        stage,
+        log=context.log,
+        seconds_before=waited,
+        left_out=work.num_without_response + work.num_too_long,
+        too_long=work.num_too_long,
+    )
 
 
 def cache_existing(context: Context) -> list[str]:
@@ -104,6 +112,7 @@ def cache_existing(context: Context) -> list[str]:
     The teacher's responses are sampled first where they are missing.
     """
     lines = []
+    assert context.teacher is not None
     steps = [step for step in context.steps.values() if step.kind == "cache" and step.track != TEACHER]
     sets = {name: (author, step) for step in steps for author, name in step.settings["of"].items()}
     # What all rounds share comes first.
@@ -112,6 +121,7 @@ def cache_existing(context: Context) -> list[str]:
         if responses is None:
             continue
         items, _ = build_items(context.examples, responses, authors=frozenset({author}))
+        items = with_room(context, items, readers=[context.teacher.loaded], new_tokens=0, label=name)
         filled = fill_cache(context.cache_plan(), items, name=name)
         size = f"{filled.num_bytes / 2**20:,.1f} MiB in {filled.folder}"
         lines.append(f"{name}: {len(filled.places):,} responses, {filled.num_tokens:,} tokens, {size}")
@@ -130,10 +140,11 @@ def _existing(context: Context, step: Step, author: Author) -> list[Response] | 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Work:
-    """The items of a stage, and how many prompts are left out because they have no usable response."""
+    """The items of a stage, and how many prompts are left out: without a usable response, or too long."""
 
     items: Sequence[TrainItem]
-    num_left_out: int
+    num_without_response: int
+    num_too_long: int
 
 
 def _work(context: Context, step: Step, student: LoadedModel, objective: Objective) -> _Work:
@@ -143,9 +154,14 @@ def _work(context: Context, step: Step, student: LoadedModel, objective: Objecti
     for one in _response_steps(context, step):
         # They are complete: whoever wrote them, they are what is trained on.
         stored += ResponseStore(context.folder / one.folder).read()
-    examples = context.examples if authors == objective.authors else _fitting(context, student, step.label)
-    items, missing = build_items(examples, stored, authors=authors)
-    return _Work(items=items, num_left_out=missing + len(context.examples) - len(examples))
+    items, missing = build_items(context.examples, stored, authors=authors)
+    new_tokens = 0 if authors == objective.authors else context.config.generate.sampling.max_new_tokens
+    readers = [student]
+    if objective.needs_teacher:
+        assert context.teacher is not None
+        readers.append(context.teacher.loaded)
+    fitting = with_room(context, items, readers=readers, new_tokens=new_tokens, label=step.label)
+    return _Work(items=fitting, num_without_response=missing, num_too_long=len(items) - len(fitting))
 
 
 def _response_steps(context: Context, step: Step) -> list[Step]:
@@ -254,17 +270,6 @@ def _augmented(load_images: ImageLoader, augment: Augment) -> ImageLoader:
         return [augment(image, seed=int(torch.randint(2**31, ()))) for image in load_images(example)]
 
     return load
-
-
-def _fitting(context: Context, student: LoadedModel, label: str) -> list[Example]:
-    """Return the prompts that the student can answer during training within its context."""
-    plan = context.live_engine(student, context.load_images).plan(
-        context.examples, context.config.generate.sampling
-    )
-    fitting = [context.examples[index] for index in sorted(index for batch in plan for index in batch)]
-    if len(fitting) < len(context.examples):
-        context.log(f"{label}: {len(context.examples) - len(fitting):,} prompts are too long and left out")
-    return fitting
 
 
 def _sampler(context: Context, student: LoadedModel, load_images: ImageLoader) -> Sample:

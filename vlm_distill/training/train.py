@@ -60,12 +60,13 @@ def train(
     log: Log,
     seconds_before: float = 0.0,
     left_out: int = 0,
+    too_long: int = 0,
 ) -> Trained:
     """Train, save the model under `stage.folder / "model"` and record that the stage is complete.
 
     stage.json also says how many seconds this process trained, and `seconds_before`, what the stored
     responses took; neither counts what an earlier, interrupted process did. `left_out` prompts had no usable
-    response.
+    response or were `too_long` with it.
     """
     trainer = Trainer(config, stage, log)
     stored = sum(item.num_tokens for item in stage.items)
@@ -92,6 +93,7 @@ def train(
             "tokens": trained.tokens,
             "objective": trained.objective,
             "left_out": left_out,
+            "too_long": too_long,
             "seconds": {"responses": seconds_before, "training": time.monotonic() - started},
         }
         write_json(stage.folder / "stage.json", result)
