@@ -1,19 +1,20 @@
+import json
 from typing import Any
 
 import pytest
 
-from vlm_distill.data.conversations import parse_messages, place_images, split_markers
-from vlm_distill.errors import DataError
+from vlm_distill.data.bad_rows import RowError
+from vlm_distill.data.conversations import parse_messages, place_images
 from vlm_distill.records import Image, Message, Text
 
 LLAVA = [
-    {"from": "human", "value": "<image>\nWhat is this?"},
+    {"from": "human", "value": "What is this?"},
     {"from": "gpt", "value": "A cat."},
     {"from": "human", "value": "Its colour?"},
     {"from": "gpt", "value": "Black."},
 ]
 CHAT = [
-    {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is this?"}]},
+    {"role": "user", "content": [{"type": "text", "text": "What is this?"}]},
     {"role": "assistant", "content": "A cat."},
     {"role": "user", "content": "Its colour?"},
     {"role": "assistant", "content": [{"type": "text", "text": "Black."}]},
@@ -29,10 +30,30 @@ def test_llava_and_chat_forms_give_the_same_prompt_and_the_last_answer(value: An
     messages, answer = parse_messages(value, where="row 2")
     assert answer == "Black."
     assert messages == (
-        user(Image(), Text(text="What is this?")),
+        user(Text(text="What is this?")),
         Message(role="assistant", content=(Text(text="A cat."),)),
         user(Text(text="Its colour?")),
     )
+
+
+@pytest.mark.parametrize("value", [json.dumps(LLAVA), LLAVA])
+def test_a_conversation_may_be_text_that_holds_it_as_json(value: Any) -> None:
+    assert parse_messages(value, where="row 2") == parse_messages(LLAVA, where="row 2")
+
+
+def test_keys_and_parts_that_a_table_has_for_other_rows_may_stand_empty() -> None:
+    part = {"type": "text", "text": "What is this?", "image": None}
+    turns = [
+        {"role": None, "content": None, "from": "Human", "value": [part], "tool_calls": None},
+        {"role": None, "content": None, "from": "GPT", "value": "A cat.", "tool_calls": []},
+    ]
+    assert parse_messages(turns, where="row 2") == parse_messages(LLAVA[:2], where="row 2")
+
+
+@pytest.mark.parametrize("text", ["", "  \n"])
+def test_an_empty_answer_is_none(text: str) -> None:
+    turns = [CHAT[0], {"role": "assistant", "content": text}]
+    assert parse_messages(turns, where="row 2") == ((user(Text(text="What is this?")),), None)
 
 
 def test_a_prompt_without_an_answer_has_none() -> None:
@@ -42,29 +63,62 @@ def test_a_prompt_without_an_answer_has_none() -> None:
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("hello", "expected a list of messages, got str"),
-        ([], "expected a list of messages"),
+        ("hello", "expected a list of messages, or one in JSON, got the text 'hello'"),
+        ("3", "expected a list of messages, got int"),
+        ("[" * 100_000, "expected a list of messages, or one in JSON"),
+        ([], "expected a list of messages, got an empty one"),
+        (["a"], "message 0: expected {role, content} or {from, value}, got str"),
+        ([{"role": ["user"], "content": "a"}], r"message 0: unknown role \['user'\]"),
+        ([{"role": None, "content": "a"}], "message 0: unknown role None"),
+        ([CHAT[0], {"role": "tool", "content": "a"}], "message 1: unknown role 'tool'"),
+        ([{"from": "human", "value": "a"}, {"from": "observation", "value": "b"}], "unknown role 'observ"),
         ([{"role": "bot", "content": "a"}], "message 0: unknown role 'bot'; known: system, user, human"),
         ([{"role": "user", "content": None}], "message 0: expected text or a list of parts"),
-        ([{"role": "user", "content": [{"type": "image_url"}]}], "got image_url"),
+        ([{"role": "user", "content": [{"type": "image_url"}]}], "got 'image_url'"),
+        ([{"role": "user", "content": [{"type": "text", "text": None}]}], "got 'text'"),
+        ([{"role": "user", "content": ["a"]}], "expected parts .*, got 'str'"),
+        ([CHAT[0], {"role": "assistant", "content": "", "tool_calls": [{"id": 1}]}], "got tool_calls"),
+        ([CHAT[0], {"role": "assistant", "content": [{"type": "image"}]}], "an image in the last turn"),
+        ([CHAT[1], *CHAT[:2]], "in turn, the user first, got assistant, user"),
         ([CHAT[0], CHAT[2]], "in turn, the user first, got user, user"),
         ([CHAT[1]], "in turn"),
         ([CHAT[0], {"role": "system", "content": "x"}], "system message may only stand first"),
     ],
 )
 def test_what_is_no_conversation_is_an_error_that_names_the_row(value: Any, message: str) -> None:
-    with pytest.raises(DataError, match=f"^row 2.*{message}"):
+    with pytest.raises(RowError, match=f"^row 2.*{message}") as caught:
         parse_messages(value, where="row 2")
+    assert (caught.value.reason, len(str(caught.value)) < 250) == ("bad_conversation", True)
 
 
-def test_markers_never_stay_text() -> None:
-    assert split_markers("left <image>\nand\n<image>") == (
-        Text(text="left "),
-        Image(),
-        Text(text="and"),
-        Image(),
-    )
-    assert split_markers("none") == (Text(text="none"),)
+def test_a_marker_of_the_user_is_the_place_of_an_image_without_the_line_breaks_around_it() -> None:
+    turn = user(Text(text="left <image>\nand\n<image>"))
+    (placed,) = place_images((turn,), num_images=2, where="row 2")
+    assert placed == user(Text(text="left "), Image(), Text(text="and"), Image())
+
+
+def test_without_an_image_a_marker_is_a_word_like_others() -> None:
+    messages = (user(Text(text="What is <image> in SVG?")),)
+    assert place_images(messages, num_images=0, where="row 2") == messages
+
+
+def test_a_marker_in_an_answer_or_a_system_message_is_a_word_beside_an_image_too() -> None:
+    system = Message(role="system", content=(Text(text="Write <image> for a bitmap."),))
+    answer = Message(role="assistant", content=(Text(text="Use\n<image>\nhere."),))
+    messages = (system, user(Text(text="<image>\nHow?")), answer, user(Text(text="And in HTML?")))
+    placed = place_images(messages, num_images=1, where="row 2")
+    assert placed == (system, user(Image(), Text(text="How?")), answer, messages[3])
+
+
+def test_where_image_parts_serve_all_images_a_marker_is_a_word() -> None:
+    messages = (user(Image(), Text(text="Is this an <image> element?")),)
+    assert place_images(messages, num_images=1, where="row 2") == messages
+
+
+def test_the_last_answer_is_kept_to_the_letter() -> None:
+    text = "Use the\n<image>\nelement inside <svg>. "
+    turns = [{"role": "user", "content": "How?"}, {"role": "assistant", "content": text}]
+    assert parse_messages(turns, where="row 2")[1] == text
 
 
 def test_images_come_first_in_the_first_user_turn() -> None:
@@ -80,5 +134,5 @@ def test_places_in_the_messages_win() -> None:
 
 @pytest.mark.parametrize("num_images", [0, 2])
 def test_another_number_of_places_than_images_is_an_error(num_images: int) -> None:
-    with pytest.raises(DataError, match=f"row 2: 1 places for images .*, but {num_images} images"):
+    with pytest.raises(RowError, match=f"row 2: 1 places for images .*, but {num_images} images"):
         place_images((user(Image()),), num_images=num_images, where="row 2")

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from vlm_distill.config import decode
+from vlm_distill.data.bad_rows import OnBadRow, RowError
 from vlm_distill.data.columns import Columns
 from vlm_distill.data.examples import (
-    OnBadImage,
     RecipeSource,
     example_from_json,
     example_to_json,
@@ -28,11 +28,11 @@ def source(path: Path, columns: Columns = COLUMNS) -> Files:
 
 
 def read(
-    source: Source, images: ImageStore, *, on_bad_image: OnBadImage = "stop", **settings: Any
+    source: Source, images: ImageStore, *, on_bad_row: OnBadRow = "stop", **settings: Any
 ) -> tuple[list[Example], dict[str, int]]:
     values = {"source": source.model_dump(), **settings}
     entry = decode(RecipeSource, values, where="recipe.yaml")
-    return read_examples(entry, images, on_bad_image=on_bad_image)
+    return read_examples(entry, images, on_bad_row=on_bad_row)
 
 
 def test_an_example_has_prompt_image_references_and_meta(questions: Path, store: ImageStore) -> None:
@@ -77,18 +77,18 @@ def test_an_image_marker_in_the_prompt_is_its_place(questions: Path, store: Imag
     assert examples[0].messages[0].content == (Text(text="question 0? Look: "), Image())
 
 
-def test_a_question_that_names_the_marker_without_an_image_is_an_error(
+def test_a_question_that_names_the_marker_without_an_image_is_text(
     write_jsonl: Write, store: ImageStore
 ) -> None:
     path = write_jsonl("t.jsonl", [{"q": "what does <image> mean?"}])
-    with pytest.raises(DataError, match="row 0: 1 places for images"):
-        read(source(path, Columns(question="q")), store)
+    (example,), _ = read(source(path, Columns(question="q")), store)
+    assert example.messages[0].content == (Text(text="what does <image> mean?"),)
 
 
 def test_an_unknown_variable_is_an_error_that_names_the_nearest_one(
     questions: Path, store: ImageStore
 ) -> None:
-    with pytest.raises(ConfigError, match=r"row 0: .*'qestion' is undefined; did you mean 'question'"):
+    with pytest.raises(RowError, match=r"row 0: .*'qestion' is undefined; did you mean 'question'"):
         read(source(questions), store, prompt="{{ qestion }}")
 
 
@@ -104,7 +104,7 @@ def test_an_unknown_variable_is_an_error_that_names_the_nearest_one(
     ],
 )
 def test_a_template_cannot_leave_the_sandbox(questions: Path, store: ImageStore, prompt: str) -> None:
-    with pytest.raises(ConfigError, match="prompt template"):
+    with pytest.raises((RowError, ConfigError), match="prompt template"):
         read(source(questions), store, prompt=prompt)
 
 
@@ -120,7 +120,7 @@ def test_a_bad_image_stops_or_is_skipped_and_counted(
     (tmp_path / "images" / "3.png").unlink()
     with pytest.raises(DataError, match=r"row 3 \(id .*\): not an image"):
         read(source(questions), store)
-    examples, counts = read(source(questions), store, on_bad_image="skip")
+    examples, counts = read(source(questions), store, on_bad_row="skip")
     assert counts == {"read": 12, "bad_image": 6}
     assert [example.id for example in examples] == [f"questions-{n}" for n in (0, 1, 2, 6, 7, 8)]
     assert [record.message.split(": ")[0] for record in caplog.records] == ["skipped"]

@@ -1,5 +1,6 @@
 import csv
 import json
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -69,11 +70,11 @@ def test_a_byte_order_mark_is_not_part_of_the_first_column(tmp_path: Path) -> No
     [
         ("t.json", b"[{", "not valid JSON"),
         ("t.json", b"3", "expected a list of rows, got int"),
-        ("t.json", b"[3]", "row 0: expected an object or a list of cells, got int"),
-        ("t.jsonl", b'{"a": 1}\n{"a": ', "line 2: not valid JSON"),
-        ("t.jsonl", b'{"a": "\xff"}', "expected UTF-8"),
-        ("t.csv", b"a,b\n1\n", "line 2: expected 2 cells, got 1"),
-        ("t.csv", b"a,b\n1,2,3\n", "line 2: expected 2 cells, got 3"),
+        ("t.json", b"[" * 100_000, "not valid JSON"),
+        ("t.json", b"[" + b"1" * 5000 + b"]", "not valid JSON"),
+        ("t.json", b'[{"a": "\xff"}]', "expected UTF-8"),
+        ("t.csv", b"\xff,b\n1,2\n", "line 1: expected UTF-8"),
+        ("t.csv", b'a,b\n"1,2\n3,4\n', "damaged after row 0: unexpected end of data"),
         ("t.csv", b"a,a\n1,2\n", "column names stand twice"),
         ("t.parquet", b"PAR1 and then nothing", "damaged"),
         ("t.xlsx", b"", "unknown kind of file; expected one of .json"),
@@ -87,6 +88,42 @@ def test_a_damaged_table_is_an_error_that_names_file_and_place(
     with pytest.raises(DataError, match=message) as caught:
         list(read_table(path))
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("t.json", b'[3, {"a": "1"}]', "row 0: expected an object or a list of cells, got int"),
+        ("t.jsonl", b'{"a": \n{"a": "1"}', "line 1: not valid JSON"),
+        ("t.jsonl", b'{"a": "\xff"}\n\n{"a": "1"}', "line 1: expected UTF-8"),
+        ("t.jsonl", b"[" * 100_000 + b'\n{"a": "1"}', "line 1: not valid JSON"),
+        ("t.jsonl", b"1" * 5000 + b'\n{"a": "1"}', "line 1: not valid JSON"),
+        ("t.csv", b"a\n1,2\n1\n", "line 2: expected 1 cells, got 2"),
+        ("t.csv", b"a\n\xff\n1\n", "line 2: expected UTF-8"),
+    ],
+)
+def test_a_row_that_cannot_be_read_is_what_is_wrong_with_it_and_the_next_one_is_read(
+    tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    (_, bad), (where, good) = read_table(path)
+    assert (bad.reason, good, where) == ("broken_row", {"a": "1"}, f"{path} row 1")
+    assert f"{path} {message}" in str(bad)
+
+
+def test_a_parquet_value_without_a_python_form_is_wrong_with_its_row_alone(tmp_path: Path) -> None:
+    days = pa.array([0, 10_000_000, 1], pa.int32()).cast(pa.date32())
+    pq.write_table(pa.table({"day": days}), tmp_path / "t.parquet")
+    first, bad, last = [row for _, row in read_table(tmp_path / "t.parquet")]
+    assert (first, last) == ({"day": date(1970, 1, 1)}, {"day": date(1970, 1, 2)})
+    assert f"{tmp_path / 't.parquet'} row 1: a cell cannot be read: " in str(bad)
+
+
+def test_in_csv_a_number_that_is_none_is_null(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("a,b\nnan,1\nNaN,nano\n")
+    assert [row for _, row in read_table(path)] == [{"a": None, "b": "1"}, {"a": None, "b": "nano"}]
 
 
 def test_a_missing_file_is_named_with_its_absolute_path(tmp_path: Path) -> None:

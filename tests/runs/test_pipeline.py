@@ -438,7 +438,7 @@ def test_a_truncated_image_stops_the_run_by_name_or_is_skipped_and_counted(
     error = error_of(capsys, run(config))
     assert "train-teal-0" in error
     assert not (tmp_path / "run" / "data" / "manifest.json").exists()
-    skip = 'data.overrides=["on_bad_image=skip"]'
+    skip = 'data.overrides=["on_bad_row=skip"]'
     assert (
         run(config, skip, f"output={tmp_path / 'skipping'}", "rounds=0", "controls=[]", "evaluate=null") == 0
     )

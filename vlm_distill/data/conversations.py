@@ -1,11 +1,14 @@
 """Chat messages in data sets: the role/content form of Hugging Face and the from/value form of LLaVA."""
 
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from reprlib import repr as shown
 from typing import Any
 
-from vlm_distill.errors import DataError
+from vlm_distill.data.absent import is_absent
+from vlm_distill.data.bad_rows import RowError
 from vlm_distill.records import Image, Message, Role, Text
 
 IMAGE_MARKER = "<image>"
@@ -16,82 +19,126 @@ _ROLES: Mapping[str, Role] = {
     "assistant": "assistant",
     "gpt": "assistant",
 }
+# An answer that calls a tool is no text; the keys stand empty where a table has them for other rows.
+_CALLS = ("tool_calls", "function_call")
 
 
 def parse_messages(value: Any, *, where: str) -> tuple[tuple[Message, ...], str | None]:
     """Return the turns up to the last one of the user, and the assistant's text after it, if any.
 
-    Earlier turns of the assistant stay in the prompt.
+    Earlier turns of the assistant stay in the prompt. `value` may be a list, or text that holds it as JSON.
 
     Raises:
-        DataError: a turn has no known role or content, or the turns are no conversation.
+        RowError: a turn has no known role or content, or the turns are no conversation.
     """
+    value = _from_json(value, where=where) if isinstance(value, str) else value
     if not isinstance(value, (list, tuple)) or not value:
-        raise DataError(f"{where}: expected a list of messages, got {type(value).__name__}")
+        found = "an empty one" if value in ([], ()) else type(value).__name__
+        raise _no_conversation(f"{where}: expected a list of messages, got {found}")
     turns = [_turn(turn, where=f"{where} message {number}") for number, turn in enumerate(value)]
-    answer = None
-    if turns[-1].role == "assistant":
-        answer = "".join(part.text for part in turns.pop().content if isinstance(part, Text))
+    answer = _answer(turns.pop(), where=where) if turns[-1].role == "assistant" else None
     spoken = [turn.role for turn in turns if turn.role != "system"]
     if spoken != ["user", "assistant"] * (len(spoken) // 2) + ["user"]:
-        raise DataError(
-            f"{where}: expected user and assistant in turn, the user first, got {', '.join(spoken) or 'none'}"
-        )
+        found = ", ".join(spoken[:8]) or "none"
+        raise _no_conversation(f"{where}: expected user and assistant in turn, the user first, got {found}")
     if any(turn.role == "system" for turn in turns[1:]):
-        raise DataError(f"{where}: a system message may only stand first")
+        raise _no_conversation(f"{where}: a system message may only stand first")
     return tuple(turns), answer
+
+
+def _no_conversation(message: str) -> RowError:
+    return RowError(message, reason="bad_conversation")
+
+
+def _from_json(text: str, *, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise _no_conversation(
+            f"{where}: expected a list of messages, or one in JSON, got the text {shown(text)}"
+        ) from None
+
+
+def _answer(turn: Message, *, where: str) -> str | None:
+    if any(isinstance(part, Image) for part in turn.content):
+        raise _no_conversation(f"{where}: expected an answer of text, got an image in the last turn")
+    text = "".join(part.text for part in turn.content if isinstance(part, Text))
+    return text if text.strip() else None
 
 
 def _turn(turn: Any, *, where: str) -> Message:
     if not isinstance(turn, Mapping):
-        raise DataError(f"{where}: expected {{role, content}} or {{from, value}}, got {type(turn).__name__}")
-    role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
-    if role not in _ROLES:
-        raise DataError(f"{where}: unknown role {role!r}; known: {', '.join(_ROLES)}")
+        found = type(turn).__name__
+        raise _no_conversation(f"{where}: expected {{role, content}} or {{from, value}}, got {found}")
+    name = turn.get("role") or turn.get("from")
+    role = _ROLES.get(name.lower()) if isinstance(name, str) else None
+    if role is None:
+        raise _no_conversation(f"{where}: unknown role {shown(name)}; known: {', '.join(_ROLES)}")
+    calls = [key for key in _CALLS if not is_absent(turn.get(key))]
+    if calls:
+        raise _no_conversation(f"{where}: expected text, got {calls[0]}: calls of tools are not learned")
+    content = turn["content"] if turn.get("content") is not None else turn.get("value")
+    return Message(role=role, content=tuple(_parts(content, where=where)))
+
+
+def _parts(content: Any, *, where: str) -> Iterator[Text | Image]:
     if isinstance(content, str):
-        return Message(role=_ROLES[role], content=split_markers(content))
+        content = [{"type": "text", "text": content}] if content else []
     if not isinstance(content, (list, tuple)):
-        raise DataError(f"{where}: expected text or a list of parts as content, got {type(content).__name__}")
-    return Message(role=_ROLES[role], content=tuple(_part(part, where=where) for part in content))
-
-
-def _part(part: Any, *, where: str) -> Text | Image:
-    kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
-    if kind == "image":
-        return Image()
-    if kind == "text" and isinstance(part.get("text"), str):
-        return Text(text=part["text"])
-    raise DataError(
-        f"{where}: expected parts {{type: text, text: ...}} or {{type: image}} (pictures stand in the image "
-        f"column), got {kind}"
-    )
-
-
-def split_markers(text: str) -> tuple[Text | Image, ...]:
-    """Return text with every `<image>`, and line breaks around it, turned into the place of an image.
-
-    Literal markers would reach tokenizers that read them as image tokens, so they never stay text.
-    """
-    parts: list[Text | Image] = []
-    for number, piece in enumerate(re.split(rf"\n?{IMAGE_MARKER}\n?", text)):
-        if number:
-            parts.append(Image())
-        if piece:
-            parts.append(Text(text=piece))
-    return tuple(parts)
+        found = type(content).__name__
+        raise _no_conversation(f"{where}: expected text or a list of parts as content, got {found}")
+    for part in content:
+        kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+        if kind == "image":
+            yield Image()
+        elif kind == "text" and isinstance(part.get("text"), str):
+            yield Text(text=part["text"])
+        else:
+            raise _no_conversation(
+                f"{where}: expected parts {{type: text, text: ...}} or {{type: image}} (pictures stand in "
+                f"the image column), got {shown(kind)}"
+            )
 
 
 def place_images(messages: tuple[Message, ...], *, num_images: int, where: str) -> tuple[Message, ...]:
     """Return messages with a place for each image: in front of the first user turn if there are none.
 
+    Where places are no parts of their own, `<image>` in a turn of the user is one. In an answer, and where
+    there is no image to place, it is a word like others.
+
     Raises:
-        DataError: the messages have another number of places.
+        RowError: the messages have another number of places.
     """
-    num_places = sum(isinstance(part, Image) for message in messages for part in message.content)
-    if num_places == num_images:
+    if num_images == _num_places(messages):
         return messages
+    marked = tuple(
+        replace(one, content=tuple(_split_markers(one.content))) if one.role == "user" else one
+        for one in messages
+    )
+    num_places = _num_places(marked)
+    if num_places == num_images:
+        return marked
     if num_places:
-        raise DataError(f"{where}: {num_places} places for images ({IMAGE_MARKER}), but {num_images} images")
+        raise RowError(
+            f"{where}: {num_places} places for images ({IMAGE_MARKER}), but {num_images} images; expected as "
+            "many, or no places",
+            reason="bad_image",
+        )
     first = next(number for number, message in enumerate(messages) if message.role == "user")
     content = (Image(),) * num_images + messages[first].content
     return (*messages[:first], replace(messages[first], content=content), *messages[first + 1 :])
+
+
+def _num_places(messages: tuple[Message, ...]) -> int:
+    return sum(isinstance(part, Image) for message in messages for part in message.content)
+
+
+def _split_markers(content: tuple[Text | Image, ...]) -> Iterator[Text | Image]:
+    """Yield the parts with every `<image>`, and line breaks around it, turned into the place of an image."""
+    for part in content:
+        pieces = re.split(rf"\n?{IMAGE_MARKER}\n?", part.text) if isinstance(part, Text) else [""]
+        for number, piece in enumerate(pieces):
+            if number or isinstance(part, Image):
+                yield Image()
+            if piece:
+                yield Text(text=piece)

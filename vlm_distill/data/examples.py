@@ -1,24 +1,29 @@
 """From rows to examples: prompts and images. One function for training data and benchmarks."""
 
 import logging
+import unicodedata
 from collections import Counter
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass, field, replace
+from reprlib import repr as shown
+from typing import Annotated, Any
 
 import jinja2
 from pydantic import Field
 
 from vlm_distill.config import Record
-from vlm_distill.data.conversations import place_images, split_markers
+from vlm_distill.data.absent import is_null
+from vlm_distill.data.bad_rows import REASONS, OnBadRow, RowError
+from vlm_distill.data.conversations import place_images
 from vlm_distill.data.filters import Filters, drop_reason
 from vlm_distill.data.images import ImageStore
 from vlm_distill.data.prompts import DEFAULT_PROMPT, Prompt, compile_prompt, render_prompt
 from vlm_distill.data.rows import Row, meta_text
 from vlm_distill.data.sources import Source
+from vlm_distill.data.unicode_text import is_unicode
 from vlm_distill.errors import ConfigError, DataError
 from vlm_distill.progress import progress
 from vlm_distill.records import Example, Image, Message, Text
 
-OnBadImage = Literal["stop", "skip"]
 _log = logging.getLogger(__name__)
 
 
@@ -42,76 +47,160 @@ class RecipeSource(Record):
 
 
 def read_examples(
-    entry: RecipeSource, images: ImageStore, *, on_bad_image: OnBadImage = "stop"
+    entry: RecipeSource,
+    images: ImageStore,
+    *,
+    on_bad_row: OnBadRow = "stop",
+    owners: dict[str, str] | None = None,
 ) -> tuple[list[Example], Counter[str]]:
     """Return the examples of a source, their images stored in `images`, and counts of rows.
 
-    Counts are `read`, `bad_image` and `filtered_<filter>`; the first bad image that is skipped is logged with
-    its reason.
+    Counts are `read`, `filtered_<filter>`, `no_question` (rows that may lack one, and nothing else is asked),
+    the reasons of bad rows, the first of each of which is logged, and `without_references`. `owners` are the
+    sources that have an id already; this one is added with its ids.
 
     Raises:
-        DataError: a row is wrong, two rows share an id, or an image is bad and `on_bad_image` is "stop".
-        ConfigError: the prompt template does not fit the columns.
+        RowError: a row cannot be used and `on_bad_row` is "stop".
+        DataError: the source cannot be read, or none of its rows can be used.
+        ConfigError: the recipe contradicts itself.
     """
-    template = compile_prompt(entry.prompt)
-    examples: dict[str, Example] = {}
-    counts: Counter[str] = Counter(read=0)
+    reader = _Reader(
+        entry=entry,
+        template=compile_prompt(entry.prompt),
+        images=images,
+        owners={} if owners is None else owners,
+    )
+    examples: list[Example] = []
+    first: RowError | None = None
     for row in progress(entry.source.rows(), label=f"reading {entry.source.label}"):
-        if row.messages is not None and entry.prompt != DEFAULT_PROMPT:
-            where = f"{entry.source.label}: prompt has no effect"
-            raise ConfigError(f"{where} beside columns.messages, which hold whole prompts")
-        stored = _admit(row, entry.filters, images=images, on_bad_image=on_bad_image, counts=counts)
-        if stored is None:
+        reader.counts["read"] += 1
+        try:
+            example = reader.example(row)
+        except RowError as error:
+            if on_bad_row == "stop":
+                raise
+            first = first or error
+            _skip(error, reader.counts)
             continue
-        if row.id in examples:
-            raise DataError(
-                f"{row.where}: an earlier row has the id {row.id!r} too; name a unique column as columns.id"
-            )
-        examples[row.id] = _example(row, template, system=entry.system, images=stored)
+        if example is not None:
+            examples.append(example)
         if len(examples) == entry.limit:
             break
-    return list(examples.values()), counts
+    if first is not None:
+        _require_usable(entry.source.label, reader.counts, first)
+    if lacking := sum(not example.references for example in examples):
+        reader.counts["without_references"] = lacking
+    return examples, reader.counts
 
 
-def _admit(
-    row: Row, filters: Filters, *, images: ImageStore, on_bad_image: OnBadImage, counts: Counter[str]
-) -> tuple[str, ...] | None:
-    """Return the stored images of a row to keep, None for a row to drop; `counts` says which it was."""
-    counts["read"] += 1
-    reason = drop_reason(filters, row)
-    if reason is not None:
-        counts[f"filtered_{reason}"] += 1
-        return None
+def _skip(error: RowError, counts: Counter[str]) -> None:
+    if not counts[error.reason]:
+        _log.warning("skipped: %s (later ones are only counted)", error)
+    counts[error.reason] += 1
+
+
+def _require_usable(label: str, counts: Counter[str], first: RowError) -> None:
+    """Refuse a source of which no row is good: what is wrong stands in the recipe, not in a row."""
+    if sum(counts[reason] for reason in REASONS) == counts["read"]:
+        found = ", ".join(f"{reason} {counts[reason]}" for reason in REASONS if counts[reason])
+        raise DataError(f"source {label}: none of its {counts['read']} rows can be used ({found}): {first}")
+
+
+@dataclass(kw_only=True, slots=True)
+class _Reader:
+    """Makes the rows of a source examples, and counts those that it drops; `owners` grows by their ids."""
+
+    entry: RecipeSource
+    template: jinja2.Template
+    images: ImageStore
+    owners: dict[str, str]
+    counts: Counter[str] = field(default_factory=lambda: Counter(read=0))
+
+    def example(self, row: Row | RowError) -> Example | None:
+        """Return the example of a row, None for one that is dropped and counted."""
+        if isinstance(row, RowError):
+            raise row
+        if row.messages is not None and self.entry.prompt != DEFAULT_PROMPT:
+            where = f"{self.entry.source.label}: prompt has no effect"
+            raise ConfigError(f"{where} beside columns.messages, which hold whole prompts")
+        reason = drop_reason(self.entry.filters, row)
+        if reason is not None:
+            self.counts[f"filtered_{reason}"] += 1
+            return None
+        messages = _messages(row, self.template, system=self.entry.system)
+        if messages is None:
+            self.counts["no_question"] += 1
+            return None
+        self._check_id(row)
+        meta = {name: meta_text(value) for name, value in row.meta.items() if not is_null(value)}
+        example = Example(id=row.id, messages=messages, references=row.references, meta=meta)
+        _check_text(example, where=row.where)
+        # Last, so that a row that is left out leaves no image behind.
+        example = replace(example, images=_store_images(row, self.images))
+        self.owners[row.id] = self.entry.source.label
+        return example
+
+    def _check_id(self, row: Row) -> None:
+        owner, label = self.owners.get(row.id, ""), self.entry.source.label
+        if owner == label:
+            raise RowError(
+                f"{row.where}: an earlier row has the id {row.id!r} too; name a unique column as columns.id",
+                reason="repeated_id",
+            )
+        if owner:
+            hint = f'write columns.id as a template, such as "{label}-{{column}}"'
+            raise RowError(
+                f"{row.where}: sources {owner!r} and {label!r} share the id {row.id!r}; {hint}",
+                reason="repeated_id",
+            )
+
+
+def _store_images(row: Row, images: ImageStore) -> tuple[str, ...]:
     try:
         return tuple(images.add(load(), f"{row.where} (id {row.id!r})") for load in row.images)
     except DataError as error:
-        if on_bad_image == "stop":
-            raise
-        if not counts["bad_image"]:
-            _log.warning("skipped: %s (later ones are only counted)", error)
-        counts["bad_image"] += 1
-        return None
+        raise RowError(str(error), reason="bad_image") from None
 
 
-def _example(row: Row, template: jinja2.Template, *, system: str | None, images: tuple[str, ...]) -> Example:
+def _messages(row: Row, template: jinja2.Template, *, system: str | None) -> tuple[Message, ...] | None:
+    """Return the prompt of a row with a place for each image, None where a row that may lack it has none."""
     messages = row.messages
     if messages is None:
-        variables = {"id": row.id, "references": row.references, **row.meta}
-        if row.question is not None:
-            variables["question"] = row.question
-        text = render_prompt(template, variables, where=row.where)
-        messages = (Message(role="user", content=split_markers(text)),)
-    if system is not None:
-        if messages[0].role == "system":
-            raise DataError(f"{row.where}: the row has a system message of its own; leave `system` out")
-        messages = (Message(role="system", content=(Text(text=system),)), *messages)
-    return Example(
-        id=row.id,
-        messages=place_images(messages, num_images=len(images), where=row.where),
-        images=images,
-        references=row.references,
-        meta={name: meta_text(value) for name, value in row.meta.items() if value is not None},
-    )
+        text = _prompt(row, template)
+        if not text.strip() and row.question == "":
+            return None
+        messages = (Message(role="user", content=(Text(text=text),) if text else ()),)
+    messages = place_images(messages, num_images=len(row.images), where=row.where)
+    if not any(isinstance(part, Image) or part.text.strip() for part in messages[-1].content):
+        raise RowError(f"{row.where}: expected a question, got empty text", reason="missing_cell")
+    if system is None:
+        return messages
+    if messages[0].role == "system":
+        message = f"{row.where}: the row has a system message of its own; leave `system` out"
+        raise RowError(message, reason="bad_conversation")
+    return (Message(role="system", content=(Text(text=system),)), *messages)
+
+
+def _prompt(row: Row, template: jinja2.Template) -> str:
+    variables = {"id": row.id, "references": row.references, **row.meta}
+    if row.question is not None:
+        variables["question"] = row.question
+    try:
+        return render_prompt(template, variables, where=row.where)
+    except ConfigError as error:
+        raise RowError(str(error), reason="bad_prompt") from None
+
+
+def _check_text(example: Example, *, where: str) -> None:
+    parts = (part for message in example.messages for part in message.content)
+    texts = [part.text for part in parts if isinstance(part, Text)]
+    for text in (example.id, *texts, *example.references, *example.meta.values()):
+        if "\0" in text or not is_unicode(text):
+            message = f"{where}: expected text in Unicode without NUL, got {shown(text)}"
+            raise RowError(message, reason="bad_text")
+    if any(unicodedata.category(character) == "Cc" for character in example.id):
+        message = f"{where}: expected an id on one line without control characters, got {example.id!r}"
+        raise RowError(message, reason="bad_text")
 
 
 def example_to_json(example: Example) -> dict[str, Any]:

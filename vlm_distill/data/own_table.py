@@ -1,14 +1,16 @@
 """A recipe for a table of one's own, `data: {path: FILE.jsonl}`: columns are known by their usual names."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from vlm_distill.config import decode
+from vlm_distill.data.bad_rows import RowError
 from vlm_distill.data.columns import Columns
 from vlm_distill.data.examples import RecipeSource
 from vlm_distill.data.recipe import Recipe
 from vlm_distill.data.sources import Files
 from vlm_distill.data.split import Split
-from vlm_distill.data.tables import read_table
+from vlm_distill.data.tables import RawRow, read_table
 from vlm_distill.errors import DataError
 
 NAMES = {
@@ -31,7 +33,7 @@ def recipe_for_table(path: Path) -> Recipe:
     Raises:
         DataError: the table is missing, empty, or has neither messages nor a question.
     """
-    where, row = next(read_table(path), (str(path), None))
+    where, row = next(_readable(path), (str(path), None))
     if row is None:
         raise DataError(f"{path}: expected rows with prompts, found none")
     if not isinstance(row, dict):
@@ -50,3 +52,16 @@ def recipe_for_table(path: Path) -> Recipe:
         sources=[RecipeSource(source=source)],
         split=Split(held_out=HELD_OUT),
     )
+
+
+def _readable(path: Path) -> Iterator[tuple[str, RawRow]]:
+    """Yield the rows that can be read; RowError where there is none."""
+    first: RowError | None = None
+    for where, row in read_table(path):
+        if isinstance(row, RowError):
+            first = first or row
+            continue
+        yield where, row
+        return
+    if first is not None:
+        raise first

@@ -9,7 +9,10 @@ from pydantic import AfterValidator
 from vlm_distill.errors import ConfigError, did_you_mean
 
 DEFAULT_PROMPT = "{{ question }}"
-_ENVIRONMENT = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, autoescape=False)
+# A column that a row lacks is no text, not the word None.
+_ENVIRONMENT = ImmutableSandboxedEnvironment(
+    undefined=jinja2.StrictUndefined, autoescape=False, finalize=lambda value: "" if value is None else value
+)
 # What a template can raise on values that it did not expect, next to Jinja's own errors.
 _RENDER_ERRORS = (jinja2.TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError)
 

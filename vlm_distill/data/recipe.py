@@ -11,6 +11,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from vlm_distill.config import Record, apply_overrides, decode, find_yaml, read_yaml
+from vlm_distill.data.bad_rows import OnBadRow, RowError
 from vlm_distill.data.dataset import (
     FORMAT_VERSION,
     Dataset,
@@ -19,7 +20,7 @@ from vlm_distill.data.dataset import (
     used_images,
     write_dataset,
 )
-from vlm_distill.data.examples import OnBadImage, RecipeSource, read_examples
+from vlm_distill.data.examples import RecipeSource, read_examples
 from vlm_distill.data.images import ImageStore
 from vlm_distill.data.mixture import mix
 from vlm_distill.data.split import Split, split_examples
@@ -27,6 +28,9 @@ from vlm_distill.errors import DataError
 from vlm_distill.files import hash_json
 from vlm_distill.progress import Log
 from vlm_distill.records import Example
+
+# Overrides change a recipe and what `data.path` makes one of.
+_WAY_OUT = "with data.overrides=[on_bad_row=skip] rows that cannot be used are left out and counted"
 
 
 class Recipe(Record):
@@ -40,7 +44,9 @@ class Recipe(Record):
     )
     seed: int = Field(default=0, description="of the draw in a weighted mixture")
     split: Split = Split()
-    on_bad_image: OnBadImage = "stop"
+    on_bad_row: OnBadRow = Field(
+        default="stop", description="skip: rows that cannot be used are left out and counted by reason"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> "Recipe":
@@ -117,13 +123,10 @@ def _read_sources(recipe: Recipe, images: ImageStore) -> tuple[dict[str, list[Ex
     owners: dict[str, str] = {}
     for entry in recipe.sources:
         name = entry.source.label
-        groups[name], found = read_examples(entry, images, on_bad_image=recipe.on_bad_image)
-        for example in groups[name]:
-            if owners.setdefault(example.id, name) != name:
-                hint = f'write columns.id as a template, such as "{name}-{{column}}"'
-                raise DataError(
-                    f"sources {owners[example.id]!r} and {name!r} share the id {example.id!r}; {hint}"
-                )
+        try:
+            groups[name], found = read_examples(entry, images, on_bad_row=recipe.on_bad_row, owners=owners)
+        except RowError as error:
+            raise DataError(f"{error} ({_WAY_OUT})") from None
         counts.update(found)
         if len(recipe.sources) > 1:
             counts.update({f"{name}/{reason}": count for reason, count in found.items()})

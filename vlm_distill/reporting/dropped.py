@@ -9,7 +9,16 @@ from vlm_distill.reporting.response_sets import ResponseSet
 
 DATA_WORDS = {
     "read": "rows read",
-    "bad_image": "rows skipped for a damaged image",
+    "broken_row": "rows skipped: cannot be read",
+    "missing_cell": "rows skipped: a cell is missing or empty",
+    "wrong_cell": "rows skipped: a cell holds something else than its use needs",
+    "bad_conversation": "rows skipped: no conversation of user and assistant in turn",
+    "bad_prompt": "rows skipped: the prompt template fails on them",
+    "bad_text": "rows skipped: no text in Unicode, or a control character",
+    "bad_image": "rows skipped: an image is missing, damaged or refused",
+    "repeated_id": "rows skipped: an earlier row has their id",
+    "no_question": "rows left out: they may lack a question, and do",
+    "without_references": "prompts without a reference",
     "duplicates": "duplicates dropped",
     "left_out_by_mixture": "left out by the weights of the mixture",
     "train": "prompts to train on",

@@ -38,8 +38,8 @@ def test_metadata_of_a_folder_adds_columns_and_must_name_every_image(
     ]
     assert [row.images[0]() for row in source.rows()] == [picture()] * 2
     (tmp_path / "folder" / "b.png").write_bytes(picture())
-    with pytest.raises(DataError, match=r"1 images of the folder have no row, the first is b.png"):
-        list(source.rows())
+    *_, bad = source.rows()
+    assert "1 images of the folder have no row, one is b.png" in str(bad)
 
 
 def test_an_empty_folder_is_an_error(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Annotated, Any, Protocol, TypeAlias, get_args, runtime_checkable
 
 from vlm_distill.config import Kinds
+from vlm_distill.data.bad_rows import RowError
 from vlm_distill.data.rows import Row
 from vlm_distill.data.sources.files import Files
 from vlm_distill.data.sources.hub import Hub
@@ -26,11 +27,11 @@ class SourceConfig(Protocol):
     def hub_id(self) -> str | None:
         """The data set on the hub that it is."""
 
-    def rows(self) -> Iterator[Row]:
-        """Yield its rows in a fixed order.
+    def rows(self) -> Iterator[Row | RowError]:
+        """Yield its rows in a fixed order, what is wrong with it in place of one that cannot be used.
 
         Raises:
-            DataError: it is not there, or a row is not what its columns say.
+            DataError: it is not there, or none of its rows can be read.
         """
 
     def state(self) -> Any:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from vlm_distill.config import PathText, Record, user_path
+from vlm_distill.data.bad_rows import RowError
 from vlm_distill.data.columns import Columns
 from vlm_distill.data.rows import Row, build_rows
 from vlm_distill.data.tables import RawRow, read_table
@@ -33,7 +34,7 @@ class Files(Record):
     def label(self) -> str:
         return Path(_patterns(self)[0]).stem if self.name is None else self.name
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[Row | RowError]:
         return build_rows(_raw_rows(self), self.columns, name=self.label)
 
     def state(self) -> Any:
@@ -48,7 +49,7 @@ def sizes_and_times(paths: Iterable[Path]) -> list[list[Any]]:
     return [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
 
 
-def _raw_rows(source: Files) -> Iterator[tuple[str, RawRow, Path]]:
+def _raw_rows(source: Files) -> Iterator[tuple[str, RawRow | RowError, Path]]:
     for file in _files(source):
         root = file.parent if source.image_root is None else user_path(source.image_root)
         for where, raw in read_table(file, list_key=source.list_key):

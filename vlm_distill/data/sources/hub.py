@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from vlm_distill.config import PathText, Record
+from vlm_distill.data.bad_rows import RowError
 from vlm_distill.data.columns import Columns
 from vlm_distill.data.rows import Row, build_rows
 from vlm_distill.data.tables import RawRow
@@ -35,7 +36,7 @@ class Hub(Record):
     def hub_id(self) -> str:
         return self.path
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[Row | RowError]:
         return build_rows(_raw_rows(self), self.columns, name=self.label)
 
     def state(self) -> Any:

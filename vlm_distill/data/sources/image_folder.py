@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from vlm_distill.config import PathText, Record, user_path
+from vlm_distill.data.bad_rows import RowError
 from vlm_distill.data.columns import Columns
 from vlm_distill.data.image_formats import suffixes
 from vlm_distill.data.rows import Row, build_rows
@@ -42,7 +43,7 @@ class ImageFolder(Record):
     def label(self) -> str:
         return Path(self.path).name if self.name is None else self.name
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[Row | RowError]:
         found = _find(user_path(self.path))
         columns = _with_file_names(self.columns, has_table=bool(found.tables))
         return build_rows(_raw_rows(found), columns, name=self.label)
@@ -133,7 +134,7 @@ def _with_file_names(columns: Columns, *, has_table: bool) -> Columns:
     return columns
 
 
-def _raw_rows(found: _Found) -> Iterator[tuple[str, RawRow, Path]]:
+def _raw_rows(found: _Found) -> Iterator[tuple[str, RawRow | RowError, Path]]:
     if not found.tables:
         for name in found.images:
             yield str(found.folder / name), {"file_name": name}, found.folder
@@ -142,14 +143,16 @@ def _raw_rows(found: _Found) -> Iterator[tuple[str, RawRow, Path]]:
     for table in found.tables:
         below = table.parent.relative_to(found.folder).as_posix()
         for where, raw in read_table(table):
-            if not isinstance(raw, dict) or not isinstance(raw.get("file_name"), str):
-                raise DataError(f"{where}: expected a column 'file_name' with the path of the image")
-            on_disk = found.on_disk(raw["file_name"], below=below)
+            name = raw.get("file_name") if isinstance(raw, dict) else None
+            on_disk = found.on_disk(name, below=below) if isinstance(name, str) else None
             if on_disk is not None:
+                assert isinstance(raw, dict)
                 unnamed.discard(on_disk)
                 raw = {**raw, "file_name": posixpath.relpath(on_disk, below)}
+            elif not isinstance(name, str) and not isinstance(raw, RowError):
+                message = f"{where}: expected a column 'file_name' with the path of the image"
+                raw = RowError(message, reason="missing_cell")
             yield where, raw, table.parent
-    if unnamed:
-        raise DataError(
-            f"{found.tables[0]}: {len(unnamed)} images of the folder have no row, the first is {min(unnamed)}"
-        )
+    for name in sorted(unnamed):
+        message = f"{found.tables[0]}: {len(unnamed)} images of the folder have no row, one is {name}"
+        yield name, RowError(message, reason="missing_cell"), found.folder

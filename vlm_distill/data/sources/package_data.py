@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from vlm_distill.config import PathText, Record
+from vlm_distill.data.bad_rows import RowError
 from vlm_distill.data.columns import Columns
 from vlm_distill.data.image_values import inside
 from vlm_distill.data.rows import Row, build_rows
@@ -31,7 +32,7 @@ class PackageData(Record):
     def label(self) -> str:
         return self.package if self.name is None else self.name
 
-    def rows(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[Row | RowError]:
         folder, file = _find(self)
         raw_rows = ((where, raw, folder) for where, raw in read_table(file, list_key=self.list_key))
         return build_rows(raw_rows, self.columns, name=self.label)

@@ -1,0 +1,31 @@
+"""One row that cannot be used: an error that a source may yield in its place, and why it is counted."""
+
+from typing import Literal, get_args
+
+from vlm_distill.errors import DataError
+
+OnBadRow = Literal["stop", "skip"]
+Reason = Literal[
+    "broken_row",
+    "missing_cell",
+    "wrong_cell",
+    "bad_conversation",
+    "bad_prompt",
+    "bad_text",
+    "bad_image",
+    "repeated_id",
+]
+REASONS: tuple[Reason, ...] = get_args(Reason)
+
+
+class RowError(DataError):
+    """One row cannot be used, the others can; `reason` is the name of its count.
+
+    An exception inside a generator would end it, so what iterates over rows yields this error in place of the
+    row and goes on; whoever counts rows (examples.py) raises it or leaves the row out.
+    """
+
+    def __init__(self, message: str, *, reason: Reason):
+        # Cells may hold line breaks, an error is one line.
+        super().__init__(" ".join(message.splitlines()))
+        self.reason = reason
