@@ -36,13 +36,13 @@ def parse_messages(value: Any, *, where: str) -> tuple[tuple[Message, ...], str 
         found = "an empty one" if value in ([], ()) else type(value).__name__
         raise _no_conversation(f"{where}: expected a list of messages, got {found}")
     turns = [_turn(turn, where=f"{where} message {number}") for number, turn in enumerate(value)]
-    answer = _answer(turns.pop(), where=where) if turns[-1].role == "assistant" else None
     spoken = [turn.role for turn in turns if turn.role != "system"]
-    if spoken != ["user", "assistant"] * (len(spoken) // 2) + ["user"]:
+    if not spoken or spoken != (["user", "assistant"] * len(spoken))[: len(spoken)]:
         found = ", ".join(spoken[:8]) or "none"
         raise _no_conversation(f"{where}: expected user and assistant in turn, the user first, got {found}")
     if any(turn.role == "system" for turn in turns[1:]):
         raise _no_conversation(f"{where}: a system message may only stand first")
+    answer = _answer(turns.pop(), where=where) if spoken[-1] == "assistant" else None
     return tuple(turns), answer
 
 

@@ -56,12 +56,11 @@ def recipe_for_table(path: Path) -> Recipe:
 
 def _readable(path: Path) -> Iterator[tuple[str, RawRow]]:
     """Yield the rows that can be read; RowError where there is none."""
-    first: RowError | None = None
+    broken: list[RowError] = []
     for where, row in read_table(path):
         if isinstance(row, RowError):
-            first = first or row
-            continue
-        yield where, row
-        return
-    if first is not None:
-        raise first
+            broken.append(row)
+        else:
+            yield where, row
+    if broken:
+        raise broken[0]
