@@ -3,10 +3,30 @@
 import hashlib
 import json
 import os
+import re
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+# What `temporary_path` makes.
+TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
+
+
+def temporary_path(path: Path) -> Path:
+    """Return the hidden sibling of `path` under which this process writes what will be renamed to it."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Delete what killed processes have left anywhere in `folder` under temporary names."""
+    for place, folders, files in os.walk(folder):
+        for name in [one for one in folders if TEMPORARY.fullmatch(one)]:
+            shutil.rmtree(Path(place, name))
+            folders.remove(name)
+        for name in filter(TEMPORARY.fullmatch, files):
+            Path(place, name).unlink()
 
 
 @contextmanager
@@ -17,7 +37,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_path(path)
     try:
         yield temporary
         with temporary.open("rb+") as handle:
