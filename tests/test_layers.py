@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1] / "vlm_distill"
 LAYERS = [
-    {"errors", "files", "records", "shards", "progress", "packages", "plugins", "config"},
+    {"errors", "files", "records", "shards", "progress", "packages", "plugins", "stopping", "config"},
     {"batches", "processes"},
     {"losses", "data", "adapters"},
     {"models"},

@@ -1,15 +1,17 @@
 """The command line. Verbs import what they need when they run, so that --help and ls stay instant."""
 
 import argparse
+import os
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from vlm_distill import __version__
-from vlm_distill.errors import UserError
+from vlm_distill.errors import UserError, one_line
+from vlm_distill.stopping import end_at_once_on_signals, exit_code, handled, is_asked
 
 LISTED = {"configs": "configs", "recipes": "data_recipes", "tasks": "eval/tasks", "suites": "eval/suites"}
 
@@ -137,11 +139,15 @@ def _positive(text: str) -> int:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Verb:
-    """What `--help` says about a verb, its arguments by name as argparse takes them, and what it does."""
+    """What `--help` says about a verb, its arguments by name as argparse takes them, and what it does.
+
+    One that `continues` goes on where it was interrupted.
+    """
 
     help: str
     arguments: Mapping[str, Mapping[str, Any]]
     run: Callable[[Namespace], None]
+    continues: bool = False
 
 
 CONFIG: dict[str, dict[str, Any]] = {
@@ -166,11 +172,13 @@ VERBS = {
             },
         },
         run=_run,
+        continues=True,
     ),
     "cache": Verb(
         help="compute once what a run's teacher says about stored responses; resumes",
         arguments=CONFIG,
         run=_cache,
+        continues=True,
     ),
     "check": Verb(
         help="print the resolved run and whether teacher and student fit together; trains nothing",
@@ -214,6 +222,7 @@ VERBS = {
             "--trust-remote-code": TRUST,
         },
         run=_eval,
+        continues=True,
     ),
     "report": Verb(
         help="write report.html of a run, finished or not, from its folder",
@@ -254,7 +263,7 @@ def parser() -> argparse.ArgumentParser:
         one = verbs.add_parser(name, help=verb.help)
         for argument, settings in verb.arguments.items():
             one.add_argument(argument, **settings)
-        one.set_defaults(run=verb.run)
+        one.set_defaults(run=verb.run, continues=verb.continues)
     return top
 
 
@@ -270,18 +279,45 @@ def _parse(arguments: Sequence[str] | None) -> Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb; return the exit code: 0, 2 for what a user can mend, 130 when interrupted."""
-    options = _parse(arguments)
+    """Run one verb; return the exit code.
+
+    0, 2 for what a user can mend, 130 when interrupted by Ctrl-C, 143 by SIGTERM or SIGUSR1.
+    """
+    with handled():
+        return _main(arguments)
+
+
+def _main(arguments: Sequence[str] | None) -> int:
+    options = Namespace(continues=False)
     try:
+        options = _parse(arguments)
         options.run(options)
     except (UserError, OSError) as error:  # OSError: an unwritable folder, a full disk.
         print(f"vlm-distill: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("vlm-distill: interrupted; the same command continues where it stopped", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as interrupted:
+        return _interrupted(options, str(interrupted))
+    except Exception as error:
+        # Libraries turn an interrupt into an error of theirs, for example inside an import.
+        if not is_asked():
+            raise
+        return _interrupted(options, f"interrupted ({type(error).__name__}: {one_line(error)})")
     return 0
 
 
-if __name__ == "__main__":
+def _interrupted(options: Namespace, line: str) -> int:
+    rest = "; the same command continues where it stopped" if options.continues else ""
+    # The processes of a launcher stop together.
+    if os.environ.get("RANK", "0") == "0":
+        print(f"vlm-distill: {line or f'interrupted{rest}'}", file=sys.stderr)
+    return exit_code()
+
+
+def program() -> NoReturn:
+    """Run the verb of the command line and exit."""
+    end_at_once_on_signals()
     sys.exit(main())
+
+
+if __name__ == "__main__":
+    program()

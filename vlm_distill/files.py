@@ -3,6 +3,8 @@
 import hashlib
 import json
 import os
+import re
+import shutil
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -13,6 +15,23 @@ from vlm_distill.errors import DataError, one_line
 
 # Far above what a run or a model writes (an index of 140,000 weights has 13 MB), and held by any machine.
 _MAX_BYTES, _MAX_VALUES, _MAX_DEPTH = 64 << 20, 2_000_000, 100
+# What `temporary_path` makes.
+TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
+
+
+def temporary_path(path: Path) -> Path:
+    """Return the hidden sibling of `path` under which this process writes what will be renamed to it."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Delete what killed processes have left anywhere in `folder` under temporary names."""
+    for place, folders, files in os.walk(folder):
+        for name in [one for one in folders if TEMPORARY.fullmatch(one)]:
+            shutil.rmtree(Path(place, name))
+            folders.remove(name)
+        for name in filter(TEMPORARY.fullmatch, files):
+            Path(place, name).unlink()
 
 
 @contextmanager
@@ -23,7 +42,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_path(path)
     try:
         yield temporary
         with temporary.open("rb+") as handle:

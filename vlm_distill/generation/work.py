@@ -27,6 +27,7 @@ from vlm_distill.processes import num_processes, on_main
 from vlm_distill.progress import Log, progress
 from vlm_distill.records import Author, Example, Response, response_id
 from vlm_distill.shards import MANIFEST, part_folders
+from vlm_distill.stopping import end, is_asked, patiently, until_asked
 
 FORMAT_VERSION = 2
 # A kill loses what was generated since the last shard.
@@ -248,13 +249,28 @@ def _fill(job: Job, engine: Engine, *, folder: Path, log: Log) -> None:
     remaining, overlong = _remaining(results, job, plan, log=log)
 
     def generate(batches: Sequence[Batch], part_folder: Path) -> None:
-        part = results.within(part_folder)
-        for batch in progress(batches, label=job.label, total=len(batches)):
-            part.add(job.generate(engine, batch))
-        part.flush()
+        with patiently():
+            _generate(job, engine, batches, results.within(part_folder))
 
     executor()(remaining, generate, folder=folder)
     on_main(lambda: _finish(folder, job, overlong=overlong, log=log))
+
+
+def _generate(job: Job, engine: Engine, batches: Sequence[Batch], part: _Results) -> None:
+    """Generate the batches into a part, as far as no signal asks to end."""
+    before = len(part.done)
+    try:
+        for batch in progress(until_asked(batches), label=job.label, total=len(batches)):
+            part.add(job.generate(engine, batch))
+    except EngineError:
+        # Ctrl-C also reaches the processes that an engine has started, which die of it.
+        if not is_asked():
+            raise
+    finally:
+        part.flush()
+    if is_asked():
+        new = len(part.done) - before
+        end(f"{job.label}: stopped after {new:,} more responses, which are kept in {part.store.folder}")
 
 
 def _remaining(results: _Results, job: Job, plan: Sequence[Batch], *, log: Log) -> tuple[list[Batch], int]:

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from vlm_distill.adapters.adapter import LoadedModel
-from vlm_distill.files import read_json, write_json
+from vlm_distill.files import read_json, temporary_path, write_json
 from vlm_distill.models.names import WEIGHTS_INDEX
 
 
@@ -23,7 +22,9 @@ def save_model(loaded: LoadedModel, folder: Path) -> None:
     """
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
+    temporary = temporary_path(folder)
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
     try:
         model: Any = loaded.model
         model.save_pretrained(temporary)
@@ -35,10 +36,9 @@ def save_model(loaded: LoadedModel, folder: Path) -> None:
                 path.chmod(0o644)  # safetensors writes for the owner alone
                 with path.open("rb") as handle:
                     os.fsync(handle.fileno())
-        temporary.chmod(0o755)  # mkdtemp makes it private
         if folder.exists():
             # A folder cannot be replaced in one step; the old one steps aside first.
-            previous = temporary.with_suffix(".old")
+            previous = temporary_path(folder.with_name(f"{folder.name}.old"))
             os.replace(folder, previous)
             os.replace(temporary, folder)
             shutil.rmtree(previous)

@@ -13,10 +13,10 @@ from filelock import FileLock, Timeout
 from vlm_distill.config import dump_yaml, read_yaml
 from vlm_distill.data.store import all_stored
 from vlm_distill.errors import ConfigError, DataError
-from vlm_distill.files import atomic_path, read_json, write_json
+from vlm_distill.files import atomic_path, read_json, remove_temporaries, write_json
 from vlm_distill.packages import package_version
 from vlm_distill.processes import is_main, num_processes, on_main, wait
-from vlm_distill.runs.config import VISION_FEATURES, RunConfig
+from vlm_distill.runs.config import RunConfig
 from vlm_distill.runs.evaluator import has_agreement, has_answers
 from vlm_distill.runs.plan import HELD_OUT, STAGES, Kind, Step, plan_format, write_plan
 from vlm_distill.training.config import MECHANICAL
@@ -74,7 +74,7 @@ def open_folder(config: RunConfig, steps: Sequence[Step]) -> Iterator[Path]:
         def claim() -> None:
             held.enter_context(_locked(folder))
             _bind(config, folder, steps)
-            _remove_leftovers(folder)
+            remove_temporaries(folder)
 
         on_main(claim)
         yield folder
@@ -96,13 +96,6 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """Delete the temporary files of killed processes where they are large; their names hold process ids."""
-    for pattern in ("cache/*/*/.*.tmp", f"{VISION_FEATURES}/.*.tmp"):
-        for path in folder.glob(pattern):
-            path.unlink()
 
 
 def require_plan(folder: Path) -> None:

@@ -31,6 +31,7 @@ from vlm_distill.records import Author, Example, Response
 from vlm_distill.runs.context import Context
 from vlm_distill.runs.plan import TEACHER, Step, Track, track_of
 from vlm_distill.runs.room import with_room
+from vlm_distill.stopping import end, is_asked, patiently
 from vlm_distill.teacher_cache.fill import cached_by_author, fill_cache
 from vlm_distill.training.config import TrainConfig
 from vlm_distill.training.items import build_items
@@ -96,14 +97,17 @@ def train_student(context: Context, step: Step) -> None:
         scored = on_main(lambda: reference_log_probs(stage, config, log=context.log))
         stage = replace(stage, reference_log_probs=scored)
     waited = math.fsum(context.seconds.pop(one.name, 0.0) for one in _response_steps(context, step))
-    train(
-        config,
-        stage,
-        log=context.log,
-        seconds_before=waited,
-        left_out=work.num_without_response + work.num_too_long,
-        too_long=work.num_too_long,
-    )
+    with patiently():
+        train(
+            config,
+            stage,
+            log=context.log,
+            seconds_before=waited,
+            left_out=work.num_without_response + work.num_too_long,
+            too_long=work.num_too_long,
+        )
+        if is_asked():
+            end(f"{step.label}: stopped after this stage, which is complete")
 
 
 def cache_existing(context: Context) -> list[str]:

@@ -6,7 +6,7 @@ in its own dtype, whatever the precision of the student's training.
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from vlm_distill.models.output_layer import require_same_head
 from vlm_distill.processes import num_processes, on_main, rank, wait
 from vlm_distill.progress import Log, progress
 from vlm_distill.records import Author
+from vlm_distill.stopping import end, is_asked, patiently, until_asked
 from vlm_distill.teacher_cache.store import CachedResponse, CacheReader, CacheStore, content_hash
 from vlm_distill.teacher_cache.tiers import CacheConfig, Tier, tier_of
 
@@ -170,21 +171,34 @@ def _compute(plan: CachePlan, items: Sequence[TrainItem], store: CacheStore, *, 
     ordered = sorted(items, key=lambda item: -max(len(one.token_ids) for one in item.responses))
     size = plan.config.batch_size
     batches = [ordered[start : start + size] for start in range(0, len(ordered), size)]
+    own = batches[rank() :: num_processes()]
+    with patiently():
+        stored = _store(plan, body, progress(until_asked(own), label=label, total=len(own)), store)
+        if is_asked():
+            end(f"{label}: stopped after {stored:,} more responses, which are kept in {store.folder}")
+
+
+def _store(
+    plan: CachePlan, body: LoadedModel, batches: Iterable[Sequence[TrainItem]], store: CacheStore
+) -> int:
+    """Store the rows of the batches; return how many responses they have."""
     pending: list[CachedResponse] = []
-    flushed_at = time.monotonic()
-    for batch in progress(batches[rank() :: num_processes()], label=label):
+    num_stored, flushed_at = 0, time.monotonic()
+    for batch in batches:
         try:
             pending += _responses(plan, body, batch)
         except torch.OutOfMemoryError:
             raise DataError(
-                f"{label}: the teacher ran out of memory with {size} prompts at once; lower cache.batch_size "
-                "and start again: what is stored is kept"
+                f"{store.folder}: the teacher ran out of memory with {len(batch)} prompts at once; lower "
+                "cache.batch_size and start again: what is stored is kept"
             ) from None
         num_bytes = sum(tensor.nbytes for one in pending for tensor in one.tensors.values())
         if num_bytes >= SHARD_BYTES or time.monotonic() - flushed_at >= SHARD_SECONDS:
             store.append(pending)
+            num_stored += len(pending)
             pending, flushed_at = [], time.monotonic()
     store.append(pending)
+    return num_stored + len(pending)
 
 
 def _responses(plan: CachePlan, body: LoadedModel, items: Sequence[TrainItem]) -> Iterator[CachedResponse]:

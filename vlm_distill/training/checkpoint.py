@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vlm_distill.errors import DataError
-from vlm_distill.files import read_json, sha256_file, write_json
+from vlm_distill.files import read_json, sha256_file, temporary_path, write_json
 from vlm_distill.progress import Log
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 WEIGHTS, OPTIMIZER, STATE = "model.safetensors", "optimizer.pt", "state.json"
 
 
@@ -39,8 +39,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, key: str, keep_last
     Raises:
         DataError: it cannot be written, for example because the disk is full; the older ones stay.
     """
-    target = folder / f"step_{checkpoint.step:08d}"
-    temporary = folder / f".{target.name}.tmp"
+    target = folder / _name(checkpoint.step)
+    temporary = temporary_path(target)
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         _write(temporary, checkpoint, key=key)
@@ -106,6 +106,17 @@ def load_latest(folder: Path, *, key: str, log: Log) -> Checkpoint | None:
             state=saved["state"],
         )
     return None
+
+
+def drop_later(folder: Path, *, step: int) -> None:
+    """Delete the checkpoints of later steps, which are damaged or will be taken again."""
+    for path in _steps(folder):
+        if path.name > _name(step):
+            shutil.rmtree(path)
+
+
+def _name(step: int) -> str:
+    return f"step_{step:08d}"
 
 
 def _steps(folder: Path) -> list[Path]:

@@ -9,6 +9,8 @@ from vlm_distill.files import append_jsonl, atomic_path
 
 # Values of the last step; everything else is a sum over the steps since the last line.
 LAST = ("learning_rate", "grad_norm")
+# The only value that a stage that was interrupted has otherwise: response tokens a second since it started.
+THROUGHPUT = "tokens_per_second"
 
 
 def merge_steps(pending: Sequence[dict[str, float]]) -> tuple[dict[str, float], dict[str, float]]:

@@ -48,6 +48,7 @@ def finished(folder: Path, *, key: str) -> Trained | None:
             f"{folder}: holds a student that was trained from another start, with other data or with another "
             "config; give the run another `output`, or delete this folder to train it again"
         )
+    _remove_checkpoints(folder)  # a kill may have come before
     return Trained(
         model=folder / "model", steps=found["steps"], tokens=found["tokens"], objective=found["objective"]
     )
@@ -97,11 +98,15 @@ def train(
             "seconds": {"responses": seconds_before, "training": time.monotonic() - started},
         }
         write_json(stage.folder / "stage.json", result)
-        for leftover in ("checkpoints", "best"):
-            shutil.rmtree(stage.folder / leftover, ignore_errors=True)
+        _remove_checkpoints(stage.folder)
     wait()
     log(f"{stage.label}: {trained.tokens:,} response tokens trained in {time.monotonic() - started:.0f} s")
     return trained
+
+
+def _remove_checkpoints(folder: Path) -> None:
+    for name in ("checkpoints", "best"):
+        shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def _whole(config: TrainConfig, stage: Stage, learned: dict[str, Any]) -> LoadedModel:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
@@ -32,16 +32,18 @@ from vlm_distill.errors import ConfigError, DataError, did_you_mean
 from vlm_distill.forward import shares_prefixes
 from vlm_distill.losses import explain_non_finite
 from vlm_distill.models.gradient_checkpointing import keep_activations, recompute_activations
+from vlm_distill.models.lora import part_of
 from vlm_distill.models.vision_cache import without_vision_cache
 from vlm_distill.processes import wait
 from vlm_distill.progress import Log, progress
+from vlm_distill.stopping import end, is_asked
 from vlm_distill.training.budget import Budget, learning_rate
-from vlm_distill.training.checkpoint import Checkpoint, load_latest, save_checkpoint
+from vlm_distill.training.checkpoint import Checkpoint, drop_later, load_latest, save_checkpoint
 from vlm_distill.training.checks import check_sharded, check_stage
 from vlm_distill.training.config import TrainConfig
 from vlm_distill.training.early_stop import EarlyStop
 from vlm_distill.training.items import TrainBatch, TrainOrder, collate
-from vlm_distill.training.metrics import append_row, drop_rows_after, merge_steps
+from vlm_distill.training.metrics import THROUGHPUT, append_row, drop_rows_after, merge_steps
 from vlm_distill.training.micro_batches import count_prompt_tokens, cutter, padding_counts, sort_lengths
 from vlm_distill.training.parts import decay_groups, prepare_parts
 from vlm_distill.training.responses import Responses
@@ -53,6 +55,8 @@ LEARNING = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_froze
 # Parameters that the forward never uses (a tower's norm after the chosen layer) have no moments.
 LENIENT = StateDictOptions(full_state_dict=True, ignore_frozen_params=True, strict=False)
 SMALLEST_SCALE = 2.0**-10
+# How many processes a signal has asked to end; reduced with the metrics, it costs no message of its own.
+ASKED = "asked_to_end"
 
 
 class Trainer:
@@ -60,8 +64,8 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, stage: Stage, log: Log) -> None:
         self.config, self.stage, self.log = config, stage, log
-        self.accelerator = _accelerator(config, stage)
         prepare_parts(stage.student, config.trainable, seed=stage.seed)
+        self.accelerator = _accelerator(config, stage)
         stage.student.model.train()
         if config.gradient_checkpointing:
             recompute_activations(stage.student.model)
@@ -84,6 +88,8 @@ class Trainer:
         self.plan = TrainOrder(num_items=count, batch_size=size, seed=stage.seed, lengths=lengths)
         self.early_stop = EarlyStop(patience=config.patience)
         self.step = self.trained_tokens = 0
+        self.window: list[dict[str, float]] = []  # of the steps since the last line of the log
+        self.is_asked_to_end = False
         stage.objective.start_round(stage.round, num_rounds=stage.num_rounds)
         check_stage(config, stage)
         if self.is_sharded:
@@ -114,19 +120,28 @@ class Trainer:
         return math.ceil(left * len(self.stage.items) / num_tokens) if num_tokens else None
 
     def run(self) -> None:
-        """Train to the end of the budget, writing checkpoints and metrics on the way."""
+        """Train to the end of the budget, writing checkpoints and metrics on the way.
+
+        Where a signal has asked one of the processes to end, all do so after the step, with a checkpoint.
+        """
         started, tokens_before = time.monotonic(), self.trained_tokens
-        pending: list[dict[str, float]] = []
         for _ in progress(self._steps(), label=self.stage.label, total=self.num_steps_left):
-            pending.append(self.optimizer_step())
+            self.window.append(self.optimizer_step())
             evaluated = self._evaluate()
             if evaluated or self.ended or self.step % self.config.log_every == 0:
                 rate = (self.trained_tokens - tokens_before) / (time.monotonic() - started)
-                self._log(pending, {"tokens_per_second": rate, **evaluated})
-                pending = []
-            if not self.ended and self.step % self.config.checkpoint_every == 0:
+                self._log({THROUGHPUT: rate, **evaluated})
+            if not self.ended and (self.is_asked_to_end or self.step % self.config.checkpoint_every == 0):
                 self._save(self.stage.folder / "checkpoints", self.config.keep_last)
+            if not self.ended and self.is_asked_to_end:
+                self._end()
         self._finish()
+
+    def _end(self) -> NoReturn:
+        steps, share = self.budget.steps, f"{self.fraction:.0%} of {self.budget}"
+        done = f"{self.step:,} of {steps:,}" if steps is not None else f"{self.step:,} ({share})"
+        folder = self.stage.folder / "checkpoints"
+        end(f"{self.stage.label}: stopped after step {done}; checkpoint in {folder}")
 
     def _steps(self) -> Iterator[int]:
         while not self.ended:
@@ -155,7 +170,9 @@ class Trainer:
             padding = padding_counts(batch.student_prompts, batch.responses, shares=self.shares)
             for name, value in (result.metrics | padding).items():
                 sums[name] = sums[name] + value if name in sums else value
+        sums[ASKED] = torch.tensor(float(is_asked()), device=self.accelerator.device)
         reduced = self._reduce(sums)
+        self.is_asked_to_end = reduced.pop(ASKED) > 0
         norm = float(self.accelerator.clip_grad_norm_(self.module.parameters(), self.config.max_grad_norm))
         self._require_finite(reduced["loss_sum"], norm, chunks)
         self.optimizer.step()
@@ -278,8 +295,9 @@ class Trainer:
         keep_activations(self.stage.student.model)
         self.stage.student.model.eval()
 
-    def _log(self, pending: Sequence[dict[str, float]], extra: dict[str, float]) -> None:
-        last, sums = merge_steps(pending)
+    def _log(self, extra: dict[str, float]) -> None:
+        last, sums = merge_steps(self.window)
+        self.window = []
         row: dict[str, Any] = {"step": self.step, "round": self.stage.round, "tokens": self.trained_tokens}
         row |= {"fraction": self.fraction} | last | extra | self.stage.objective.metrics_view(sums)
         if self.accelerator.is_main_process:
@@ -303,6 +321,7 @@ class Trainer:
             state = {
                 "objective": self.stage.objective.state_dict(),
                 "trained_tokens": self.trained_tokens,
+                "window": self.window,
                 "early_stop": self.early_stop.state_dict(),
                 "buffer": self.responses.state_dict(),
                 "scaler": None if scaler is None else scaler.state_dict(),
@@ -319,6 +338,7 @@ class Trainer:
             set_optimizer_state_dict(self.module, _inner(self.optimizer), found.optimizer, options=LENIENT)
             self.stage.objective.load_state_dict(found.state["objective"])
             self.step, self.trained_tokens = found.step, found.state["trained_tokens"]
+            self.window = found.state["window"]
             self.early_stop.load_state_dict(found.state["early_stop"])
             self.responses.load_state_dict(found.state["buffer"])
             if self.accelerator.scaler is not None:
@@ -328,6 +348,9 @@ class Trainer:
             drop_rows_after(metrics, self.step)
         # All read the same checkpoint before any of them writes the next.
         wait()
+        if self.accelerator.is_main_process:
+            for name in ("checkpoints", "best"):
+                drop_later(self.stage.folder / name, step=self.step)
 
 
 def _inner(optimizer: Any) -> torch.optim.Optimizer:
@@ -352,8 +375,10 @@ def _accelerator(config: TrainConfig, stage: Stage) -> Accelerator:
                 f"train.trackers: {tracker!r} is not installed here or not a tracker of accelerate; "
                 f"{did_you_mean(tracker, available)}"
             )
-    # A learning tower has a norm behind the layer that is read, and prompts without images skip it whole.
-    has_unused = "vision" in stage.student.adapter.parts and config.trainable.vision != "frozen"
+    # Prompts without images skip all that is not language, and a tower has a norm behind the layer that is
+    # read. What no process has used gets no gradient, as in one process.
+    parts, parameters = stage.student.adapter.parts, stage.student.model.named_parameters()
+    has_unused = any(one.requires_grad and part_of(name, parts) != "language" for name, one in parameters)
     accelerator = Accelerator(
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=has_unused)],
         mixed_precision=PRECISIONS[config.precision],
