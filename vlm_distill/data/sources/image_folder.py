@@ -143,13 +143,12 @@ def _raw_rows(found: _Found) -> Iterator[tuple[str, RawRow | RowError, Path]]:
     for table in found.tables:
         below = table.parent.relative_to(found.folder).as_posix()
         for where, raw in read_table(table):
-            file_name: Any = raw.get("file_name") if isinstance(raw, dict) else None
-            on_disk = found.on_disk(file_name, below=below) if isinstance(file_name, str) else None
-            if on_disk is not None:
-                assert isinstance(raw, dict)
-                unnamed.discard(on_disk)
-                raw = {**raw, "file_name": posixpath.relpath(on_disk, below)}
-            elif not isinstance(file_name, str) and not isinstance(raw, RowError):
+            named = raw.get("file_name") if isinstance(raw, dict) else None
+            if isinstance(raw, dict) and isinstance(named, str):
+                on_disk = found.on_disk(named, below=below)
+                unnamed.discard(on_disk or "")
+                raw = {**raw, "file_name": posixpath.relpath(on_disk, below) if on_disk else named}
+            elif not isinstance(raw, RowError):
                 message = f"{where}: expected a column 'file_name' with the path of the image"
                 raw = RowError(message, reason="missing_cell")
             yield where, raw, table.parent
