@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from vlm_distill.adapters.adapter import LoadedModel
-from vlm_distill.adapters.qwen_vl import QWEN_VL
+from vlm_distill.adapters.catalog import find_adapter
 from vlm_distill.models.load import wrap_model
 
 SPECIAL = (
@@ -124,4 +124,4 @@ def tiny_qwen(family: str = "qwen2_5_vl", *, seed: int = 0, vocab_size: int = 26
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = model_class(config)
-    return wrap_model(QWEN_VL, model.eval(), processor, path=f"tiny-{family}")
+    return wrap_model(find_adapter(family), model.eval(), processor, path=f"tiny-{family}")

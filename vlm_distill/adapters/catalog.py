@@ -13,12 +13,14 @@ from vlm_distill.adapters.adapter import Adapter
 from vlm_distill.adapters.causal_lm import CAUSAL_LM
 from vlm_distill.adapters.hyperclovax import HYPERCLOVAX
 from vlm_distill.adapters.llava import LLAVA
-from vlm_distill.adapters.qwen_vl import QWEN_VL
+from vlm_distill.adapters.qwen_vl import QWEN3_VL, QWEN_VL
 from vlm_distill.errors import AdapterError, PluginError, did_you_mean
 from vlm_distill.plugins import find_part, installed_names
 
 GROUP = "vlm_distill.adapters"
-BY_TYPE = {known: adapter for adapter in (HYPERCLOVAX, LLAVA, QWEN_VL) for known in adapter.model_types}
+BY_TYPE = {
+    known: adapter for adapter in (HYPERCLOVAX, LLAVA, QWEN_VL, QWEN3_VL) for known in adapter.model_types
+}
 
 
 def find_adapter(model_type: str) -> Adapter:

@@ -7,6 +7,7 @@ no part of an example.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from jaxtyping import Int
@@ -42,12 +43,21 @@ def multi_axis_positions(
 
 QWEN_VL = Adapter(
     name="qwen_vl",
-    model_types=("qwen2_vl", "qwen2_5_vl", "qwen3_vl"),
+    model_types=("qwen2_vl", "qwen2_5_vl"),
     position_ids=multi_axis_positions,
     # The projector lies inside the tower.
     parts={
         "vision": ("model.visual.",),
-        "projector": ("model.visual.merger.", "model.visual.deepstack_merger_list."),
+        "projector": ("model.visual.merger.",),
         "language": ("model.language_model.", "lm_head."),
+    },
+)
+QWEN3_VL = replace(
+    QWEN_VL,
+    name="qwen3_vl",
+    model_types=("qwen3_vl",),
+    parts={
+        **QWEN_VL.parts,
+        "projector": ("model.visual.merger.", "model.visual.deepstack_merger_list."),
     },
 )

@@ -1,4 +1,4 @@
-"""Which parameters learn: by component, all of them, none, or LoRA matrices beside frozen weights."""
+"""Which parameters learn, by component: all of them, none, or LoRA matrices beside frozen weights."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -8,26 +8,34 @@ from torch import nn
 from vlm_distill.adapters.adapter import LoadedModel
 from vlm_distill.errors import AdapterError
 from vlm_distill.models.lora import Lora, add_lora, part_of
-from vlm_distill.training.config import Trainable
+from vlm_distill.training.config import Trainable, Treatment
+
+# How many names of modules an error line has.
+SHOWN = 8
 
 
 def prepare_parts(loaded: LoadedModel, trainable: Trainable, *, seed: int) -> list[nn.Parameter]:
     """Set which parameters learn and add LoRA matrices where they are wanted; return the learning ones.
 
-    A component that the family lacks (vision in a text model) is left out. Weights that
+    A component that the family lacks (vision in a text model) can only be `full`, the default. Weights that
     belong to no component learn.
 
     Raises:
-        AdapterError: nothing would learn.
+        AdapterError: nothing would learn, the family's record names parameters that the model does not have,
+            or a component is to be frozen or to get LoRA that the family lacks.
     """
-    treatments = {
-        part: treatment
-        for part, treatment in ((name, getattr(trainable, name)) for name in Trainable.model_fields)
-        if part in loaded.adapter.parts
-    }
+    parts = loaded.adapter.parts
+    _require_parts(loaded)
+    treatments = _treatments(trainable)
+    for part, treatment in treatments.items():
+        if part not in parts and treatment != "full":
+            raise AdapterError(
+                f"train.trainable.{part}: {loaded.path} has no such component to freeze or give LoRA; leave "
+                f"the key out; known: {', '.join(parts)}"
+            )
     for name, parameter in loaded.model.named_parameters():
-        part = part_of(name, loaded.adapter.parts)
-        parameter.requires_grad_(part is None or treatments[part] == "full")
+        owner = part_of(name, parts)
+        parameter.requires_grad_(owner is None or treatments[owner] == "full")
     lora = {part: treatment for part, treatment in treatments.items() if isinstance(treatment, Lora)}
     if lora:
         add_lora(loaded, lora, seed=seed)
@@ -37,6 +45,46 @@ def prepare_parts(loaded: LoadedModel, trainable: Trainable, *, seed: int) -> li
             f"train.trainable: every component of {loaded.path} is frozen; let at least one learn"
         )
     return learning
+
+
+def _treatments(trainable: Trainable) -> dict[str, Treatment]:
+    return {part: getattr(trainable, part) for part in Trainable.model_fields}
+
+
+def _require_parts(loaded: LoadedModel) -> None:
+    """Refuse a record whose components are not in the model: what they name would learn although frozen."""
+    # Tied weights by all their names.
+    names = [name for name, _ in loaded.model.named_parameters(remove_duplicate=False)]
+    for part, prefixes in loaded.adapter.parts.items():
+        missing = [prefix for prefix in prefixes if not any(name.startswith(prefix) for name in names)]
+        if part in Trainable.model_fields and prefixes and not missing:
+            continue
+        there = dict.fromkeys(".".join(name.split(".")[:2]) for name in names)
+        expected = (
+            f"parameters below {missing[0]!r}" if missing else f"one of {', '.join(Trainable.model_fields)}"
+        )
+        raise AdapterError(
+            f"{loaded.path}: parts.{part} of family {loaded.adapter.name!r}: expected {expected}, found "
+            f"{', '.join([*there][:SHOWN])}; correct the family's record"
+        )
+
+
+def training_mode(loaded: LoadedModel, trainable: Trainable) -> None:
+    """Put the model into training mode, in place, and frozen components into eval mode.
+
+    They drop nothing out and their running statistics stay, those of components with LoRA too. Gradient
+    checkpointing is switched on before.
+    """
+    loaded.model.train()
+    treatments = _treatments(trainable)
+    for name, module in loaded.model.named_modules():
+        part = part_of(f"{name}.", loaded.adapter.parts)
+        treatment = "full" if part is None else treatments[part]
+        # Layers recompute their activations in training mode only; behind a frozen tower no gradients come.
+        recomputes = getattr(module, "gradient_checkpointing", False) and part != "vision"
+        keeps_statistics = treatment != "full" and getattr(module, "track_running_stats", False)
+        if (treatment == "frozen" and not recomputes) or keeps_statistics:
+            module.training = False
 
 
 def decay_groups(named_parameters: Iterable[tuple[str, nn.Parameter]], weight_decay: float) -> list[Any]:

@@ -45,7 +45,7 @@ from vlm_distill.training.early_stop import EarlyStop
 from vlm_distill.training.items import TrainBatch, TrainOrder, collate
 from vlm_distill.training.metrics import THROUGHPUT, append_row, drop_rows_after, merge_steps
 from vlm_distill.training.micro_batches import count_prompt_tokens, cutter, padding_counts, sort_lengths
-from vlm_distill.training.parts import decay_groups, prepare_parts
+from vlm_distill.training.parts import decay_groups, prepare_parts, training_mode
 from vlm_distill.training.responses import Responses
 from vlm_distill.training.step import HELD_OUT_KL, Stage, StepModule, model_rows
 
@@ -66,9 +66,9 @@ class Trainer:
         self.config, self.stage, self.log = config, stage, log
         prepare_parts(stage.student, config.trainable, seed=stage.seed)
         self.accelerator = _accelerator(config, stage)
-        stage.student.model.train()
         if config.gradient_checkpointing:
             recompute_activations(stage.student.model)
+        training_mode(stage.student, config.trainable)
         self.budget = Budget.of(config, num_items=len(stage.items))
         module = StepModule(stage, config.loss_byte_budget)
         groups = decay_groups(module.named_parameters(), config.weight_decay)
