@@ -65,7 +65,7 @@ def read_lengths(recipe: Recipe, loaded: LoadedModel) -> list[ItemLength]:
             loaded, lambda one: [data.images.load(name) for name in one.images], data.train
         )
     references = encode_references(
-        data.train, loaded.tokenizer, stop_id=loaded.stop_ids[0], fingerprint=loaded.fingerprint
+        data.train, loaded.tokenizer, stop_ids=loaded.stop_ids, fingerprint=loaded.fingerprint
     )
     return [
         ItemLength(prompt=prompt, num_responses=1, response=len(reference.token_ids))

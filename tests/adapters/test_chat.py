@@ -108,7 +108,7 @@ def test_a_template_that_refuses_a_turn_names_the_example_and_the_turns():
     tokenizer = copy.deepcopy(tiny_text_model().tokenizer)
     tokenizer.chat_template = "{{ raise_exception('System role not supported') }}"
     with pytest.raises(
-        AdapterError, match=r"example a: its turns \(system, user\) cannot be encoded: System"
+        AdapterError, match=r"example a: its turns \(system, user\) cannot be encoded: TemplateError: System"
     ):
         replace(tiny_text_model(), processor=tokenizer).encode([example("a", "hi", system="x")], [[]])
 
@@ -156,12 +156,12 @@ def test_the_head_holds_the_live_parameters():
 
 def test_all_stop_ids_of_generation_config_and_tokenizer_are_found_once():
     tokenizer = tiny_text_model().tokenizer
-    assert find_stop_ids(GenerationConfig(eos_token_id=[9, 8]), tokenizer) == (9, 8, tokenizer.eos_token_id)
+    assert find_stop_ids(GenerationConfig(eos_token_id=[9, 8]), tokenizer) == (tokenizer.eos_token_id, 9, 8)
     assert find_stop_ids(None, tokenizer) == (tokenizer.eos_token_id,)
 
 
 def test_a_model_that_cannot_stop_is_refused():
     tokenizer = copy.deepcopy(tiny_text_model().tokenizer)
-    tokenizer.eos_token = None
+    tokenizer.eos_token = tokenizer.chat_template = None
     with pytest.raises(AdapterError, match="set eos_token_id"):
         find_stop_ids(GenerationConfig(), tokenizer)

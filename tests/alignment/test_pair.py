@@ -106,3 +106,13 @@ def test_added_tokens_that_are_not_compared_are_named_and_counted():
         "added tokens that only the student has, outside the loss: <c>",
         "shared added tokens behind the compared ids, outside the loss: 1",
     ]
+
+
+def test_a_student_without_a_teacher_is_saved_with_the_token_that_ends_its_labels(tmp_path: Path):
+    student = fresh(tiny_text_model())
+    student.model.generation_config.eos_token_id = 7
+    learning = replace(student, stop_ids=(1, 7))
+    assert share_stops(learning, None).stop_ids == (1, 7)
+    assert learning.model.generation_config.eos_token_id == [1, 7]
+    before = learning.model.generation_config
+    assert share_stops(learning, None).model.generation_config is before

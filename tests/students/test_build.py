@@ -2,20 +2,30 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import LlavaForConditionalGeneration
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlavaForConditionalGeneration,
+    PreTrainedTokenizerFast,
+)
 
 from tests.tiny import LANGUAGE, TEXTS, VISION, VOCAB_SIZE, example, picture, tiny_llava, tiny_text_model
 from vlm_distill.adapters.adapter import LoadedModel
+from vlm_distill.adapters.causal_lm import CAUSAL_LM
 from vlm_distill.config import decode
 from vlm_distill.errors import AdapterError, ConfigError
+from vlm_distill.models.load import wrap_model
 from vlm_distill.models.save import save_model
 from vlm_distill.students.build import BuildConfig, build_llava
+from vlm_distill.students.tokenizer import CHAT_TEMPLATE, END
 
 TRAIN = {"train": {"vocab_size": VOCAB_SIZE}}
 OTHER_PROCESS = """
@@ -240,6 +250,55 @@ def test_embeddings_grow_by_an_image_token_that_the_language_model_lacks(languag
     assert student.model.lm_head.weight.shape[0] == known + 1
     assert torch.equal(student.model.lm_head.weight[:known], plain.model.lm_head.weight)
     assert logits_of(student).shape[-1] == known + 1
+
+
+@pytest.fixture
+def bare(tmp_path: Path) -> Callable[..., str]:
+    """Return what saves a text model without <image>, with as many embeddings as asked for."""
+
+    def save(*, lacking: int = 0, is_tied: bool = False, more: Sequence[str] = ()) -> str:
+        tokenizer = trained_without_image(more)
+        config = LlamaConfig(**LANGUAGE, vocab_size=len(tokenizer) - lacking, tie_word_embeddings=is_tied)
+        model = wrap_model(CAUSAL_LM, LlamaForCausalLM(config).eval(), tokenizer, path="bare")
+        save_model(model, tmp_path / "bare")
+        return str(tmp_path / "bare")
+
+    return save
+
+
+def trained_without_image(more: Sequence[str]) -> PreTrainedTokenizerFast:
+    core = Tokenizer(models.WordLevel({"?": 0, "what": 1, "color": 2, END: 3}, unk_token="?"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, unk_token="?", eos_token=END, chat_template=CHAT_TEMPLATE
+    )
+    tokenizer.add_tokens([AddedToken(token) for token in more])
+    return tokenizer
+
+
+@pytest.mark.parametrize("is_tied", [True, False])
+@pytest.mark.parametrize("lacking", [0, 2])
+def test_a_language_model_without_a_spare_row_gets_one_with_and_without_weights(
+    bare: Callable[..., str], is_tied: bool, lacking: int, caplog: pytest.LogCaptureFixture
+):
+    # Two added tokens may lack a row as well: tokenizers are often extended without their models.
+    name = bare(lacking=lacking, is_tied=is_tied, more=["<pad>", "<more>"])
+    caplog.set_level("INFO")
+    with torch.device("meta"):
+        skeleton = build(language={"model": name}, tokenizer="language")
+    assert f"{name} has {6 - lacking} embeddings, {lacking + 1} more for tokens without one" in caplog.text
+    student = build(language={"model": name}, tokenizer="language")
+    shapes = {key: value.shape for key, value in skeleton.model.state_dict().items()}
+    assert shapes == {key: value.shape for key, value in student.model.state_dict().items()}
+    assert student.model.lm_head.weight.shape[0] == 7
+    assert (student.model.lm_head.weight is student.model.get_input_embeddings().weight) == is_tied
+    assert logits_of(student).isfinite().all()
+    assert caplog.text.count("more for tokens") == 1
+
+
+def test_embeddings_that_lack_ordinary_tokens_are_refused(bare: Callable[..., str]):
+    with pytest.raises(AdapterError, match=r"has 2 embeddings, but its tokenizer has 1 tokens beyond them"):
+        build(language={"model": bare(lacking=2)}, tokenizer="language")
 
 
 def test_a_pretrained_language_model_with_another_tokenizer_is_refused(language):

@@ -5,7 +5,7 @@ from transformers import PreTrainedTokenizerFast
 from tests.tiny import TEXTS
 from vlm_distill.config import decode
 from vlm_distill.errors import AdapterError, ConfigError
-from vlm_distill.students.tokenizer import IMAGE, BpeSettings, train_tokenizer, with_image_token
+from vlm_distill.students.tokenizer import IMAGE, BpeSettings, num_ids, train_tokenizer, with_image_token
 
 CHAT = [
     {"role": "system", "content": [{"type": "text", "text": "Brief."}]},
@@ -82,6 +82,24 @@ def test_an_image_token_is_added_behind_all_known_ids_and_the_original_is_untouc
     assert adapted.convert_tokens_to_ids(IMAGE) == 3
     assert IMAGE in adapted.all_special_tokens
     assert len(plain) == 3
+
+
+def test_of_several_templates_that_of_plain_conversations_places_the_images():
+    named, single = trained(), trained()
+    named.chat_template, single.chat_template = {"tool_use": "tools", "default": CHATML}, CHATML
+    assert with_image_token(named).chat_template == with_image_token(single).chat_template
+    assert with_image_token(trained(), chat_template=named.chat_template).chat_template == (
+        with_image_token(single).chat_template
+    )
+    named.chat_template = {"tool_use": "tools", "rag": CHATML}
+    with pytest.raises(AdapterError, match=r"expected .* named 'default', found rag, tool_use; add"):
+        with_image_token(named)
+
+
+def test_ids_with_gaps_need_rows_up_to_the_last():
+    words = models.WordLevel({"a": 0, "b": 7, "?": 2}, unk_token="?")
+    assert num_ids(PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words))) == 8
+    assert num_ids(trained()) == len(trained())
 
 
 def test_a_tokenizer_without_a_template_is_refused():

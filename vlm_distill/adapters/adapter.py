@@ -119,7 +119,8 @@ class Adapter:
 class LoadedModel:
     """A model in memory with everything that is needed to prompt it.
 
-    `fingerprint` is the hash of weights and processor files; `stop_ids` end a generated response.
+    `fingerprint` is the hash of weights and processor files; `stop_ids` end a generated response, the
+    first of them a label.
     `image_token_ids` stand for image features: generation must never emit one, because a response that holds
     one cannot be forwarded again. `vision_cache`, where given, replaces the pixels of encoded prompts by
     features of the tower (models/vision_cache.py).

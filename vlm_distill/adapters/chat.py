@@ -11,14 +11,15 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int, Shaped
-from jinja2 import TemplateError
 from PIL import Image as Picture
 from torch import Tensor, nn
 from transformers import Cache
 
+from vlm_distill.adapters.foreign import blaming
 from vlm_distill.adapters.plain_text import with_plain_text
+from vlm_distill.adapters.turns import end_of_turn
 from vlm_distill.batches import Head, PromptBatch
-from vlm_distill.errors import AdapterError, one_line
+from vlm_distill.errors import AdapterError
 from vlm_distill.records import Example, Text
 
 # One value per prompt token, so not rows of an image. A family that needs the type ids rebuilds them from the
@@ -104,14 +105,14 @@ def _render(processor: Any, chat: list[dict[str, Any]], example_id: str) -> Enco
 
 @contextmanager
 def _cannot_encode(example_id: str, chat: Sequence[Mapping[str, Any]]) -> Iterator[None]:
-    """Turn what templates, processors and tokenizers raise into one AdapterError that names the example."""
-    try:
-        yield
-    except (TemplateError, TypeError, ValueError) as error:
-        roles = ", ".join(turn["role"] for turn in chat)
-        raise AdapterError(
-            f"example {example_id}: its turns ({roles}) cannot be encoded: {one_line(error)}"
-        ) from None
+    """Turn whatever templates, processors and tokenizers raise into one AdapterError about the example."""
+    roles = ", ".join(turn["role"] for turn in chat)
+    what = f"example {example_id}: its turns ({roles}) cannot be encoded"
+    with blaming(what, remedy="change the example, or choose a model whose chat template takes it"):
+        try:
+            yield
+        except AdapterError as error:
+            raise AdapterError(f"{what}: {error}") from None
 
 
 def placeholder_ids(processor: Any, example: Example) -> list[int]:
@@ -231,19 +232,28 @@ def output_head(model: nn.Module) -> Head:
     )
 
 
-def find_stop_ids(generation_config: Any, tokenizer: Any) -> tuple[int, ...]:
-    """Return the ids that end a response: of the generation config (or None), then of the tokenizer."""
-    configured = getattr(generation_config, "eos_token_id", None)
-    ids = list(configured) if isinstance(configured, (list, tuple)) else [configured]
-    found = dict.fromkeys(
-        int(token_id) for token_id in [*ids, tokenizer.eos_token_id] if token_id is not None
-    )
+def find_stop_ids(generation_config: Any, processor: Any) -> tuple[int, ...]:
+    """Return the ids that end a response, the one with which labels end first.
+
+    That is what the chat template writes behind an answer, else the tokenizer's eos token. Then come those
+    of the generation config (or None), which may list other ends.
+    """
+    tokenizer = getattr(processor, "tokenizer", processor)
+    configured = configured_stops(generation_config)
+    ids = [end_of_turn(processor), tokenizer.eos_token_id, *configured]
+    found = dict.fromkeys(int(token_id) for token_id in ids if token_id is not None and token_id >= 0)
     if not found:
         raise AdapterError(
-            f"{tokenizer.name_or_path}: neither generation_config.json nor the tokenizer has an eos token; "
-            "set eos_token_id, or responses never end"
+            f"{tokenizer.name_or_path}: chat template, generation_config.json and tokenizer have no token "
+            "that ends an answer; set eos_token_id, or responses never end"
         )
     return tuple(found)
+
+
+def configured_stops(generation_config: Any) -> list[Any]:
+    """Return the stop ids of a generation config, which has one, several or none."""
+    configured = getattr(generation_config, "eos_token_id", None)
+    return list(configured) if isinstance(configured, (list, tuple)) else [configured]
 
 
 def find_image_token_ids(config: Any) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ import torch
 from PIL import Image as Picture
 
 from vlm_distill.adapters.adapter import LoadedModel
+from vlm_distill.adapters.chat import configured_stops
 from vlm_distill.alignment.alignment import Alignment
 from vlm_distill.alignment.same_ids import same_ids, vocabulary_width
 from vlm_distill.models.placement import is_quantised, meta_model
@@ -89,12 +90,15 @@ def pair_report(teacher: LoadedModel, student: LoadedModel) -> PairReport:
     )
 
 
-def share_stops(student: LoadedModel, teacher: LoadedModel) -> LoadedModel:
-    """Return the student stopping where the teacher stops too, also when it is saved: it learns those ids."""
-    stops = tuple(dict.fromkeys([*student.stop_ids, *teacher.stop_ids]))
-    if stops == student.stop_ids:
-        return student
+def share_stops(student: LoadedModel, teacher: LoadedModel | None) -> LoadedModel:
+    """Return the student stopping at the ids that it learns, also when it is saved.
+
+    They are the one with which labels end, and those of the teacher.
+    """
+    stops = tuple(dict.fromkeys([*student.stop_ids, *(teacher.stop_ids if teacher else ())]))
     model: Any = student.model
+    if stops == student.stop_ids and stops[0] in configured_stops(model.generation_config):
+        return student
     model.generation_config.eos_token_id = list(stops)
     return replace(student, stop_ids=stops)
 

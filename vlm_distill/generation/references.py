@@ -13,22 +13,24 @@ def encode_references(
     examples: Sequence[Example],
     tokenizer: Any,
     *,
-    stop_id: int,
+    stop_ids: Sequence[int],
     fingerprint: str,
     image_token_ids: Sequence[int] = (),
 ) -> list[Response]:
     """Return one response by "reference" per example: its most frequent one, in a tie the first of these.
 
     Ten annotators' answers to one question are votes: the most frequent one is the label, the others are for
-    scoring. `fingerprint` names what the ids belong to (the tokenizer's model). The ids end with `stop_id`.
+    scoring. `fingerprint` names what the ids belong to (the tokenizer's model). The ids end with the first of
+    `stop_ids`, once: what a label has of them at its end is taken off.
     `image_token_ids` stand for image features, so a response that holds one cannot be forwarded.
 
     Raises:
-        DataError: an example without references, or a reference that encodes to a placeholder.
+        DataError: an example without references, with one that is nothing but an end, or that encodes to a
+            placeholder.
     """
     if not examples:
         return []
-    texts = _labels(examples)
+    texts = _without_ends(examples, [tokenizer.decode([stop_id]) for stop_id in stop_ids])
     encoded = encode_texts(tokenizer, texts)
     _refuse_placeholders(examples, texts, encoded, image_token_ids=image_token_ids)
     return [
@@ -39,7 +41,7 @@ def encode_references(
             round=0,
             sample_index=0,
             text=text,
-            token_ids=(*token_ids, stop_id),
+            token_ids=(*token_ids, stop_ids[0]),
             finish="stop",
             model_fingerprint=fingerprint,
             reencoded=True,
@@ -56,6 +58,29 @@ def _labels(examples: Sequence[Example]) -> list[str]:
             f"({len(without)} of {len(examples)} examples have none); add them or do not train on labels"
         )
     return [Counter(example.references).most_common(1)[0][0] for example in examples]
+
+
+def _without_ends(examples: Sequence[Example], ends: Sequence[str]) -> list[str]:
+    """Return the labels without the stop tokens that they end with, and without whitespace behind these."""
+    texts = _labels(examples)
+    kept = [_without_end(text, ends) for text in texts]
+    emptied = [
+        example.id for example, text, left in zip(examples, texts, kept, strict=True) if text and not left
+    ]
+    if emptied:
+        raise DataError(
+            f"example {emptied[0]!r}: expected a reference to train on, got nothing but a token that ends "
+            f"answers ({len(emptied)} of {len(examples)} examples have one); change or remove them"
+        )
+    return kept
+
+
+def _without_end(text: str, ends: Sequence[str]) -> str:
+    for shown in (text, text.rstrip()):
+        for end in ends:
+            if end and shown.endswith(end):
+                return _without_end(shown.removesuffix(end), ends)
+    return text
 
 
 def _refuse_placeholders(

@@ -99,7 +99,7 @@ def wrap_model(
         tokenizer=tokenizer,
         path=path,
         fingerprint=fingerprint or weights_fingerprint(model),
-        stop_ids=find_stop_ids(getattr(model, "generation_config", None), tokenizer),
+        stop_ids=find_stop_ids(getattr(model, "generation_config", None), processor),
         image_token_ids=find_image_token_ids(getattr(model, "config", None)),
     )
 

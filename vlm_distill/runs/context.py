@@ -209,14 +209,14 @@ class Context:
         """Return the student of a stage, loaded from disk, so that what is used is exactly what was saved.
 
         The last one stays in memory for the next step. It is in float32, in which its weights are updated,
-        and stops where its teacher stops.
+        and stops where its labels end and where its teacher stops.
         """
         if self._student is None or self._student[0] != stage:
             self._student = None
             trusted = self.config.student.trust_remote_code
             model = ModelConfig(model=self.student_name(stage), trust_remote_code=trusted)
             loaded = with_vision_cache(load(model, self.config.device), self.vision_cache)
-            self._student = (stage, share_stops(loaded, self.teacher.loaded) if self.teacher else loaded)
+            self._student = (stage, share_stops(loaded, self.teacher.loaded if self.teacher else None))
         return self._student[1]
 
     def take_student(self, stage: str) -> LoadedModel:

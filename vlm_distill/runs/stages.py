@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from vlm_distill.adapters.adapter import LoadedModel
+from vlm_distill.adapters.turns import end_of_turn
 from vlm_distill.batches import TrainItem
 from vlm_distill.config import as_json
 from vlm_distill.data.augment import Augment
@@ -303,10 +304,15 @@ def _live_evaluation(context: Context, student: LoadedModel) -> Evaluate | None:
 
 
 def _references(context: Context, student: LoadedModel) -> list[Response]:
+    if end_of_turn(student.processor) is None:
+        end = student.tokenizer.convert_ids_to_tokens(student.stop_ids[0])
+        context.log(
+            f"labels: the chat template of {student.path} shows no end of an answer; they end with {end}"
+        )
     return encode_references(
         context.examples,
         student.tokenizer,
-        stop_id=student.stop_ids[0],
+        stop_ids=student.stop_ids,
         fingerprint=student.fingerprint,
         image_token_ids=student.image_token_ids,
     )

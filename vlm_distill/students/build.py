@@ -5,6 +5,7 @@ package.
 """
 
 import copy
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -31,9 +32,10 @@ from vlm_distill.errors import AdapterError, did_you_mean, one_line
 from vlm_distill.models.load import load_model, load_tokenizer, wrap_model
 from vlm_distill.models.skeleton import SKELETON, load_skeleton
 from vlm_distill.students.clip_weights import Tower
-from vlm_distill.students.tokenizer import IMAGE, TrainedTokenizer, train_tokenizer, with_image_token
+from vlm_distill.students.tokenizer import IMAGE, TrainedTokenizer, num_ids, train_tokenizer, with_image_token
 from vlm_distill.students.vision_tower import TowerConfig, build_tower, on_meta_device
 
+logger = logging.getLogger(__name__)
 COMMON = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
 """Suggestions for a mistyped model_type; transformers has hundreds."""
 
@@ -176,7 +178,9 @@ def _build_language(config: LanguageConfig, tokenizer: Any) -> nn.Module:
         # Without this, families such as Qwen2 put in a number that belongs to their 7B model.
         settings["num_key_value_heads"] = config.num_key_value_heads or config.num_attention_heads
         try:
-            scratch = AutoConfig.for_model(config.model_type, vocab_size=len(tokenizer), **ids, **settings)
+            scratch = AutoConfig.for_model(
+                config.model_type, vocab_size=num_ids(tokenizer), **ids, **settings
+            )
             built: nn.Module = AutoModelForCausalLM.from_config(scratch, dtype=torch.float32)
         except (ValueError, TypeError, StrictDataclassError) as error:
             raise AdapterError(f"student.build.language: {one_line(error)}") from None
@@ -189,9 +193,34 @@ def _build_language(config: LanguageConfig, tokenizer: Any) -> nn.Module:
     if set(loaded.adapter.parts) != {"language"}:
         raise AdapterError(f"student.build.language.model: {config.model} is no causal language model")
     _require_same_ids(loaded.tokenizer, tokenizer, name=config.model)
+    return _with_rows(loaded, tokenizer, name=config.model)
+
+
+def _with_rows(loaded: LoadedModel, tokenizer: Any, *, name: str) -> nn.Module:
+    """Return a language model with an embedding for every token; new ones are drawn around the mean."""
     model: Any = loaded.model
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        model.resize_token_embeddings(len(tokenizer))
+    num_rows, needed = model.get_input_embeddings().num_embeddings, num_ids(tokenizer)
+    added = loaded.tokenizer.get_added_vocab()
+    lost = [
+        token for token, i in loaded.tokenizer.get_vocab().items() if i >= num_rows and token not in added
+    ]
+    if lost:
+        raise AdapterError(
+            f"student.build.language.model: {name} has {num_rows} embeddings, but its tokenizer has "
+            f"{len(lost)} tokens beyond them (first: {lost[:5]}); fetch both from the same place"
+        )
+    if needed <= num_rows:
+        return loaded.model
+    is_skeleton = on_meta_device()
+    if is_skeleton:  # Every run looks at its parts without weights first, so that this is said once.
+        logger.info(
+            "student.build.language.model: %s has %d embeddings, %d more for tokens without one (images)",
+            name,
+            num_rows,
+            needed - num_rows,
+        )
+    # A mean of weights that are not there cannot be taken.
+    model.resize_token_embeddings(needed, mean_resizing=not is_skeleton)
     return loaded.model
 
 

@@ -4,11 +4,11 @@ import copy
 from collections.abc import Iterable
 from typing import Any
 
-from jinja2 import TemplateError
 from pydantic import Field
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from vlm_distill.adapters.foreign import blaming
 from vlm_distill.config import Record
 from vlm_distill.errors import AdapterError
 
@@ -75,31 +75,53 @@ def train_tokenizer(texts: Iterable[str], *, settings: BpeSettings) -> PreTraine
     )
 
 
-def with_image_token(tokenizer: Any, *, image_token: str = IMAGE, chat_template: str | None = None) -> Any:
-    """Return a copy of `tokenizer` that knows `image_token`, with a chat template that places it.
+def with_image_token(tokenizer: Any, *, image_token: str = IMAGE, chat_template: Any = None) -> Any:
+    """Return a copy of `tokenizer` that knows `image_token`, with one chat template, which places it.
 
-    `chat_template` replaces the tokenizer's own, for processors that keep a template of their own.
+    `chat_template` replaces the tokenizer's own, for processors that keep a template of their own. Of several
+    templates with names that of plain conversations is taken.
+
+    Raises:
+        AdapterError: there is no such template.
     """
     result = copy.deepcopy(tokenizer)
-    result.chat_template = chat_template or result.chat_template
+    result.chat_template = _default(chat_template or result.chat_template, name=tokenizer.name_or_path)
     if result.convert_tokens_to_ids(image_token) in (None, result.unk_token_id):
         result.add_special_tokens(
             {"additional_special_tokens": [image_token]}, replace_extra_special_tokens=False
         )
     if result.chat_template is None:
         raise AdapterError(
-            f"{tokenizer.name_or_path}: the tokenizer has no chat template; use an instruction-tuned model"
+            f"{tokenizer.name_or_path}: the tokenizer has no chat template; use an instruction-tuned model "
+            "or add a chat_template.jinja to its folder"
         )
     if not _places_images(result, image_token):
         result.chat_template = FLATTEN_PARTS.replace("IMAGE_TOKEN", image_token) + result.chat_template
     return result
 
 
+def num_ids(tokenizer: Any) -> int:
+    """Return how many embedding rows its tokens need; ids may have gaps, so more than there are tokens."""
+    return int(max(tokenizer.get_vocab().values())) + 1
+
+
+def _default(chat_template: Any, *, name: str) -> str | None:
+    if not isinstance(chat_template, dict):
+        return chat_template  # type: ignore[no-any-return]
+    if "default" not in chat_template:
+        raise AdapterError(
+            f"{name}: expected a chat template named 'default', found {', '.join(sorted(chat_template))}; "
+            "add it to the folder as chat_template.jinja"
+        )
+    return str(chat_template["default"])
+
+
 def _places_images(tokenizer: Any, image_token: str) -> bool:
     chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "?"}]}]
     try:
-        rendered: str = tokenizer.apply_chat_template(chat, tokenize=False)
-    except (TemplateError, TypeError):
+        with blaming("its chat template cannot render parts"):
+            rendered: str = tokenizer.apply_chat_template(chat, tokenize=False)
+    except AdapterError:
         # A template of a text model adds a list to a string.
         return False
     return rendered.count(image_token) == 1
