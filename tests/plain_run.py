@@ -4,9 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from vlm_distill.config import dump_yaml
-from vlm_distill.files import write_json
 from vlm_distill.runs.config import RunConfig
+from vlm_distill.runs.evaluator import Compared
 from vlm_distill.runs.plan import plan, write_plan
+from vlm_distill.state import write_state
+from vlm_distill.training.train import Trained
 
 # Names that look like those of other stages.
 CONTROLS = (
@@ -44,12 +46,14 @@ def write_folder(folder: Path, config: RunConfig) -> Path:
 
 def train(folder: Path, *names: str) -> None:
     for name in names:
-        write_json(folder / name / "stage.json", {"steps": 2, "tokens": 20, "left_out": 0, "too_long": 0})
+        trained = Trained(key="k", steps=2, tokens=20, objective={}, left_out=0, seconds={})
+        write_state(folder / name / "stage.json", trained)
 
 
 def evaluate(folder: Path, *names: str, values: Mapping[str, float | None] = VALUES) -> None:
     for name in names:
-        write_json(folder / "eval" / name / "agreement.json", {"values": values})
+        compared = Compared(key="k", values=values, num_tokens=8, num_examples=4, num_without_response=0)
+        write_state(folder / "eval" / name / "agreement.json", compared)
 
 
 def finish(folder: Path) -> Path:

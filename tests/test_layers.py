@@ -9,7 +9,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1] / "vlm_distill"
 LAYERS = [
-    {"errors", "files", "records", "shards", "progress", "packages", "plugins", "stopping", "config"},
+    {"errors", "faults", "files", "state", "records", "shards", "progress", "packages", "plugins", "stopping"}
+    | {"config"},
     {"batches", "processes"},
     {"losses", "data", "adapters"},
     {"models"},

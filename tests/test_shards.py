@@ -75,13 +75,16 @@ def test_a_missing_or_changed_shard_is_named_with_what_to_do(shards: Shards) -> 
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"format_version": 3}'])
 def test_a_damaged_manifest_is_named_with_what_to_do(shards: Shards, content: str) -> None:
     (shards.folder / MANIFEST).write_text(content)
-    with pytest.raises(DataError, match=r"manifest\.json: damaged; start anew"):
+    with pytest.raises(DataError, match=r"manifest\.json: damaged \(.*\); start anew"):
         read(shards.folder)
 
 
 def test_another_format_is_refused(shards: Shards) -> None:
     (shards.folder / MANIFEST).write_text(json.dumps({"format_version": 7}))
-    with pytest.raises(DataError, match="expected format version 3, got 7; start in another folder"):
+    with pytest.raises(
+        DataError,
+        match=r"expected format version 3, got 7: .*; start anew",
+    ):
         read(shards.folder)
 
 

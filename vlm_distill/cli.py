@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from vlm_distill import __version__
 from vlm_distill.errors import UserError, one_line
+from vlm_distill.faults import explained
 from vlm_distill.stopping import end_at_once_on_signals, exit_code, handled, is_asked
 
 LISTED = {"configs": "configs", "recipes": "data_recipes", "tasks": "eval/tasks", "suites": "eval/suites"}
@@ -292,16 +293,18 @@ def _main(arguments: Sequence[str] | None) -> int:
     try:
         options = _parse(arguments)
         options.run(options)
-    except (UserError, OSError) as error:  # OSError: an unwritable folder, a full disk.
-        print(f"vlm-distill: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt as interrupted:
         return _interrupted(options, str(interrupted))
     except Exception as error:
+        line = str(error) if isinstance(error, UserError) else None
         # Libraries turn an interrupt into an error of theirs, for example inside an import.
-        if not is_asked():
+        if line is None and is_asked():
+            return _interrupted(options, f"interrupted ({type(error).__name__}: {one_line(error)})")
+        line = line or explained(error)
+        if line is None:
             raise
-        return _interrupted(options, f"interrupted ({type(error).__name__}: {one_line(error)})")
+        print(f"vlm-distill: error: {' '.join(line.split())}", file=sys.stderr)
+        return 2
     return 0
 
 

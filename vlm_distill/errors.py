@@ -21,6 +21,10 @@ class DataError(UserError):
     """Examples, images or stored responses are missing, damaged or contradict each other."""
 
 
+class StorageError(DataError):
+    """A file or folder cannot be written: what was there before is there still."""
+
+
 class AdapterError(UserError):
     """A model cannot be loaded, does not belong to a checkpoint, or two models do not fit together."""
 

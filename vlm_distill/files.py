@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_distill.errors import DataError, one_line
+from vlm_distill.faults import writing
 
 # Far above what a run or a model writes (an index of 140,000 weights has 13 MB), and held by any machine.
 _MAX_BYTES, _MAX_VALUES, _MAX_DEPTH = 64 << 20, 2_000_000, 100
@@ -41,15 +42,27 @@ def atomic_path(path: Path) -> Iterator[Path]:
     The file is flushed to disk before the rename, so a reader sees the old content or the new, never half of
     it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_path(path)
     try:
-        yield temporary
-        with temporary.open("rb+") as handle:
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
+        with writing(path):
+            yield temporary
+            with temporary.open("rb+") as handle:
+                os.fsync(handle.fileno())
+            take_name(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def take_name(temporary: Path, path: Path) -> None:
+    """Rename a complete file or folder, so that its name too survives a crash of the machine."""
+    os.replace(temporary, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -123,9 +136,10 @@ def _is_deep(value: Any) -> bool:
 
 def append_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Append rows to a log that may lose its last line in a crash (metrics); data use atomic files."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as handle:
-        handle.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as handle:
+            handle.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def sha256_bytes(data: bytes) -> str:

@@ -10,14 +10,14 @@ by their content.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from vlm_distill.errors import DataError
-from vlm_distill.files import atomic_path, read_json, sha256_file, write_json
+from vlm_distill.files import atomic_path, sha256_file
+from vlm_distill.state import damaged, read_state, write_state
 
-FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
 
 
@@ -29,6 +29,16 @@ class Shard:
     num_rows: int
     sha256: str
     writer: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Manifest:
+    """What a manifest says; `complete` are the rows of the whole once it is finished."""
+
+    key: Any
+    complete: int | None
+    shards: tuple[Shard, ...]
+    format_version: Literal[3] = 3
 
 
 @dataclass(kw_only=True, slots=True)
@@ -48,24 +58,21 @@ class Shards:
     @classmethod
     def read(cls, folder: Path, *, remedy: str) -> "Shards":
         """Return what the manifest in `folder` lists; DataError for a damaged one or another format."""
-        path = folder / MANIFEST
-        try:
-            found = read_json(path)
-            version = found["format_version"]
-            if version == FORMAT_VERSION:
-                listed = [Shard(**shard) for shard in found["shards"]]
-                key, complete = found["key"], found["complete"]
-                return cls(folder=folder, key=key, remedy=remedy, listed=listed, num_complete=complete)
-        except (ValueError, KeyError, TypeError):
-            raise DataError(f"{path}: damaged; {remedy}") from None
-        raise DataError(
-            f"{path}: expected format version {FORMAT_VERSION}, got {version}; start in another folder"
+        found = read_state(_Manifest, folder / MANIFEST, remedy=remedy)
+        for shard in found.shards:
+            if Path(shard.name).name != shard.name:
+                raise damaged(folder / MANIFEST, f"{shard.name!r} is no file beside it", remedy=remedy)
+        return cls(
+            folder=folder,
+            key=found.key,
+            remedy=remedy,
+            listed=list(found.shards),
+            num_complete=found.complete,
         )
 
     def save(self) -> None:
-        shards = [asdict(shard) for shard in self.listed]
-        facts = {"format_version": FORMAT_VERSION, "key": self.key, "complete": self.num_complete}
-        write_json(self.folder / MANIFEST, {**facts, "shards": shards})
+        manifest = _Manifest(key=self.key, complete=self.num_complete, shards=tuple(self.listed))
+        write_state(self.folder / MANIFEST, manifest)
 
     def append(
         self, write: Callable[[Path], None], *, name: str, num_rows: int, writer: Mapping[str, str]
@@ -75,16 +82,11 @@ class Shards:
         `name` has a place for its number.
 
         Raises:
-            DataError: the file cannot be written, for `write` raised an OSError.
+            StorageError: the file cannot be written.
         """
         path = self.folder / name.format(len(self.listed))
-        try:
-            with atomic_path(path) as temporary:
-                write(temporary)
-        except OSError as error:
-            raise DataError(
-                f"{path}: cannot be written ({error}); what is stored is kept: make room and start again"
-            ) from None
+        with atomic_path(path) as temporary:
+            write(temporary)
         sha256 = sha256_file(path)
         self.listed.append(Shard(name=path.name, num_rows=num_rows, sha256=sha256, writer=writer))
         self.save()

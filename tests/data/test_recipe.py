@@ -111,7 +111,7 @@ def test_a_preparation_that_fails_leaves_nothing_that_looks_complete(tmp_path: P
 
 def test_a_damaged_manifest_is_an_error_that_names_it(tmp_path: Path, questions: Path) -> None:
     (tmp_path / MANIFEST).write_text("{")
-    with pytest.raises(DataError, match=r"manifest.json: not valid JSON"):
+    with pytest.raises(DataError, match=r"manifest.json: damaged .*prepare the data again"):
         open_dataset(tmp_path)
     (tmp_path / MANIFEST).write_text('{"format_version": 99}')
     with pytest.raises(DataError, match="expected format version 1, got 99"):

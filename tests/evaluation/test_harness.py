@@ -132,7 +132,7 @@ def test_a_folder_of_another_version_is_refused_and_nothing_else_is_said(bench: 
 
 def test_samples_that_do_not_belong_to_the_results_are_refused(bench: Bench) -> None:
     folder = bench.folder / "run" / "colors"
-    with pytest.raises(DataError, match=r"samples\.jsonl: no such file"):
+    with pytest.raises(DataError, match=r"results\.json: missing"):
         read_result(folder)
     first = bench.evaluate(scripted())
     samples = (folder / "samples.jsonl").read_text()
@@ -140,7 +140,7 @@ def test_samples_that_do_not_belong_to_the_results_are_refused(bench: Bench) -> 
     with pytest.raises(DataError, match="does not belong to the predictions"):
         read_result(folder)
     (folder / "samples.jsonl").write_text(samples[:-30])
-    with pytest.raises(DataError, match=r"does not belong to the predictions|not a sample"):
+    with pytest.raises(DataError, match=r"does not belong to the predictions|damaged"):
         read_result(folder)
     assert bench.evaluate(scripted()) == first
     assert any("the old result is not used" in line for line in bench.log)

@@ -8,13 +8,18 @@ from huggingface_hub import ModelCard
 
 from tests.plain_run import config_of, finish, write_folder
 from vlm_distill.config import parse_yaml
+from vlm_distill.data.dataset import Manifest
 from vlm_distill.errors import ConfigError
 from vlm_distill.evaluation.measures import MEASURES, Measure
-from vlm_distill.files import write_json
+from vlm_distill.evaluation.results import Numbers, Provenance
+from vlm_distill.evaluation.statistics import clustered_mean
+from vlm_distill.generation.work import Counts
 from vlm_distill.publishing.export import choose_training
 from vlm_distill.publishing.model_card import CARD, Exported, Student, card_settings, code, model_card
 from vlm_distill.reporting import write_report
 from vlm_distill.reporting.facts import open_run
+from vlm_distill.runs.summary import Summary
+from vlm_distill.state import write_state
 
 EXPORTED = Exported(
     title="plain, round 2",
@@ -45,14 +50,39 @@ def summarise(folder: Path, label: str, **values: Any) -> None:
     scores = {"vqa exact": {"mean": 0.5, "low": 0.25, "high": 0.75, "n": 1234}}
     row = {"model": label, "fingerprint": EXPORTED.source_fingerprint, "scores": scores}
     row |= {"image_shuffle_drop": {}, **dict.fromkeys(MEASURES), **values}
-    write_json(folder / "summary.json", {"rows": [row], "comparisons": []})
+    write_state(folder / "summary.json", Summary(rows=[row], comparisons=[]))
 
 
 def write_result(folder: Path) -> None:
-    metrics = {"exact": {"all": {"mean": 0.51239}, "open": {"mean": 0.1}}, "soft": {"all": {"mean": None}}}
-    provenance = {"shuffle_images": False, "model_fingerprint": EXPORTED.source_fingerprint}
-    result = {"task": "vqa", "metrics": metrics, "provenance": provenance}
-    write_json(folder / "eval" / "round_2" / "vqa" / "results.json", result)
+    unknown = clustered_mean([], [])
+    metrics = {
+        "exact": {"all": replace(unknown, mean=0.51239), "open": replace(unknown, mean=0.1)},
+        "soft": {"all": unknown},
+    }
+    provenance = Provenance(
+        key="k",
+        asking_hash="a",
+        model_fingerprint=EXPORTED.source_fingerprint,
+        engines=[],
+        sampling={},
+        limit=None,
+        shuffle_images=False,
+        data_counts={},
+        responses={},
+        packages={},
+    )
+    numbers = Numbers(
+        task="vqa",
+        version=1,
+        task_hash="t",
+        verified=True,
+        scorers={},
+        counts={},
+        metrics=metrics,
+        provenance=provenance,
+        predictions_hash="p",
+    )
+    write_state(folder / "eval" / "round_2" / "vqa" / "results.json", numbers)
 
 
 def outside_of_code(text: str) -> str:
@@ -108,10 +138,13 @@ def test_a_control_has_settings_and_stages_of_its_own(plain: Path) -> None:
 
 def test_responses_are_those_that_the_student_was_trained_on(plain: Path) -> None:
     for name in ("teacher", "student_round_1", "student_round_2"):
-        write_json(plain / "responses" / name / "counts.json", {"prompts": 3, "stop": 2})
+        counts = Counts(prompts=3, overlong=0, stop=2, length=0, empty=0, aborted=0)
+        write_state(plain / "responses" / name / "counts.json", counts)
 
     def responses(stage: str) -> list[str]:
-        return re.findall(r"^\| ([\w ]+?) +\| 3 +\| 2 ", card_of(plain, stage), re.MULTILINE)
+        return re.findall(
+            r"^\| ([\w ]+?) +\| 0 +\| 0 +\| 0 +\| 0 +\| 3 +\| 2 ", card_of(plain, stage), re.MULTILINE
+        )
 
     assert responses("round 2") == ["teacher", "student round 1", "student round 2"]
     assert responses("round 1") == ["teacher", "student round 1"]
@@ -121,8 +154,10 @@ def test_responses_are_those_that_the_student_was_trained_on(plain: Path) -> Non
 def test_sources_of_packages_that_are_not_here_are_named(plain: Path) -> None:
     recipe = {"name": "sums", "sources": [{"source": {"kind": "not_installed"}}]}
     sources = [{"text": "all sums", "hub_id": None}, {"text": "half of a/b", "hub_id": "a/b"}]
-    manifest = {"format_version": 1, "recipe": recipe, "sources": sources, "counts": {"train": 4}}
-    write_json(plain / "data" / "manifest.json", manifest)
+    manifest = Manifest(
+        key="k", recipe=recipe, sources=tuple(sources), counts={"train": 4}, files={}, fingerprint="f"
+    )
+    write_state(plain / "data" / "manifest.json", manifest)
     card = card_of(plain)
     assert "Recipe `sums`: all sums, half of a/b." in card
     assert ModelCard(card).data.datasets == ["a/b"]

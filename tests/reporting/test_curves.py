@@ -9,6 +9,7 @@ from vlm_distill.reporting.curves import MAX_POINTS, Chart, read_charts
 from vlm_distill.reporting.facts import Training, open_run
 from vlm_distill.reporting.scores import read_scores
 from vlm_distill.runs.plan import ROUNDS, WARMUP, Step
+from vlm_distill.training.train import Trained
 
 
 def charts(folder: Path) -> dict[str, Chart]:
@@ -85,7 +86,7 @@ def test_factors_show_on_a_logarithmic_axis(finished: Path, copy: Copy) -> None:
 
 def training(label: str, track: str, *, start: int, end: int) -> Training:
     step = Step(stage="", kind="train", label=label, folder="", track=track, round=12)
-    result = {"steps": end - start}
+    result = Trained(key="", steps=end - start, tokens=0, objective={}, left_out=0, seconds={})
     return Training(step=step, folder=Path(), result=result, rows=[], num_unreadable=0, start=start)
 
 

@@ -1,12 +1,12 @@
 """One reading of a run folder, by its plan alone: no name of a folder or label is taken apart."""
 
-import json
 import shutil
 from pathlib import Path
 
 import pytest
 
 from tests.plain_run import CONTROLS, config_of, finish, write_folder
+from tests.state_files import change_state
 from tests.whole_runs import Copy
 from vlm_distill.errors import DataError
 from vlm_distill.reporting import write_report
@@ -90,13 +90,13 @@ def test_results_with_permuted_images_are_no_scores_whatever_their_folder_is_cal
     folder = run / "eval" / "round_1"
     shutil.move(folder / "tiny.shuffled_images", folder / "aside")
     (found,) = (one for one in open_run(run).evaluations if one.label == "round 1")
-    assert [one["provenance"]["shuffle_images"] for one in found.results] == [False]
+    assert [one.provenance.shuffle_images for one in found.results] == [False]
 
 
 def test_rows_of_the_summary_come_before_newer_results(finished: Path, copy: Copy) -> None:
     run = copy(finished)
     path = run / "eval" / "round_1" / "agreement.json"
-    path.write_text(json.dumps({"values": {"token_kl": 99.0}}))
+    change_state(path, values={"token_kl": 99.0})
     (row,) = (one for one in read_scores(open_run(run)).rows if one.label == "round 1")
     assert row.values["token_kl"] != 99.0
     (run / "summary.json").unlink()

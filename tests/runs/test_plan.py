@@ -151,7 +151,7 @@ def test_steps_with_results_stay_in_the_plan_when_the_config_drops_them(tmp_path
 
 def test_a_damaged_plan_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "stages.json").write_text('{"format_version": 99, "steps": []}')
-    with pytest.raises(DataError, match=r"stages\.json: expected the steps of a run in format 2"):
+    with pytest.raises(DataError, match=r"stages\.json: expected format version 2, got 99"):
         read_plan(tmp_path)
 
 

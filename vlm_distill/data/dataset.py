@@ -1,20 +1,46 @@
 """A prepared data set on disk: two JSONL files of examples, a folder of images, a manifest written last."""
 
+import hashlib
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from vlm_distill.data.examples import example_from_json, example_to_json
 from vlm_distill.data.images import ImageStore
 from vlm_distill.errors import DataError
-from vlm_distill.files import atomic_path, hash_json, read_json, sha256_file, write_json
+from vlm_distill.files import atomic_path, hash_json, sha256_file
 from vlm_distill.records import Example
+from vlm_distill.state import damaged, find_state, write_state
 
-FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 PARTS = ("train", "held_out")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataFile:
+    """A file of examples."""
+
+    rows: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Manifest:
+    """What a prepared data set says of itself.
+
+    `key` is the hash of the recipe and of the state of its sources. `sources` have a `text` and, on the hub,
+    a `hub_id`.
+    """
+
+    key: str
+    recipe: Mapping[str, Any]
+    sources: tuple[Mapping[str, str | None], ...]
+    counts: Mapping[str, int]
+    files: Mapping[str, DataFile]
+    fingerprint: str
+    format_version: Literal[1] = 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,7 +54,7 @@ class Dataset:
     train: list[Example]
     held_out: list[Example]
     images: ImageStore
-    counts: dict[str, int]
+    counts: Mapping[str, int]
     fingerprint: str
 
 
@@ -37,11 +63,12 @@ def write_dataset(
     *,
     train: Sequence[Example],
     held_out: Sequence[Example],
-    counts: dict[str, int],
+    counts: Mapping[str, int],
     key: str,
-    facts: dict[str, Any],
+    recipe: Mapping[str, Any],
+    sources: Sequence[Mapping[str, str | None]],
 ) -> None:
-    """Write examples, then the manifest with `facts`; the images are in `folder/images` already."""
+    """Write examples, then the manifest; the images are in `folder/images` already."""
     (folder / MANIFEST).unlink(missing_ok=True)
     files = {}
     for part, examples in zip(PARTS, (train, held_out), strict=True):
@@ -49,41 +76,51 @@ def write_dataset(
             atomic_path(folder / f"{part}.jsonl") as temporary,
             temporary.open("w", encoding="utf-8") as handle,
         ):
-            handle.writelines(
-                json.dumps(example_to_json(example), ensure_ascii=False) + "\n" for example in examples
-            )
-        files[f"{part}.jsonl"] = {"rows": len(examples), "sha256": sha256_file(folder / f"{part}.jsonl")}
-    manifest = {
-        "format_version": FORMAT_VERSION,
-        "key": key,
-        **facts,
-        "counts": counts,
-        "files": files,
-        "fingerprint": hash_json(files),
-    }
-    write_json(folder / MANIFEST, manifest)
+            handle.writelines(_lines(examples))
+        files[f"{part}.jsonl"] = _described(examples)
+    manifest = Manifest(
+        key=key,
+        recipe=recipe,
+        sources=tuple(sources),
+        counts=counts,
+        files=files,
+        fingerprint=_hash(files),
+    )
+    write_state(folder / MANIFEST, manifest)
 
 
-def read_manifest(folder: Path) -> dict[str, Any] | None:
+def fingerprint_of(train: Sequence[Example], held_out: Sequence[Example]) -> str:
+    """Return the fingerprint that a data set of these examples has."""
+    parts = zip(PARTS, (train, held_out), strict=True)
+    return _hash({f"{part}.jsonl": _described(examples) for part, examples in parts})
+
+
+def _lines(examples: Iterable[Example]) -> Iterator[str]:
+    return (json.dumps(example_to_json(example), ensure_ascii=False) + "\n" for example in examples)
+
+
+def _described(examples: Sequence[Example]) -> DataFile:
+    digest = hashlib.sha256()
+    for line in _lines(examples):
+        digest.update(line.encode("utf-8"))
+    return DataFile(rows=len(examples), sha256=digest.hexdigest())
+
+
+def _hash(files: Mapping[str, DataFile]) -> str:
+    return hash_json({name: asdict(file) for name, file in files.items()})
+
+
+def read_manifest(folder: Path) -> Manifest | None:
     """Return the manifest of a complete data set, None where there is none.
 
     Raises:
         DataError: it is damaged or of another version of the toolkit.
     """
-    path = folder / MANIFEST
-    if not path.is_file():
-        return None
-    try:
-        manifest = read_json(path)
-    except ValueError:
-        raise DataError(f"{path}: not valid JSON; delete {folder} and prepare the data again") from None
-    version = manifest.get("format_version") if isinstance(manifest, dict) else None
-    if version != FORMAT_VERSION:
-        raise DataError(
-            f"{path}: expected format version {FORMAT_VERSION}, got {version}; prepare into another folder"
-        )
-    assert isinstance(manifest, dict)
-    return manifest
+    return find_state(Manifest, folder / MANIFEST, remedy=_remedy(folder))
+
+
+def _remedy(folder: Path) -> str:
+    return f"delete {folder} and prepare the data again"
 
 
 def open_dataset(folder: Path) -> Dataset:
@@ -95,7 +132,7 @@ def open_dataset(folder: Path) -> Dataset:
     manifest = read_manifest(folder)
     if manifest is None:
         raise DataError(f"{folder}: no prepared data (no {MANIFEST}); prepare a recipe into it first")
-    train, held_out = (_read_part(folder / f"{part}.jsonl", manifest["files"]) for part in PARTS)
+    train, held_out = (read_part(folder, part, manifest) for part in PARTS)
     images = ImageStore(folder / "images")
     missing = sorted(image for image in used_images(train + held_out) if image not in images)
     if missing:
@@ -106,8 +143,8 @@ def open_dataset(folder: Path) -> Dataset:
         train=train,
         held_out=held_out,
         images=images,
-        counts=manifest["counts"],
-        fingerprint=manifest["fingerprint"],
+        counts=manifest.counts,
+        fingerprint=manifest.fingerprint,
     )
 
 
@@ -115,10 +152,12 @@ def used_images(examples: Iterable[Example]) -> set[str]:
     return {image for example in examples for image in example.images}
 
 
-def _read_part(path: Path, files: dict[str, Any]) -> list[Example]:
+def read_part(folder: Path, part: str, manifest: Manifest) -> list[Example]:
+    """Return the examples of a part; DataError where its file is missing or not what was written."""
+    path = folder / f"{part}.jsonl"
     if not path.is_file():
         raise DataError(f"{path}: missing; prepare the data again")
-    if sha256_file(path) != files[path.name]["sha256"]:
-        raise DataError(f"{path}: changed after it was written; delete it and prepare the data again")
+    if path.name not in manifest.files or sha256_file(path) != manifest.files[path.name].sha256:
+        raise damaged(path, "changed after it was written", remedy=_remedy(folder))
     with path.open(encoding="utf-8") as handle:
         return [example_from_json(json.loads(line)) for line in handle]

@@ -44,6 +44,17 @@ def image_bytes(value: Any, *, root: Path | None, where: str) -> bytes:
     raise DataError(f"{where}: expected an image (bytes, a path, base64 or {{bytes, path}}), got {found}")
 
 
+def image_file(value: Any, *, root: Path | None) -> Path | None:
+    """Return the file that a cell of an image column names; None where it holds the bytes themselves."""
+    if isinstance(value, dict) and value.get("bytes") is None:
+        value = value.get("path")
+    if not isinstance(value, str) or value.startswith("data:") or "\0" in value:
+        return None
+    if value.startswith(_BASE64_STARTS) and "." not in value:
+        return None
+    return Path(value) if root is None else root / value
+
+
 def _require_bytes(size: int, *, where: str) -> None:
     if size > MAX_BYTES:
         raise DataError(

@@ -50,11 +50,13 @@ class ImageStore:
     """Images under `root/ab/<sha256 of the file bytes>`, unchanged as they came.
 
     `max_pixels` bounds width times height; it is checked on the header, before pixels are decoded.
+    A store that is not `is_kept` writes nothing: it only names and checks pictures.
     """
 
-    def __init__(self, root: Path, *, max_pixels: int = MAX_PIXELS):
+    def __init__(self, root: Path, *, max_pixels: int = MAX_PIXELS, is_kept: bool = True):
         self.root = root
         self.max_pixels = max_pixels
+        self.is_kept = is_kept
         self._stored: set[str] = set()
 
     def path(self, image: str) -> Path:
@@ -76,8 +78,9 @@ class ImageStore:
         # A file of another size was damaged from outside and is replaced.
         if not path.is_file() or path.stat().st_size != len(data):
             decode_image(data, where=where, max_pixels=self.max_pixels)
-            with atomic_path(path) as temporary:
-                temporary.write_bytes(data)
+            if self.is_kept:
+                with atomic_path(path) as temporary:
+                    temporary.write_bytes(data)
         self._stored.add(image)
         return image
 

@@ -5,6 +5,7 @@ A prepared recipe is a folder (dataset.py). Responses to its examples are in sto
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -13,8 +14,8 @@ from pydantic import Field, model_validator
 from vlm_distill.config import Record, apply_overrides, decode, find_yaml, read_yaml
 from vlm_distill.data.bad_rows import OnBadRow, RowError
 from vlm_distill.data.dataset import (
-    FORMAT_VERSION,
     Dataset,
+    fingerprint_of,
     open_dataset,
     read_manifest,
     used_images,
@@ -31,6 +32,8 @@ from vlm_distill.records import Example
 
 # Overrides change a recipe and what `data.path` makes one of.
 _WAY_OUT = "with data.overrides=[on_bad_row=skip] rows that cannot be used are left out and counted"
+# Raised where the same recipe and sources make other examples than before.
+KEY_VERSION = 1
 
 
 class Recipe(Record):
@@ -69,6 +72,27 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     return decode(Recipe, apply_overrides(read_yaml(path), overrides), where=str(path))
 
 
+def fingerprint_now(recipe: Recipe, folder: Path) -> str:
+    """Return the fingerprint that the data in `folder` have after `prepare`; nothing is written.
+
+    Sources are read whole where their state, or what is in the folder, is not as it was.
+
+    Raises:
+        DataError: as `prepare`.
+    """
+    manifest = read_manifest(folder)
+    if manifest is not None and manifest.key == _key(recipe):
+        with suppress(DataError):
+            return open_dataset(folder).fingerprint
+    train, held_out, _ = _collect(recipe, ImageStore(folder / "images", is_kept=False))
+    return fingerprint_of(train, held_out)
+
+
+def _key(recipe: Recipe) -> str:
+    states = [entry.source.state() for entry in recipe.sources]
+    return hash_json([KEY_VERSION, recipe.model_dump(mode="json"), states])
+
+
 def prepare(recipe: Recipe, folder: Path, log: Log = print) -> Dataset:
     """Write the examples and images of a recipe below `folder` and return them, or what is there already.
 
@@ -77,10 +101,9 @@ def prepare(recipe: Recipe, folder: Path, log: Log = print) -> Dataset:
     Raises:
         DataError: a source is missing or wrong, or no example is left to train on.
     """
-    settings = recipe.model_dump(mode="json")
-    key = hash_json([FORMAT_VERSION, settings, [entry.source.state() for entry in recipe.sources]])
+    key = _key(recipe)
     manifest = read_manifest(folder)
-    if manifest is not None and manifest["key"] == key:
+    if manifest is not None and manifest.key == key:
         try:
             dataset = open_dataset(folder)
         except DataError as error:
@@ -91,8 +114,15 @@ def prepare(recipe: Recipe, folder: Path, log: Log = print) -> Dataset:
     train, held_out, counts = _collect(recipe, ImageStore(folder / "images"))
     # What a reader of the folder is told of the sources, who may not have the package that a source is from.
     sources = [{"text": one.source.describe(), "hub_id": one.source.hub_id} for one in recipe.sources]
-    facts = {"recipe": settings, "sources": sources}
-    write_dataset(folder, train=train, held_out=held_out, counts=dict(counts), key=key, facts=facts)
+    write_dataset(
+        folder,
+        train=train,
+        held_out=held_out,
+        counts=dict(counts),
+        key=key,
+        recipe=recipe.model_dump(mode="json"),
+        sources=sources,
+    )
     log(f"{recipe.name}: {counts_text(counts)}")
     return open_dataset(folder)
 

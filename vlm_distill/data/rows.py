@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date, time
 from decimal import Decimal
@@ -14,8 +15,9 @@ from vlm_distill.data.absent import is_absent, is_null, is_unsaid
 from vlm_distill.data.bad_rows import RowError
 from vlm_distill.data.columns import Columns, cell
 from vlm_distill.data.conversations import parse_messages
-from vlm_distill.data.image_values import image_bytes
+from vlm_distill.data.image_values import image_bytes, image_file
 from vlm_distill.data.tables import RawRow
+from vlm_distill.errors import DataError
 from vlm_distill.records import Message, Text
 
 
@@ -93,6 +95,20 @@ def build_row(raw: RawRow, columns: Columns, *, default_id: str, image_root: Pat
             for name, column in columns.meta.items()
         },
     )
+
+
+def image_files(
+    raw_rows: Iterable[tuple[str, RawRow | RowError, Path | None]], columns: Columns
+) -> Iterator[Path]:
+    """Yield the picture files that rows name, whether or not they are there."""
+    if columns.image is None and columns.images is None:
+        return
+    for where, raw, image_root in raw_rows:
+        if not isinstance(raw, RowError):
+            # A row that cannot be used is said where it is read.
+            with suppress(DataError):
+                files = (image_file(value, root=image_root) for value in _images(raw, columns, where=where))
+                yield from (file for file in files if file is not None)
 
 
 def meta_text(value: Any) -> str:

@@ -8,13 +8,14 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from vlm_distill.errors import DataError
 from vlm_distill.evaluation.statistics import Estimate
-from vlm_distill.files import atomic_path, hash_json, read_json, write_json
+from vlm_distill.files import atomic_path, hash_json, sha256_file
+from vlm_distill.state import read_rows, read_state, write_state
 
-FORMAT = 2
+REMEDY = "delete it and evaluate again"
 NO_RESPONSE = "none"
 
 
@@ -83,6 +84,23 @@ class TaskResult:
     samples: tuple[Sample, ...]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Numbers:
+    """What results.json holds: the fields of a `TaskResult` without its samples, and what names these."""
+
+    task: str
+    version: int
+    task_hash: str
+    verified: bool
+    scorers: Mapping[str, Mapping[str, Any]]
+    counts: Mapping[str, int]
+    metrics: Mapping[str, Mapping[str, Estimate]]
+    provenance: Provenance
+    predictions_hash: str
+    samples_sha256: str | None = None
+    format: Literal[2] = 2
+
+
 def predictions_hash(samples: Sequence[Sample]) -> str:
     """Return the hash of what the model did, which scoring again does not change."""
     return hash_json(
@@ -94,19 +112,19 @@ def write_result(folder: Path, result: TaskResult) -> None:
     """Write both files atomically, samples first; results.json carries the hash of their predictions."""
     with atomic_path(folder / "samples.jsonl") as temporary, temporary.open("w", encoding="utf-8") as handle:
         handle.writelines(json.dumps(asdict(sample), ensure_ascii=False) + "\n" for sample in result.samples)
-    fields = {
-        name: getattr(result, name)
-        for name in ("task", "version", "task_hash", "verified", "scorers", "counts")
-    }
-    metrics = {
-        name: {key: asdict(value) for key, value in subsets.items()}
-        for name, subsets in result.metrics.items()
-    }
-    provenance = {
-        "provenance": asdict(result.provenance),
-        "predictions_hash": predictions_hash(result.samples),
-    }
-    write_json(folder / "results.json", {"format": FORMAT, **fields, "metrics": metrics, **provenance})
+    numbers = Numbers(
+        task=result.task,
+        version=result.version,
+        task_hash=result.task_hash,
+        verified=result.verified,
+        scorers=result.scorers,
+        counts=result.counts,
+        metrics=result.metrics,
+        provenance=result.provenance,
+        predictions_hash=predictions_hash(result.samples),
+        samples_sha256=sha256_file(folder / "samples.jsonl"),
+    )
+    write_state(folder / "results.json", numbers)
 
 
 def read_result(folder: Path) -> TaskResult:
@@ -115,52 +133,33 @@ def read_result(folder: Path) -> TaskResult:
     Raises:
         DataError: a file is missing or damaged, has another format, or the two do not belong together.
     """
-    path = folder / "results.json"
-    samples = read_samples(folder / "samples.jsonl")
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; evaluate the model first")
-    try:
-        values = read_json(path)
-        if values["format"] != FORMAT:
-            raise DataError(
-                f"{path}: expected format {FORMAT}, got {values['format']!r}; evaluate the model again"
-            )
-        metrics = {
-            name: {key: Estimate(**value) for key, value in subsets.items()}
-            for name, subsets in values["metrics"].items()
-        }
-        fields = {
-            name: values[name] for name in ("task", "version", "task_hash", "verified", "scorers", "counts")
-        }
-        provenance, expected_hash = Provenance(**values["provenance"]), values["predictions_hash"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    numbers = read_numbers(folder)
+    path = folder / "samples.jsonl"
+    samples = read_samples(path)
+    is_changed = numbers.samples_sha256 is not None and sha256_file(path) != numbers.samples_sha256
+    if is_changed or predictions_hash(samples) != numbers.predictions_hash:
         raise DataError(
-            f"{path}: not a result of this version ({type(error).__name__}: {error}); evaluate again"
-        ) from None
-    if predictions_hash(samples) != expected_hash:
-        raise DataError(
-            f"{path}: does not belong to the predictions in samples.jsonl beside it; evaluate again"
+            f"{folder / 'results.json'}: does not belong to the predictions in samples.jsonl beside it; "
+            "evaluate again"
         )
-    return TaskResult(**fields, metrics=metrics, provenance=provenance, samples=samples)
+    return TaskResult(
+        task=numbers.task,
+        version=numbers.version,
+        task_hash=numbers.task_hash,
+        verified=numbers.verified,
+        scorers=numbers.scorers,
+        metrics=numbers.metrics,
+        counts=numbers.counts,
+        provenance=numbers.provenance,
+        samples=samples,
+    )
+
+
+def read_numbers(folder: Path) -> Numbers:
+    """Return what results.json in `folder` holds; DataError as `read_result`."""
+    return read_state(Numbers, folder / "results.json", remedy=REMEDY)
 
 
 def read_samples(path: Path) -> tuple[Sample, ...]:
-    """Return the rows of a samples.jsonl.
-
-    Raises:
-        DataError: the file is missing, or a line is not a sample.
-    """
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; evaluate the model first")
-    samples = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n")[:-1], start=1):
-        try:
-            row = json.loads(line)
-            samples.append(
-                Sample(**{**row, "references": tuple(row["references"]), "subsets": tuple(row["subsets"])})
-            )
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise DataError(
-                f"{path}:{number}: not a sample of this version ({type(error).__name__}: {error})"
-            ) from None
-    return tuple(samples)
+    """Return the rows of a samples.jsonl; DataError where it is missing or a line is not a sample."""
+    return tuple(read_rows(Sample, path, remedy=REMEDY))

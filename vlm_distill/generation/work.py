@@ -14,19 +14,20 @@ the folder of the stage or into a part of it, and all parts are read.
 import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from vlm_distill.data.store import ResponseStore, engine_name
 from vlm_distill.errors import DataError, EngineError
-from vlm_distill.files import hash_json, read_json, write_json
+from vlm_distill.files import hash_json
 from vlm_distill.generation.engine import Engine, Identity, OpenEngine, Sampling
 from vlm_distill.generation.executors import Batch, executor
 from vlm_distill.processes import num_processes, on_main
 from vlm_distill.progress import Log, progress
 from vlm_distill.records import Author, Example, Response, response_id
 from vlm_distill.shards import MANIFEST, part_folders
+from vlm_distill.state import find_state, read_state, write_state
 from vlm_distill.stopping import end, is_asked, patiently, until_asked
 
 FORMAT_VERSION = 2
@@ -53,6 +54,14 @@ class Counts:
     length: int
     empty: int
     aborted: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Dropped:
+    """Why which responses under a key are not stored, by their ids."""
+
+    key: str
+    dropped: Mapping[str, Drop]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,7 +115,8 @@ class Job:
 class _Results:
     """The store of a stage with what is not written yet, and the ids of dropped responses by reason.
 
-    `engine` is what the present engine says of itself.
+    `engine` is what the present engine says of itself. What a store `is_stale` with, the responses to another
+    question, goes when the first to this one are there.
     """
 
     store: ResponseStore
@@ -114,6 +124,7 @@ class _Results:
     engine: Mapping[str, str]
     done: set[str]
     dropped: dict[str, Drop]
+    is_stale: bool = False
     pending: list[Response] = field(default_factory=list)
     flushed_at: float = field(default_factory=time.monotonic)
 
@@ -130,9 +141,19 @@ class _Results:
         if len(self.pending) >= SHARD_ROWS or time.monotonic() - self.flushed_at >= SHARD_SECONDS:
             self.flush()
 
+    def replace(self) -> None:
+        """Delete the responses to another question."""
+        self.store.reset(self.key)
+        (self.store.folder / COUNTS).unlink(missing_ok=True)
+        self.is_stale = False
+
     def flush(self) -> None:
+        if self.is_stale:
+            if not self.pending and not self.dropped:
+                return
+            self.replace()
         # Dropped ids first: a kill in between makes a batch run again, it never makes one look done.
-        write_json(self.store.folder / DROPPED, {"key": self.key, "dropped": self.dropped})
+        write_state(self.store.folder / DROPPED, _Dropped(key=self.key, dropped=self.dropped))
         if self.pending:
             self.store.append(self.pending, self.engine)
         self.pending, self.flushed_at = [], time.monotonic()
@@ -153,9 +174,9 @@ def generate_responses(job: Job, open_engine: OpenEngine, *, folder: Path, log: 
     responses. Where all are stored no engine is opened.
 
     Finished work is keyed by the identity of the model, sampling, prompts, author and round; a folder with
-    another key is emptied, once the engine is open and has planned its batches. Empty and aborted responses
-    and overlong prompts are missing from the result and counted in counts.json beside the shards
-    (`read_counts`). An empty one is an answer, an aborted one is the engine's failure and is asked again.
+    another key is emptied, once the first responses are there. Empty and aborted responses and overlong
+    prompts are missing from the result and counted in counts.json beside the shards (`read_counts`). An empty
+    one is an answer, an aborted one is the engine's failure and is asked again.
 
     Raises:
         DataError: an example id stands twice.
@@ -173,12 +194,16 @@ def generate_responses(job: Job, open_engine: OpenEngine, *, folder: Path, log: 
 
 def read_counts(folder: Path) -> Counts:
     """Return the counts of a finished stage; DataError where they are missing or damaged."""
-    try:
-        return Counts(**read_json(folder / COUNTS))
-    except (OSError, ValueError, TypeError):
-        raise DataError(
-            f"{folder / COUNTS}: missing or damaged; delete {folder} and generate again"
-        ) from None
+    return read_state(Counts, folder / COUNTS, remedy=_remedy(folder))
+
+
+def find_counts(folder: Path) -> Counts | None:
+    """Return the counts of a stage, None before its end; DataError where they are damaged."""
+    return find_state(Counts, folder / COUNTS, remedy=_remedy(folder))
+
+
+def _remedy(folder: Path) -> str:
+    return f"delete {folder} and generate again"
 
 
 def _complete(folder: Path, key: str) -> str | None:
@@ -212,27 +237,29 @@ def _open(folder: Path, job: Job, *, plan: Sequence[Batch], engine: dict[str, st
     for part in part_folders(folder):
         if not (part / MANIFEST).is_file() or ResponseStore(part).key != store.key:
             shutil.rmtree(part)
+    empty = _empty([folder, *part_folders(folder)], key)
     if store.key != key:
         log(
             f"{job.label}: model, stop ids, sampling or prompts changed since {len(store):,} responses were "
             "stored; all are generated again"
         )
-        store.reset(key)
-        (folder / COUNTS).unlink(missing_ok=True)
+        results = _Results(store=store, key=key, engine=engine, done={*empty}, dropped=empty, is_stale=True)
+        if num_processes() > 1:
+            # Their parts may only hold responses to one question.
+            results.replace()
+        return results
     if any(other != engine for other in store.engines):
         log(
             f"{job.label}: {len(store):,} responses stay as they are, stored by {store.written_by}; "
             f"{engine_name(engine)} continues"
         )
-    empty = _empty([folder, *part_folders(folder)], key)
     return _Results(store=store, key=key, engine=engine, done=store.ids() | empty.keys(), dropped=empty)
 
 
 def _read_dropped(folders: Iterable[Path], key: str) -> dict[str, Drop]:
     """Return why which responses are not stored."""
-    files = (folder / DROPPED for folder in folders)
-    found = [read_json(path) for path in files if path.is_file()]
-    dropped = [item for one in found if one["key"] == key for item in one["dropped"].items()]
+    found = [find_state(_Dropped, folder / DROPPED, remedy=_remedy(folder)) for folder in folders]
+    dropped = [item for one in found if one and one.key == key for item in one.dropped.items()]
     # Another process may have been answered with nothing where one was aborted.
     return dict(sorted(dropped, key=lambda item: item[1] == "empty"))
 
@@ -253,6 +280,8 @@ def _fill(job: Job, engine: Engine, *, folder: Path, log: Log) -> None:
             _generate(job, engine, batches, results.within(part_folder))
 
     executor()(remaining, generate, folder=folder)
+    if results.is_stale:
+        on_main(results.replace)
     on_main(lambda: _finish(folder, job, overlong=overlong, log=log))
 
 
@@ -314,7 +343,7 @@ def _finish(folder: Path, job: Job, *, overlong: int, log: Log) -> None:
             f"{job.label}: all {counts.aborted} responses were aborted because the logits are not finite; "
             "load the model in float32 or bfloat16, or check its weights"
         )
-    write_json(folder / COUNTS, asdict(counts))
+    write_state(folder / COUNTS, counts)
     store.finish()
     log(
         f"{job.label}: {len(finishes):,} responses stored, {counts.length:,} of them cut "

@@ -10,7 +10,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from vlm_distill.config import Record
-from vlm_distill.errors import DataError
+from vlm_distill.errors import DataError, StorageError
 from vlm_distill.files import atomic_path, sha256_bytes, sha256_file
 from vlm_distill.progress import Log
 
@@ -94,12 +94,9 @@ class FeatureStore:
         try:
             with atomic_path(path) as temporary:
                 temporary.write_bytes(data)
-        except OSError as error:
+        except StorageError as error:
             self._is_full = True
-            self._log(
-                f"vision cache: {path}: {error}; further features stay in memory only; make room, and the "
-                "next start keeps them"
-            )
+            self._log(f"vision cache: {error}; until then further features stay in memory only")
             return
         self._verified.add(path)
         self._shards |= dict.fromkeys(pending, path)

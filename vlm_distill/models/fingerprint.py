@@ -1,7 +1,15 @@
-"""The hashes by which a model is known, on disk and in memory."""
+"""The hashes by which a model is known, on disk and in memory.
+
+Beside a model that a run has written stands a record of its files. It is compared wherever the model is
+loaded: weights that changed on the disk would be trained from and measured without a word.
+"""
 
 import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import nn
@@ -10,6 +18,46 @@ from vlm_distill.adapters.adapter import LoadOptions
 from vlm_distill.files import hash_json, sha256_file
 from vlm_distill.models.gguf import is_gguf
 from vlm_distill.models.names import SETTINGS_FILES, weight_files
+from vlm_distill.state import damaged, find_state, write_state
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recorded:
+    """The hashes of a model's files by their names, and what to `delete` to have it made again.
+
+    That is the folder of the model itself, or the one around it.
+    """
+
+    files: Mapping[str, str]
+    delete: Literal[".", ".."]
+
+
+def record_of(folder: Path) -> Path:
+    """Return where the record of a model folder stands: beside it, so that the folder is a plain one."""
+    return Path(f"{folder.resolve()}.files.json")
+
+
+def write_record(folder: Path, *, delete: Literal[".", ".."]) -> None:
+    write_state(record_of(folder), Recorded(files=_file_hashes(folder), delete=delete))
+
+
+def require_as_written(folder: Path) -> None:
+    """Compare a model with its record, where it has one.
+
+    Raises:
+        DataError: a file of it, or the record, is not what was written.
+    """
+    path = record_of(folder)
+    remedy = f"delete {folder} or the folder of its stage, and the run makes it again"
+    found = find_state(Recorded, path, remedy=remedy)
+    if found is None:
+        return
+    now = _file_hashes(folder)
+    changed = [name for name in {**found.files, **now} if found.files.get(name) != now.get(name)]
+    if changed:
+        where = folder if found.delete == "." else folder.parent
+        remedy = f"delete {where} and start the run again, which makes it anew"
+        raise damaged(folder / changed[0], "not what was written", remedy=remedy)
 
 
 def fingerprint(path: Path) -> str:
@@ -20,12 +68,32 @@ def fingerprint(path: Path) -> str:
     """
     if is_gguf(path):
         return hash_json({"gguf": sha256_file(path)})
-    files = [path / name for name in SETTINGS_FILES] + weight_files(path)
-    return hash_json({path.name: sha256_file(path) for path in files if path.is_file()})
+    return hash_json(_file_hashes(path))
+
+
+def _file_hashes(folder: Path) -> dict[str, str]:
+    files = [folder / name for name in SETTINGS_FILES] + weight_files(folder)
+    return {path.name: _file_hash(path) for path in files if path.is_file()}
+
+
+def _file_hash(path: Path) -> str:
+    found = path.stat()
+    return _hash_once(path, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+
+@cache
+def _hash_once(path: Path, *state: int) -> str:
+    """Return the hash of a file, computed once by a process as long as the file's `state` is the same."""
+    return sha256_file(path)
 
 
 def model_fingerprint(path: Path, options: LoadOptions) -> str:
-    """Return the fingerprint of a model that is loaded from `path` with `options`."""
+    """Return the fingerprint of a model that is loaded from `path` with `options`.
+
+    Raises:
+        DataError: the model of a run is not what was written.
+    """
+    require_as_written(path)
     known = fingerprint(path)
     # Quantised weights answer differently.
     return known if options.quantisation is None else hash_json([known, dict(options.quantisation)])

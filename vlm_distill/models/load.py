@@ -30,15 +30,17 @@ def load_model(
 
     Raises:
         AdapterError: the name means nothing, the folder is incomplete, or no adapter knows its family.
+        DataError: the model of a run is not what was written.
     """
     path = resolve(name, trust_remote_code=options.trust_remote_code)
+    known = model_fingerprint(path, options)
     config = load_config(path, name, trust_remote_code=options.trust_remote_code)
     adapter = adapter or find_adapter(config.model_type)
     if is_gguf(path):
         model, processor = load_gguf(str(path), config, options)
     else:
         model, processor = _load_folder(adapter, str(path), options)
-    return wrap_model(adapter, model, processor, path=name, fingerprint=model_fingerprint(path, options))
+    return wrap_model(adapter, model, processor, path=name, fingerprint=known)
 
 
 def _load_folder(adapter: Adapter, path: str, options: LoadOptions) -> tuple[nn.Module, Any]:

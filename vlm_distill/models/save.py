@@ -5,13 +5,15 @@ import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from vlm_distill.adapters.adapter import LoadedModel
-from vlm_distill.files import read_json, temporary_path, write_json
+from vlm_distill.faults import writing
+from vlm_distill.files import read_json, take_name, temporary_path, write_json
+from vlm_distill.models.fingerprint import record_of, write_record
 from vlm_distill.models.names import WEIGHTS_INDEX
 
 
@@ -19,8 +21,25 @@ def save_model(loaded: LoadedModel, folder: Path) -> None:
     """Write weights (safetensors), configs, processor and chat template; an existing folder is replaced.
 
     The folder gets its name only when it is complete. It loads with plain transformers and with vLLM.
+
+    Raises:
+        StorageError: it cannot be written; an existing folder is as it was.
     """
-    folder = Path(folder)
+    with writing(folder):
+        _save(loaded, folder)
+
+
+def save_recorded(loaded: LoadedModel, folder: Path, *, delete: Literal[".", ".."]) -> None:
+    """Write a model of a run, and the record with which it is compared when it is loaded.
+
+    `delete` says what has to go to have it made again: the folder, or the one around it.
+    """
+    record_of(folder).unlink(missing_ok=True)
+    save_model(loaded, folder)
+    write_record(folder, delete=delete)
+
+
+def _save(loaded: LoadedModel, folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = temporary_path(folder)
     shutil.rmtree(temporary, ignore_errors=True)
@@ -40,10 +59,10 @@ def save_model(loaded: LoadedModel, folder: Path) -> None:
             # A folder cannot be replaced in one step; the old one steps aside first.
             previous = temporary_path(folder.with_name(f"{folder.name}.old"))
             os.replace(folder, previous)
-            os.replace(temporary, folder)
+            take_name(temporary, folder)
             shutil.rmtree(previous)
         else:
-            os.replace(temporary, folder)
+            take_name(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -1,8 +1,8 @@
 """Writing a trained student for publication: its files, checked, with a model card, and on the hub."""
 
-import os
 import shutil
-import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,8 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError  # type: ignore[att
 
 from vlm_distill.adapters.adapter import LoadedModel, LoadOptions
 from vlm_distill.errors import AdapterError, ConfigError, did_you_mean, one_line
-from vlm_distill.files import atomic_path
+from vlm_distill.faults import writing
+from vlm_distill.files import atomic_path, read_json, take_name
 from vlm_distill.models.fingerprint import fingerprint, weights_fingerprint
 from vlm_distill.models.load import load_model
 from vlm_distill.models.names import resolve
@@ -26,7 +27,8 @@ from vlm_distill.publishing.model_card import (
     card_settings,
     model_card,
 )
-from vlm_distill.reporting.facts import Run, Training, open_run, read_mapping
+from vlm_distill.reporting.facts import Run, Training, open_run
+from vlm_distill.runs.folder import locked
 from vlm_distill.runs.plan import ROUNDS, WARMUP
 
 
@@ -57,22 +59,38 @@ def export(
     student = _open(source, stage, log)
     folder = student.training.folder / "model" if student is not None else resolve(str(source))
     title = _title(source, student, push_to)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
-    try:
-        files = temporary / "model"
+    with _workplace(target) as files:
         run = student.run if student is not None else None
         exported = _write(folder, files, options, title=title, name=push_to, run=run)
         with atomic_path(files / CARD) as card:
             card.write_text(model_card(exported, student), encoding="utf-8")
         # An empty folder may stand in its place.
-        os.replace(files, target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        take_name(files, target)
     log(f"export: {folder} written to {target} ({exported.dtype}), checked, with a model card")
     if push_to is not None:
         _push(target, push_to, log)
     return target
+
+
+@contextmanager
+def _workplace(target: Path) -> Iterator[Path]:
+    """Yield where the files are written before they take the name of the target.
+
+    It is made anew, whatever a killed export has left there, and gone at the end.
+
+    Raises:
+        DataError: another process is writing to the same target.
+        ConfigError: another process has written it since.
+        StorageError: it cannot be written.
+    """
+    place = target.with_name(f".{target.name}.export.tmp")
+    with writing(target), locked(place, shown=target):
+        try:
+            _require_empty(target)
+            shutil.rmtree(place / "model", ignore_errors=True)
+            yield place / "model"
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
 
 
 def _write(
@@ -142,7 +160,7 @@ def _copy(folder: Path, files: Path, options: LoadOptions) -> dict[str, Any]:
             f"{folder}: transformers does not read back what it saved ({', '.join(differing)} differ); "
             "nothing is written"
         )
-    before = read_mapping(folder / "config.json").get("dtype")
+    before = read_json(folder / "config.json").get("dtype")
     return facts | {"converted": options.dtype not in ("auto", before)}
 
 
@@ -169,7 +187,7 @@ def _title(source: Path, student: Student | None, push_to: str | None) -> str:
         return push_to.rpartition("/")[2]
     if student is None:
         return source.resolve().name
-    return f"{student.run.config['name']}, {student.training.label}"
+    return f"{student.run.name}, {student.training.label}"
 
 
 def _settings(folder: Path, run: Run | None) -> dict[str, Any]:

@@ -149,7 +149,8 @@ def _known_to_the_hub(student: Student, tags: Sequence[str]) -> Values:
     if run.setting("student.shrink"):
         names.append(run.setting("teacher.model"))
     base = [name for name in names if name and _is_on_the_hub(name)]
-    datasets = [source["hub_id"] for source in run.data.get("sources", ()) if source["hub_id"] is not None]
+    sources = run.data.sources if run.data else ()
+    datasets = [source["hub_id"] for source in sources if source["hub_id"] is not None]
     method = student.training.step.settings["objective"]["kind"]
     found = {"tags": [*tags, method], "base_model": base, "datasets": datasets}
     return {key: value for key, value in found.items() if value}
@@ -161,15 +162,15 @@ def _eval_results(run: Run, own: Row, exported: Exported, *, task_type: str) -> 
     found = [
         EvalResult(
             task_type=task_type,
-            dataset_type=result["task"],
-            dataset_name=result["task"],
+            dataset_type=result.task,
+            dataset_name=result.task,
             metric_type=metric,
             metric_name=f"{words(metric)}, per cent",
-            metric_value=round(100 * subsets[ALL]["mean"], 2),
+            metric_value=round(100 * mean, 2),
         )
         for result in evaluation.results
-        for metric, subsets in result["metrics"].items()
-        if subsets[ALL]["mean"] is not None
+        for metric, subsets in result.metrics.items()
+        if (mean := subsets[ALL].mean) is not None
     ]
     return {"model_name": exported.title, "eval_results": found} if found else {}
 
@@ -198,12 +199,13 @@ def _method(student: Student) -> Values:
 
 def _data(student: Student) -> Values:
     run = student.run
+    data = run.data
     needed = {name for one in run.path_to(student.training) for name in one.step.needs}
     return {
-        "recipe": run.data.get("recipe", {}).get("name", "?"),
-        "sources": ", ".join(source["text"] for source in run.data.get("sources", ())),
+        "recipe": data.recipe.get("name", "?") if data else "?",
+        "sources": ", ".join(source["text"] or "" for source in data.sources) if data else "",
         "limit": run.setting("data.limit"),
-        "counts": [{words(name): f"{count:,}" for name, count in run.data.get("counts", {}).items()}],
+        "counts": [{words(name): f"{count:,}" for name, count in (data.counts if data else {}).items()}],
         "responses": [
             {"by": one.label} | {name: f"{one.counts[name]:,}" for name in sorted(one.counts)}
             for one in run.generations
@@ -216,11 +218,11 @@ def _data(student: Student) -> Values:
 def _recipe_comment(run: Run) -> str:
     """Return the comment at the top of the recipe, where licences stand, if the file still is that recipe."""
     name, overrides = run.setting("data.recipe"), run.setting("data.overrides") or []
-    if run.setting("data.path") or not name:
+    if run.setting("data.path") or not name or run.data is None:
         return ""
     try:
         path = find_yaml(name, folder="data_recipes")
-        unchanged = load_recipe(name, overrides) == Recipe.model_validate(run.data.get("recipe"))
+        unchanged = load_recipe(name, overrides) == Recipe.model_validate(run.data.recipe)
     except ValueError:
         # The file is gone or changed; ConfigError and pydantic's error are both of this kind.
         return ""

@@ -1,10 +1,11 @@
 """Everything that a run skipped, dropped or cut, with its count."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
+from vlm_distill.evaluation.results import Numbers
 from vlm_distill.evaluation.table import words
-from vlm_distill.reporting.facts import Run, Values
+from vlm_distill.reporting.facts import Run
 from vlm_distill.reporting.response_sets import ResponseSet
 
 DATA_WORDS = {
@@ -52,7 +53,7 @@ def count_tables(run: Run, sets: Sequence[ResponseSet]) -> list[Table]:
 
 
 def _data(run: Run) -> Table:
-    counts = run.data.get("counts", {})
+    counts = run.data.counts if run.data else {}
     order = [*DATA_WORDS, *(name for name in counts if name not in DATA_WORDS)]
     rows = [(_data_words(name), (counts[name],)) for name in order if name in counts]
     limit = run.setting("data.limit")
@@ -87,7 +88,7 @@ def _responses(run: Run, sets: Sequence[ResponseSet]) -> Table:
 
 
 def _training(run: Run) -> Table:
-    found = [(one.step.stage, one.result) for one in run.trainings if one.is_trained]
+    found = [(one.step.stage, asdict(one.result)) for one in run.trainings if one.result]
     keys = {
         "left_out": "prompts left out",
         "too_long": "of them too long",
@@ -112,7 +113,7 @@ def _agreement(run: Run) -> Table:
 
 def _evaluations(run: Run) -> Table:
     found = [
-        (f"{one.label}: {result['task']}", _evaluation(result))
+        (f"{one.label}: {result.task}", _evaluation(result))
         for one in run.evaluations
         for result in one.results
     ]
@@ -124,15 +125,15 @@ def _evaluations(run: Run) -> Table:
     return Table(title="Evaluation", columns=[": ".join(name) for name in columns], rows=rows)
 
 
-def _evaluation(result: Values) -> dict[tuple[str, ...], int]:
+def _evaluation(result: Numbers) -> dict[tuple[str, ...], int]:
     """Return the counts of one result by the words of their columns."""
-    counts, provenance = result["counts"], result["provenance"]
+    counts, provenance = result.counts, result.provenance
     unparsed = {name: count for name, count in counts.items() if name.startswith("unparsed_")}
     return {
         ("questions",): counts["examples"],
-        ("beyond the limit",): provenance["data_counts"].get("beyond_limit", 0),
+        ("beyond the limit",): provenance.data_counts.get("beyond_limit", 0),
         ("clusters",): counts["clusters"],
-        ("too long",): provenance["responses"].get("overlong", 0),
+        ("too long",): provenance.responses.get("overlong", 0),
         ("no response",): counts["no_response"],
         ("empty",): counts["empty"],
         ("cut at the limit",): counts["truncated"],

@@ -4,26 +4,28 @@ Page, model card and export are made from this, of a finished run or half way. O
 elsewhere: lengths of responses (response_sets.py) and answers (gallery.py).
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vlm_distill.config import read_yaml
+from vlm_distill.data.dataset import Manifest, read_manifest
 from vlm_distill.errors import DataError
-from vlm_distill.files import read_json
-from vlm_distill.generation.work import COUNTS
-from vlm_distill.runs.folder import require_plan
+from vlm_distill.evaluation.results import Numbers, read_numbers
+from vlm_distill.generation.work import find_counts
+from vlm_distill.runs.evaluator import HELD_OUT_ANSWERS, find_compared
+from vlm_distill.runs.folder import CONFIG, Provenance, find_provenance, read_config, require_plan
 from vlm_distill.runs.plan import HELD_OUT, ROUNDS, STUDENT, WARMUP, Step, read_plan
+from vlm_distill.runs.summary import Summary, find_summary
+from vlm_distill.training.metrics import read_log
+from vlm_distill.training.train import Trained, find_trained
 
 Values = Mapping[str, Any]
-RESULT_KEYS = {"task", "metrics", "provenance"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Training:
-    """The training of one student: what it has logged, and its `result`, empty until it is over.
+    """The training of one student: what it has logged, and its `result`, None until it is over.
 
     Each of the `rows` has `step`; `num_unreadable` lines of the log were cut short by a kill. `start` and
     `end` lie on an axis of optimiser steps that runs through all trainings; `start` is the last step before.
@@ -31,7 +33,7 @@ class Training:
 
     step: Step
     folder: Path
-    result: Values
+    result: Trained | None
     rows: Sequence[Values]
     num_unreadable: int
     start: int
@@ -49,11 +51,11 @@ class Training:
 
     @property
     def is_trained(self) -> bool:
-        return bool(self.result)
+        return self.result is not None
 
     @property
     def end(self) -> int:
-        steps = [*(row["step"] for row in self.rows), self.result.get("steps", 0)]
+        steps = [*(row["step"] for row in self.rows), self.result.steps if self.result else 0]
         return self.start + int(max(steps))
 
     @property
@@ -78,7 +80,7 @@ class Evaluation:
     """
 
     step: Step
-    results: Sequence[Values]
+    results: Sequence[Numbers]
     values: Values
     agreement: Values
     answers: Path
@@ -114,16 +116,16 @@ class Generation:
 class Run:
     """A run folder. Its steps are those of the config in their order, then others that have left results.
 
-    `data` is the manifest of the prepared data; it is empty where there is none yet, as are `provenance` and
-    `summary`. `generations` are the responses that are trained on, `held_out` the teacher's answers to
-    held-out prompts, None where nothing is compared with it.
+    `data` is the manifest of the prepared data; it is None where there is none yet, as is `provenance`; the
+    `summary` is empty before the end. `generations` are the responses that are trained on, `held_out` the
+    teacher's answers to held-out prompts, None where nothing is compared with it.
     """
 
     folder: Path
     config: Values
-    provenance: Values
-    summary: Values
-    data: Values
+    provenance: Provenance | None
+    summary: Summary
+    data: Manifest | None
     steps: Sequence[Step]
     trainings: Sequence[Training]
     evaluations: Sequence[Evaluation]
@@ -163,20 +165,19 @@ def open_run(folder: Path) -> Run:
     """Return what is in a run folder.
 
     Raises:
-        ConfigError: config.yaml is not a mapping in YAML.
         DataError: the folder is no run folder or that of an earlier version, or a file in it is damaged.
     """
-    if not (folder / "config.yaml").is_file():
+    if not (folder / CONFIG).exists():
         raise DataError(f"{folder}: expected the folder of a run, found no config.yaml in it")
     require_plan(folder)
     steps = read_plan(folder)
     generations = [_generation(folder / step.folder, step) for step in steps if step.kind == "generate"]
     return Run(
         folder=folder,
-        config=read_yaml(folder / "config.yaml"),
-        provenance=read_mapping(folder / "provenance.json"),
-        summary=read_mapping(folder / "summary.json"),
-        data=read_mapping(folder / "data" / "manifest.json"),
+        config=read_config(folder),
+        provenance=find_provenance(folder),
+        summary=find_summary(folder) or Summary(rows=(), comparisons=()),
+        data=read_manifest(folder / "data"),
         steps=steps,
         trainings=list(_trainings(folder, [step for step in steps if step.kind == "train"])),
         evaluations=[_evaluation(folder / step.folder, step) for step in steps if step.kind == "evaluate"],
@@ -188,11 +189,11 @@ def open_run(folder: Path) -> Run:
 def _trainings(folder: Path, steps: Sequence[Step]) -> Iterator[Training]:
     start = 0
     for step in steps:
-        rows, num_unreadable = _read_log(folder / step.folder / "metrics.jsonl")
+        rows, num_unreadable = read_log(folder / step.folder / "metrics.jsonl")
         one = Training(
             step=step,
             folder=folder / step.folder,
-            result=read_mapping(folder / step.folder / "stage.json"),
+            result=find_trained(folder / step.folder),
             rows=rows,
             num_unreadable=num_unreadable,
             start=start,
@@ -201,65 +202,27 @@ def _trainings(folder: Path, steps: Sequence[Step]) -> Iterator[Training]:
         yield one
 
 
-def _read_log(path: Path) -> tuple[list[Values], int]:
-    """Return the rows of a log and how many lines are none; no rows where nothing is logged yet."""
-    lines = path.read_text(encoding="utf-8").split("\n") if path.is_file() else []
-    rows: list[Values] = []
-    num_unreadable = 0
-    for line in filter(None, lines):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if isinstance(row, dict) and is_number(row.get("step")):
-            rows.append(row)
-        else:
-            num_unreadable += 1
-    return rows, num_unreadable
-
-
 def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _evaluation(folder: Path, step: Step) -> Evaluation:
-    results = [_read_result(path) for path in sorted(folder.glob("*/results.json"))]
-    agreement = read_mapping(folder / "agreement.json")
+    results = [read_numbers(path.parent) for path in sorted(folder.glob("*/results.json"))]
+    compared, answers = find_compared(folder), folder / HELD_OUT_ANSWERS
     return Evaluation(
         step=step,
-        results=[one for one in results if not one["provenance"]["shuffle_images"]],
-        values=agreement.get("values", {}),
-        agreement=agreement,
-        answers=folder / "held_out",
-        answer_counts=read_mapping(folder / "held_out" / COUNTS),
+        results=[one for one in results if not one.provenance.shuffle_images],
+        values=compared.values if compared else {},
+        agreement=asdict(compared) if compared else {},
+        answers=answers,
+        answer_counts=_counts(answers),
     )
 
 
-def _read_result(path: Path) -> dict[str, Any]:
-    found = read_mapping(path)
-    if missing := RESULT_KEYS - found.keys():
-        raise DataError(
-            f"{path}: expected the result of a task, and {', '.join(sorted(missing))} is missing; delete it"
-        )
-    return found
-
-
 def _generation(folder: Path, step: Step) -> Generation:
-    return Generation(step=step, folder=folder, counts=read_mapping(folder / COUNTS))
+    return Generation(step=step, folder=folder, counts=_counts(folder))
 
 
-def read_mapping(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file, an empty one where there is no file.
-
-    Raises:
-        DataError: the file holds something else.
-    """
-    if not path.is_file():
-        return {}
-    try:
-        value = read_json(path)
-    except ValueError:
-        value = None
-    if not isinstance(value, dict):
-        raise DataError(f"{path}: expected a JSON object; delete the file and run the same command again")
-    return value
+def _counts(folder: Path) -> dict[str, int]:
+    counts = find_counts(folder)
+    return asdict(counts) if counts else {}

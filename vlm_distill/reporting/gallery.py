@@ -1,13 +1,11 @@
 """Held-out prompts with the answers of teacher and student: a bounded, deterministic choice of all kinds."""
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from pathlib import Path
 
-from vlm_distill.data.examples import example_from_json
+from vlm_distill.data.dataset import read_part
 from vlm_distill.data.images import ImageStore
 from vlm_distill.data.store import ResponseStore
 from vlm_distill.errors import DataError
@@ -17,7 +15,7 @@ from vlm_distill.files import hash_json
 from vlm_distill.records import Example, Message, Response
 from vlm_distill.reporting.facts import Run
 from vlm_distill.reporting.pictures import data_uri
-from vlm_distill.runs.plan import STUDENT, TEACHER
+from vlm_distill.runs.plan import HELD_OUT, STUDENT, TEACHER
 from vlm_distill.shards import MANIFEST
 
 MAX_CARDS = 60
@@ -64,7 +62,7 @@ def read_gallery(run: Run, after: str | None) -> Gallery | None:
     answers = dict(_stored_answers(run, after))
     if after is None or after not in answers or TEACHER not in answers:
         return None
-    examples = list(_read_examples(run.folder / "data" / "held_out.jsonl", answers[TEACHER]))
+    examples = _held_out(run, answers[TEACHER])
     judged = answers[after], answers[TEACHER]
     kinds = {one.id: _kinds(one, *(answered.get(one.id) for answered in judged)) for one in examples}
     pictures = _Pictures(ImageStore(run.folder / "data" / "images"))
@@ -89,15 +87,11 @@ def _stored_answers(run: Run, after: str | None) -> Iterator[tuple[str, dict[str
             yield who, {response.example_id: response for response in ResponseStore(folder).read()}
 
 
-def _read_examples(path: Path, wanted: Mapping[str, Response]) -> Iterator[Example]:
-    """Yield the examples that the teacher answered; without prepared data there are none."""
-    if not path.is_file():
-        return
-    with path.open(encoding="utf-8") as handle:
-        for line in handle:
-            example = example_from_json(json.loads(line))
-            if example.id in wanted:
-                yield example
+def _held_out(run: Run, wanted: Mapping[str, Response]) -> list[Example]:
+    """Return the examples that the teacher answered; without prepared data there are none."""
+    if run.data is None:
+        return []
+    return [one for one in read_part(run.folder / "data", HELD_OUT, run.data) if one.id in wanted]
 
 
 def choose(examples: Sequence[Example], kinds: Mapping[str, tuple[str, ...]]) -> list[Example]:

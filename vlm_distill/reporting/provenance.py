@@ -6,10 +6,12 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
+from vlm_distill.errors import one_line
 from vlm_distill.reporting.facts import Run
 from vlm_distill.runs.plan import ROUNDS, WARMUP
+from vlm_distill.state import damaged
 
 Facts = list[tuple[str, str]]
 
@@ -30,32 +32,36 @@ def headline(run: Run) -> Facts:
 
 def versions(run: Run) -> Facts:
     """Return versions, machine and seed."""
-    packages = run.provenance.get("packages", {})
-    facts = [(name, version or "not installed") for name, version in packages.items()]
-    known = {"python": "Python", "machine": "machine", "num_processes": "processes", "seed": "seed"}
-    facts += [(words, str(run.provenance[name])) for name, words in known.items() if name in run.provenance]
-    return facts
+    known = run.provenance
+    if known is None:
+        return []
+    facts = [(name, version or "not installed") for name, version in known.packages.items()]
+    facts += [("Python", known.python), ("machine", known.machine)]
+    return [*facts, ("processes", str(known.num_processes)), ("seed", str(known.seed))]
 
 
 def origins(run: Run) -> Facts:
     """Return the hashes of what the run started from."""
-    known = {"data": "data", "teacher": "teacher", "student": "student before training"}
-    return [(words, run.provenance[name]) for name, words in known.items() if run.provenance.get(name)]
+    known = run.provenance
+    if known is None:
+        return []
+    facts = [("data", known.data), ("teacher", known.teacher), ("student before training", known.student)]
+    return [(words, value) for words, value in facts if value]
 
 
 def fingerprints(run: Run) -> Facts:
     """Return the hashes of data, models and tasks."""
     facts = origins(run)
     known = {value for _, value in facts}
-    rows = run.summary.get("rows", [])
+    rows = run.summary.rows
     facts += [(row["model"], row["fingerprint"]) for row in rows if row["fingerprint"] not in known]
     return facts + list(dict.fromkeys(_tasks(run)))
 
 
 def _tasks(run: Run) -> Iterator[tuple[str, str]]:
     for result in (result for one in run.evaluations for result in one.results):
-        note = "" if result["verified"] else ", columns not verified"
-        yield f"task {result['task']} version {result['version']}{note}", result["task_hash"]
+        note = "" if result.verified else ", columns not verified"
+        yield f"task {result.task} version {result.version}{note}", result.task_hash
 
 
 def student_origin(run: Run, named: Callable[[str], str] = str) -> str:
@@ -96,8 +102,11 @@ def _num_parameters(run: Run) -> int:
 
 
 def _num_weights(path: Path) -> int:
-    with safe_open(path, framework="np") as file:
-        return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    try:
+        with safe_open(path, framework="np") as file:
+            return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    except SafetensorError as error:
+        raise damaged(path, one_line(error), remedy=f"delete {path.parents[1]} to train it again") from None
 
 
 def _rounded(count: int) -> str:

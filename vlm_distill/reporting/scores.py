@@ -83,13 +83,13 @@ class Scores:
 
 def read_scores(run: Run) -> Scores:
     """Return what is measured so far."""
-    known = {row["model"]: row for row in run.summary.get("rows", [])}
+    known = {row["model"]: row for row in run.summary.rows}
     rows = [
         _from_summary(one.step, known[one.label]) if one.label in known else _from_results(one)
         for one in run.evaluations
         if one.label in known or one.is_done
     ]
-    return Scores(rows=rows, comparisons=run.summary.get("comparisons", []))
+    return Scores(rows=rows, comparisons=run.summary.comparisons)
 
 
 def _from_summary(step: Step, row: Mapping[str, Any]) -> Row:
@@ -105,11 +105,11 @@ def _from_summary(step: Step, row: Mapping[str, Any]) -> Row:
 def _from_results(evaluation: Evaluation) -> Row:
     """Return a row without the drops, which are paired differences that the end of the run computes."""
     scores = {
-        column: Score(mean=one["mean"], low=one["low"], high=one["high"], n=one["num_items"])
+        column: Score(mean=one.mean, low=one.low, high=one.high, n=one.num_items)
         for result in evaluation.results
-        for column, one in score_columns(result["task"], result["metrics"])
+        for column, one in score_columns(result.task, result.metrics)
     }
-    found = (result["provenance"]["model_fingerprint"] for result in evaluation.results)
+    found = (result.provenance.model_fingerprint for result in evaluation.results)
     return Row(
         step=evaluation.step,
         fingerprint=next(found, ""),

@@ -19,7 +19,7 @@ def notes(run: Run) -> list[str]:
         lines.append("No benchmark is scored, because the config has no evaluate.suite.")
     if not run.setting("teacher"):
         lines.append("The run has no teacher: the student learns from references.")
-    if _compares(run) and run.data and not run.data["counts"].get("held_out"):
+    if _compares(run) and run.data and not run.data.counts.get("held_out"):
         lines.append(
             "The recipe holds nothing out, so students and teacher are not compared on held-out prompts."
         )
@@ -33,7 +33,7 @@ def _compares(run: Run) -> bool:
 def _missing_data(run: Run) -> Iterator[str]:
     if not run.data:
         yield "data: not prepared yet"
-    elif _compares(run) and run.data["counts"].get("held_out"):
+    elif _compares(run) and run.data.counts.get("held_out"):
         assert run.held_out is not None
         if not run.held_out.counts:
             yield "held-out prompts: the teacher has not answered all of them yet"
@@ -53,9 +53,9 @@ def _unmeasured(run: Run) -> Iterator[str]:
     planned = ((one, one.step.settings) for one in run.evaluations if one.step.is_planned)
     due = [one for one, settings in planned if settings["suite"] or settings["compares"]]
     yield from (f"{one.label}: not evaluated yet" for one in due if not one.is_done)
-    in_summary = {row["model"] for row in run.summary.get("rows", [])}
+    in_summary = {row["model"] for row in run.summary.rows}
     late = [one.label for one in run.evaluations if one.is_done and one.label not in in_summary]
-    if not run.summary and due:
+    if not run.summary.rows and due:
         yield "summary.json: written at the end of the run; paired comparisons are missing until then"
     elif late:
         yield f"summary.json: older than the evaluation of {', '.join(late)}"

@@ -14,7 +14,6 @@ from vlm_distill.batches import TrainItem
 from vlm_distill.data.dataset import Dataset, open_dataset
 from vlm_distill.data.draw import draw
 from vlm_distill.data.images import ImageLoader, ImageStore
-from vlm_distill.files import write_json
 from vlm_distill.generation.backend import Asked
 from vlm_distill.generation.engines import live_config
 from vlm_distill.generation.prompts import prompt_lengths
@@ -27,8 +26,10 @@ from vlm_distill.progress import Log
 from vlm_distill.records import Example
 from vlm_distill.runs.config import VISION_FEATURES, ModelConfig, RunConfig
 from vlm_distill.runs.evaluator import Evaluator, HeldOut, draw_held_out
+from vlm_distill.runs.folder import Cached
 from vlm_distill.runs.plan import HELD_OUT, Step, compares
 from vlm_distill.runs.teacher import Teacher, load, load_options
+from vlm_distill.state import write_state
 from vlm_distill.teacher_cache.fill import CachePlan, fill_cache
 from vlm_distill.teacher_cache.store import CacheReader
 from vlm_distill.teacher_cache.tiers import CacheConfig
@@ -197,7 +198,7 @@ class Context:
 
     def mark_cached(self, step: Step, *, num_items: int) -> None:
         """Record that the cache of a step is full."""
-        on_main(lambda: write_json(self.folder / f"{step.folder}.json", {"items": num_items}))
+        on_main(lambda: write_state(self.folder / f"{step.folder}.json", Cached(items=num_items)))
 
     def student_name(self, stage: str) -> str:
         """Return the model that a stage has trained, for an empty name the student before any training."""

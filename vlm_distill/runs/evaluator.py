@@ -18,7 +18,7 @@ from vlm_distill.evaluation.measures import Measured
 from vlm_distill.evaluation.results import TaskResult
 from vlm_distill.evaluation.selection import Selection, take_clusters
 from vlm_distill.evaluation.task import load_suite, load_task
-from vlm_distill.files import hash_json, read_json, write_json
+from vlm_distill.files import hash_json
 from vlm_distill.generation.backend import Asked
 from vlm_distill.generation.engine import Sampling
 from vlm_distill.generation.engines import opened, opened_once
@@ -29,10 +29,24 @@ from vlm_distill.progress import Log
 from vlm_distill.records import Author, Example, Response
 from vlm_distill.runs.config import EvaluateConfig
 from vlm_distill.runs.teacher import Teacher
+from vlm_distill.state import find_state, write_state
 from vlm_distill.teacher_cache.store import CacheReader
 
 # What is measured on held-out prompts, and the student's answers to them.
 AGREEMENT, HELD_OUT_ANSWERS = "agreement.json", "held_out"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Compared:
+    """What was measured on held-out prompts, in agreement.json; `values` are keyed as MEASURES."""
+
+    key: str
+    values: Mapping[str, float | None]
+    num_tokens: int
+    num_examples: int
+    num_without_response: int
+    num_too_long: int = 0
+    num_own_too_long: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,10 +142,10 @@ class Evaluator:
         They are stored and not computed twice. The own KL of a student that answers nothing is None.
         """
         student = asked.loaded
-        path, key = folder / AGREEMENT, self._key(student, held_out)
-        saved = on_main(lambda: read_json(path) if path.is_file() else None)
-        if saved is not None and saved["key"] == key:
-            return dict(saved["values"])
+        key = self._key(student, held_out)
+        saved = on_main(lambda: find_compared(folder))
+        if saved is not None and saved.key == key:
+            return dict(saved.values)
         found = on_main(lambda: self.live(student))
         answers = self.answers(asked, held_out.examples, folder=folder / HELD_OUT_ANSWERS, author="student")
         equal = [
@@ -145,12 +159,18 @@ class Evaluator:
             "top1": found.top1,
             "same_answer": sum(equal) / len(equal),
         }
-        counts = {"num_tokens": found.num_tokens, "num_examples": len(equal)}
-        counts |= {"num_without_response": found.num_without_response, "num_too_long": found.num_too_long}
-        counts |= {"num_own_too_long": own.num_too_long if own else 0}
-        if num_left_out := counts["num_too_long"] + counts["num_own_too_long"]:
+        compared = Compared(
+            key=key,
+            values=values,
+            num_tokens=found.num_tokens,
+            num_examples=len(equal),
+            num_without_response=found.num_without_response,
+            num_too_long=found.num_too_long,
+            num_own_too_long=own.num_too_long if own else 0,
+        )
+        if num_left_out := compared.num_too_long + compared.num_own_too_long:
             self.log(f"agreement: {num_left_out:,} answers are too long with their prompts and left out")
-        on_main(lambda: write_json(path, {"key": key, "values": values, **counts}))
+        on_main(lambda: write_state(folder / AGREEMENT, compared))
         return values
 
     def _own(
@@ -194,6 +214,12 @@ class Evaluator:
         settings = [self.config.agreement_tokens, *ids, "token and own KL"]
         teacher = held_out.teacher.loaded.fingerprint
         return hash_json([student.fingerprint, teacher, hash_json(teacher_ids), settings])
+
+
+def find_compared(folder: Path) -> Compared | None:
+    """Return what an evaluation has measured on held-out prompts; DataError for a damaged file."""
+    path = folder / AGREEMENT
+    return find_state(Compared, path, remedy=f"delete {path}, and the run measures it again")
 
 
 def has_agreement(folder: Path) -> bool:

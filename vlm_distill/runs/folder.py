@@ -3,25 +3,30 @@
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
-from vlm_distill.config import dump_yaml, read_yaml
+from vlm_distill.config import decode, dump_yaml, read_yaml
+from vlm_distill.data.dataset import read_manifest
 from vlm_distill.data.store import all_stored
 from vlm_distill.errors import ConfigError, DataError
-from vlm_distill.files import atomic_path, read_json, remove_temporaries, write_json
+from vlm_distill.files import atomic_path, remove_temporaries, sha256_bytes
 from vlm_distill.packages import package_version
 from vlm_distill.processes import is_main, num_processes, on_main, wait
 from vlm_distill.runs.config import RunConfig
 from vlm_distill.runs.evaluator import has_agreement, has_answers
 from vlm_distill.runs.plan import HELD_OUT, STAGES, Kind, Step, plan_format, write_plan
+from vlm_distill.state import damaged, find_state, write_state
 from vlm_distill.training.config import MECHANICAL
+from vlm_distill.training.train import find_trained
 
-FORMAT_VERSION = 1
+CONFIG, PROVENANCE = "config.yaml", "provenance.json"
+HEADER = "# The resolved config of this run, with every default; sha256 of the lines below: "
 # By the format of stages.json: the last commit that reads such a run.
 LAST_READERS = {None: "0720526", 1: "a03bbca"}
 PACKAGES = (
@@ -51,6 +56,32 @@ FREE_KEYS = (
 ARTEFACTS = ("*/stage.json", "*/checkpoints", "responses/*/manifest.json")
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cached:
+    """The mark of a cache step that is done."""
+
+    items: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Provenance:
+    """Where a run comes from: versions and machine of the last start, seed, and fingerprints of its inputs.
+
+    `student` is that before any training.
+    """
+
+    packages: Mapping[str, str | None]
+    python: str
+    machine: str
+    num_processes: int
+    seed: int
+    data: str
+    data_counts: Mapping[str, int]
+    student: str
+    teacher: str | None
+    format_version: Literal[1] = 1
+
+
 def print_log(line: str) -> None:
     """Print one line of progress with the time of day, from the main process only."""
     if not is_main():
@@ -59,20 +90,22 @@ def print_log(line: str) -> None:
 
 
 @contextmanager
-def open_folder(config: RunConfig, steps: Sequence[Step]) -> Iterator[Path]:
+def open_folder(config: RunConfig, steps: Sequence[Step], *, check: Callable[[], None]) -> Iterator[Path]:
     """Yield the run folder, locked against a second job and bound to this config by the main process.
 
-    Its plan is written before its config.
+    Nothing in it changes before `check` has returned. Its plan is written before its config.
 
     Raises:
         ConfigError: the folder was started with another config.
-        DataError: another job is running in it.
+        DataError: another job is running in it, or as `check`.
     """
     folder = config.folder
     with ExitStack() as held:
 
         def claim() -> None:
-            held.enter_context(_locked(folder))
+            held.enter_context(locked(folder))
+            _require_same_config(config, folder)
+            check()
             _bind(config, folder, steps)
             remove_temporaries(folder)
 
@@ -83,14 +116,38 @@ def open_folder(config: RunConfig, steps: Sequence[Step]) -> Iterator[Path]:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def hold(folder: Path) -> Iterator[None]:
+    """Hold the folder of an evaluation in the main process, and the run that it lies in; others wait for it.
+
+    Raises:
+        DataError: another process has one of them.
+    """
+    with ExitStack() as held:
+
+        def claim() -> None:
+            around = (one for one in folder.resolve().parents if (one / STAGES).is_file())
+            for one in (folder, *around):
+                held.enter_context(locked(one))
+
+        on_main(claim)
+        yield
+        wait()
+
+
+@contextmanager
+def locked(folder: Path, *, shown: Path | None = None) -> Iterator[None]:
+    """Hold a folder, which is made where there is none, against other processes.
+
+    Raises:
+        DataError: another one has it; the line names the folder as `shown`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock")
     try:
         lock.acquire(blocking=False)
     except Timeout:
         raise DataError(
-            f"{folder}: another process is running here; wait for it or give another `output`"
+            f"{shown or folder}: another process is running here; wait for it or give another `output`"
         ) from None
     try:
         yield
@@ -125,7 +182,7 @@ def is_complete(folder: Path, step: Step) -> bool:
 
 def _is_prepared(folder: Path, step: Step) -> bool:
     if step.stage == "data":
-        return (folder / step.folder / "manifest.json").is_file()
+        return read_manifest(folder / step.folder) is not None
     return step.settings["model"] is not None or (folder / f"{step.folder}.json").is_file()
 
 
@@ -137,8 +194,11 @@ def _is_generated(folder: Path, step: Step) -> bool:
 
 def _is_cached(folder: Path, step: Step) -> bool:
     sets = (folder / "cache" / name for name in step.settings["of"].values())
-    is_marked = (folder / f"{step.folder}.json").is_file() and all(path.is_dir() for path in sets)
-    return is_marked or (step.stage == HELD_OUT and _holds_nothing_out(folder))
+    mark = folder / f"{step.folder}.json"
+    is_marked = find_state(Cached, mark, remedy=f"delete {mark}, and the run writes it again") is not None
+    return (is_marked and all(path.is_dir() for path in sets)) or (
+        step.stage == HELD_OUT and _holds_nothing_out(folder)
+    )
 
 
 def _is_measured(folder: Path, step: Step) -> bool:
@@ -149,35 +209,58 @@ def _is_measured(folder: Path, step: Step) -> bool:
 
 def _holds_nothing_out(folder: Path) -> bool:
     """Return whether the data are prepared and have no held-out prompts."""
-    manifest = folder / "data" / "manifest.json"
-    return manifest.is_file() and not read_json(manifest)["counts"].get("held_out")
+    manifest = read_manifest(folder / "data")
+    return manifest is not None and not manifest.counts.get("held_out")
 
 
 _COMPLETE: dict[Kind, Callable[[Path, Step], bool]] = {
     "prepare": _is_prepared,
     "generate": _is_generated,
     "cache": _is_cached,
-    "train": lambda folder, step: (folder / step.folder / "stage.json").is_file(),
+    "train": lambda folder, step: find_trained(folder / step.folder) is not None,
     "evaluate": _is_measured,
 }
 
 
-def _bind(config: RunConfig, folder: Path, steps: Sequence[Step]) -> None:
-    path = folder / "config.yaml"
-    resolved = config.model_dump(mode="json")
+def _require_same_config(config: RunConfig, folder: Path) -> None:
     # Before the first result there is nothing that another config could contradict.
-    if path.is_file() and any(True for pattern in ARTEFACTS for _ in folder.glob(pattern)):
-        changed = sorted(_differences(read_yaml(path), resolved))
+    if (folder / CONFIG).exists() and any(True for pattern in ARTEFACTS for _ in folder.glob(pattern)):
+        changed = sorted(_differences(read_config(folder), config.model_dump(mode="json")))
         if changed:
             shown = ", ".join(changed[:5]) + (", ..." if len(changed) > 5 else "")
             raise ConfigError(
                 f"{folder}: was started with another config ({shown} changed); "
                 "give the run another `output`, or delete the folder to start anew"
             )
+
+
+def _bind(config: RunConfig, folder: Path, steps: Sequence[Step]) -> None:
     write_plan(folder, steps)
-    with atomic_path(path) as temporary:
-        header = "# The resolved config of this run, with every default.\n"
-        temporary.write_text(header + dump_yaml(resolved), encoding="utf-8")
+    with atomic_path(folder / CONFIG) as temporary:
+        text = dump_yaml(config.model_dump(mode="json"))
+        temporary.write_text(f"{HEADER}{sha256_bytes(text.encode('utf-8'))}\n{text}", encoding="utf-8")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return the config of a run folder.
+
+    One without the checksum that a run writes into its first line is decoded instead of compared.
+
+    Raises:
+        DataError: it is not what the run wrote.
+        ConfigError: it is no config.
+    """
+    path, remedy = folder / CONFIG, "delete it and start the run again, which writes it anew"
+    try:
+        values = read_yaml(path)
+    except ConfigError as error:
+        raise damaged(path, str(error), remedy=remedy) from None
+    header, _, text = path.read_text(encoding="utf-8").partition("\n")
+    if not header.startswith(HEADER):
+        decode(RunConfig, values, where=str(path))
+    elif header.removeprefix(HEADER) != sha256_bytes(text.encode("utf-8")):
+        raise damaged(path, "changed after it was written", remedy=remedy)
+    return values
 
 
 def _differences(old: Any, new: Any, prefix: str = "") -> Iterator[str]:
@@ -189,21 +272,24 @@ def _differences(old: Any, new: Any, prefix: str = "") -> Iterator[str]:
         yield prefix.removesuffix(".")
 
 
-def write_provenance(folder: Path, facts: dict[str, Any]) -> None:
+def write_provenance(folder: Path, **facts: Any) -> None:
     """Write versions, machine and the given facts (fingerprints, seeds) beside the results.
 
     The main process writes.
     """
     if not is_main():
         return
-    write_json(
-        folder / "provenance.json",
-        {
-            "format_version": FORMAT_VERSION,
-            "packages": {name: package_version(name) for name in PACKAGES},
-            "python": platform.python_version(),
-            "machine": platform.machine(),
-            "num_processes": num_processes(),
-            **facts,
-        },
+    provenance = Provenance(
+        packages={name: package_version(name) for name in PACKAGES},
+        python=platform.python_version(),
+        machine=platform.machine(),
+        num_processes=num_processes(),
+        **facts,
     )
+    write_state(folder / PROVENANCE, provenance)
+
+
+def find_provenance(folder: Path) -> Provenance | None:
+    """Return where a run comes from, None before its first step; DataError for a damaged file."""
+    path = folder / PROVENANCE
+    return find_state(Provenance, path, remedy=f"delete {path}, and the next start writes it again")

@@ -7,6 +7,7 @@ steps there are is in plan.py, what they do in prepare.py and stages.py.
 import functools
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from vlm_distill.data.images import ImageStore
@@ -24,7 +25,8 @@ from vlm_distill.runs.config import EvaluateConfig, ModelConfig, RunConfig, read
 from vlm_distill.runs.context import Context
 from vlm_distill.runs.engines import GREEDY, about_live, require_engines
 from vlm_distill.runs.evaluator import Evaluator, has_answers
-from vlm_distill.runs.folder import is_complete, open_folder, print_log, require_plan
+from vlm_distill.runs.folder import hold, is_complete, open_folder, print_log, require_plan
+from vlm_distill.runs.inputs import require_same_inputs
 from vlm_distill.runs.plan import BASE, TEACHER, Kind, Step, choose, plan
 from vlm_distill.runs.prepare import introduce, prepare_data, prepare_student
 from vlm_distill.runs.stages import cache, cache_existing, generate, measure, train_student
@@ -62,7 +64,7 @@ def run(config: RunConfig, *, only: Sequence[str] = (), log: Log = print_log) ->
     _inspect(config, chosen)
     if only:
         _require_ready(config.folder, steps, chosen)
-    with open_folder(config, steps) as folder:
+    with _opened(config, steps) as folder:
         _announce(config, folder, chosen, log)
         context = Context(config, folder, steps, log)
         measured = _walk(context, chosen)
@@ -95,7 +97,7 @@ def fill_caches(config: RunConfig, *, log: Log = print_log) -> list[str]:
     _inspect(config, asked)
     if not read_by_teacher(config):
         raise ConfigError("cache: no objective of this run reads the teacher; nothing to cache")
-    with open_folder(config, steps) as folder:
+    with _opened(config, steps) as folder:
         where = folder / "cache"
         log(f"cache {config.name}: writes to {where}; safe to interrupt, the same command continues")
         context = Context(config, folder, steps, log)
@@ -130,8 +132,14 @@ def evaluate_model(
         if live_config(evaluate.answers_with) == evaluate.answers_with:
             full()  # damaged weights are said before the suite is read
     evaluator = Evaluator(config=evaluate, images=images, log=log, engine_key="--engine")
-    one = evaluator.measure(asked, label=config.model, track="", folder=folder)
-    return on_main(lambda: summarise([one], folder=folder))
+    with hold(folder):
+        one = evaluator.measure(asked, label=config.model, track="", folder=folder)
+        return on_main(lambda: summarise([one], folder=folder))
+
+
+def _opened(config: RunConfig, steps: Sequence[Step]) -> AbstractContextManager[Path]:
+    """Return the run folder, held by this job, whose results are of the inputs as they are now."""
+    return open_folder(config, steps, check=lambda: require_same_inputs(config, config.folder, steps))
 
 
 def _inspect(config: RunConfig, chosen: Sequence[Step]) -> None:

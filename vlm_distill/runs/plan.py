@@ -5,22 +5,24 @@ stages.json by everything else (report, card, export, benchmarks), so that no na
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from vlm_distill.config import as_json
 from vlm_distill.data.augment import Augment
 from vlm_distill.errors import ConfigError, DataError, did_you_mean
-from vlm_distill.files import read_json, write_json
+from vlm_distill.files import read_json
 from vlm_distill.losses import ObjectiveConfig
 from vlm_distill.records import Author
 from vlm_distill.runs.config import ControlConfig, RunConfig
+from vlm_distill.state import damaged, read_state, write_state
 from vlm_distill.training.config import TrainConfig
 
 Kind = Literal["prepare", "generate", "cache", "train", "evaluate"]
-FORMAT_VERSION = 2
+FORMAT_VERSION: Literal[2] = 2
 STAGES = "stages.json"
+REMEDY = "start the run again in this folder, which writes the file anew"
 # Names of tracks and stages; every other track is that of a control.
 TEACHER, STUDENT, HELD_OUT, WARMUP, ROUNDS = "teacher", "student", "held_out", "warmup", "rounds"
 BASE = ("data.prepare", f"{STUDENT}.prepare")
@@ -56,6 +58,14 @@ class Step:
     @property
     def name(self) -> str:
         return f"{self.stage}.{self.kind}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Plan:
+    """What stages.json holds."""
+
+    steps: tuple[Step, ...]
+    format_version: Literal[2] = FORMAT_VERSION
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -287,8 +297,7 @@ def write_plan(folder: Path, steps: Sequence[Step]) -> None:
         for step in old
         if taken.isdisjoint((step.name, step.folder)) and (folder / step.folder).exists()
     ]
-    values = [asdict(step) for step in (*steps, *left)]
-    write_json(folder / STAGES, {"format_version": FORMAT_VERSION, "steps": values})
+    write_state(folder / STAGES, _Plan(steps=(*steps, *left)))
 
 
 def plan_format(folder: Path) -> int | None:
@@ -296,11 +305,11 @@ def plan_format(folder: Path) -> int | None:
 
     What is damaged is written anew, in the present format.
     """
-    if not (folder / STAGES).is_file():
+    if not (folder / STAGES).exists():
         return None
     try:
         return int(read_json(folder / STAGES)["format_version"])
-    except (ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return FORMAT_VERSION
 
 
@@ -311,17 +320,10 @@ def read_plan(folder: Path) -> list[Step]:
         DataError: stages.json is missing, damaged, or of another format.
     """
     path = folder / STAGES
-    try:
-        content = read_json(path)
-        steps = [Step(**{**step, "needs": tuple(step["needs"])}) for step in content["steps"]]
-        if content["format_version"] != FORMAT_VERSION or not {step.name for step in steps}.issuperset(BASE):
-            raise ValueError("another format")
-        return steps
-    except (OSError, ValueError, KeyError, TypeError):
-        raise DataError(
-            f"{path}: expected the steps of a run in format {FORMAT_VERSION}; start the run again in this "
-            "folder, which writes them anew"
-        ) from None
+    steps = list(read_state(_Plan, path, remedy=REMEDY).steps)
+    if missing := set(BASE) - {step.name for step in steps}:
+        raise damaged(path, f"no step {min(missing)}", remedy=REMEDY)
+    return steps
 
 
 def choose(steps: Sequence[Step], names: Sequence[str]) -> list[Step]:

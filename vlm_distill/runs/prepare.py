@@ -1,21 +1,31 @@
 """What stands before any other step: the data, and the student as it is before any training."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from vlm_distill.adapters.adapter import LoadedModel
 from vlm_distill.config import apply_overrides, decode, user_path
 from vlm_distill.data.own_table import recipe_for_table
 from vlm_distill.data.recipe import Recipe, load_recipe, prepare
-from vlm_distill.files import hash_json, read_json, write_json
-from vlm_distill.models.save import save_model
+from vlm_distill.files import hash_json
+from vlm_distill.models.fingerprint import require_as_written
+from vlm_distill.models.save import save_recorded
 from vlm_distill.models.vision_cache import why_not_cached
 from vlm_distill.processes import on_main
 from vlm_distill.records import Example
 from vlm_distill.runs.config import DataConfig, StudentConfig
 from vlm_distill.runs.context import Context
 from vlm_distill.runs.folder import write_provenance
+from vlm_distill.state import find_state, write_state
 from vlm_distill.students.build import build_llava
 from vlm_distill.students.pruning import shrink_student
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Made:
+    """What a student was made from, beside its folder."""
+
+    key: str
 
 
 def prepare_data(context: Context) -> None:
@@ -42,10 +52,14 @@ def introduce(context: Context) -> None:
             reason = why_not_cached(loaded)
             if reason:
                 context.log(f"vision cache: the {name} encodes every image again: {reason}")
-    facts = {"seed": context.config.seed, "data": context.dataset.fingerprint}
-    facts |= {"data_counts": context.dataset.counts, "student": student.fingerprint}
-    facts |= {"teacher": teacher.loaded.fingerprint if teacher else None}
-    write_provenance(context.folder, facts)
+    write_provenance(
+        context.folder,
+        seed=context.config.seed,
+        data=context.dataset.fingerprint,
+        data_counts=context.dataset.counts,
+        student=student.fingerprint,
+        teacher=teacher.loaded.fingerprint if teacher else None,
+    )
     # The teacher works next.
     context.drop_student()
 
@@ -75,11 +89,13 @@ def _keep_student(context: Context) -> None:
     read = texts if trains_tokenizer(config.student) else None
     fingerprint = teacher.loaded.fingerprint if teacher else None
     key = hash_json([config.student.model_dump(mode="json"), config.seed, fingerprint, read])
-    if record.is_file() and read_json(record)["key"] == key:
+    made_before = find_state(Made, record, remedy=f"delete {folder} and {record}; both are made again")
+    if made_before is not None and made_before.key == key and folder.is_dir():
+        require_as_written(folder)
         return
     made = _make_student(config.student, teacher.full() if teacher else None, texts=texts, seed=config.seed)
-    save_model(made, folder)
-    write_json(record, {"key": key})
+    save_recorded(made, folder, delete=".")
+    write_state(record, Made(key=key))
     context.log(f"student: made from parts, {millions(made)} parameters, saved to {folder}")
 
 

@@ -6,6 +6,7 @@ Which steps there are is in plan.py, their order in pipeline.py.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,8 +19,9 @@ from vlm_distill.config import as_json
 from vlm_distill.data.augment import Augment
 from vlm_distill.data.images import ImageLoader
 from vlm_distill.data.store import ResponseStore, all_stored
+from vlm_distill.errors import DataError
 from vlm_distill.evaluation.measures import Measured
-from vlm_distill.files import hash_json, read_json
+from vlm_distill.files import hash_json
 from vlm_distill.generation.backend import Asked
 from vlm_distill.generation.engines import opened
 from vlm_distill.generation.live import sample_responses
@@ -38,7 +40,7 @@ from vlm_distill.training.config import TrainConfig
 from vlm_distill.training.items import build_items
 from vlm_distill.training.reference import reference_log_probs
 from vlm_distill.training.step import HELD_OUT_KL, Evaluate, Sample, Stage
-from vlm_distill.training.train import finished, train
+from vlm_distill.training.train import MODEL, finished, read_trained, train
 
 
 def generate(context: Context, step: Step) -> None:
@@ -87,8 +89,10 @@ def train_student(context: Context, step: Step) -> None:
     key = hash_json(
         [_inputs_hash(context, student, work.items), config.decisive(), _settings(context, step, track)]
     )
-    if done := finished(context.folder / step.folder, key=key):
-        context.log(f"{step.label}: unchanged, the trained student in {done.model} is used")
+    if finished(context.folder / step.folder, key=key):
+        context.log(
+            f"{step.label}: unchanged, the trained student in {context.folder / step.folder / MODEL} is used"
+        )
         return
     # Before the stage, which also samples from this student and evaluates it.
     student = _without_lost_features(context, student, step, track)
@@ -219,7 +223,7 @@ def _objective(context: Context, step: Step, track: Track) -> Objective:
     objective = track.objective.build()
     before = context.steps.get(f"{step.starts_from}.train")
     if before is not None and before.track == step.track:
-        objective.load_state_dict(read_json(context.folder / before.folder / "stage.json")["objective"])
+        objective.load_state_dict(read_trained(context.folder / before.folder).objective)
     return objective
 
 
@@ -227,8 +231,8 @@ def _with_budget(context: Context, track: Track) -> TrainConfig:
     """Return how a track trains; a control's rounds share the tokens that the steps of its budget took."""
     if not track.budget_of:
         return track.train
-    records = (context.folder / context.steps[name].folder / "stage.json" for name in track.budget_of)
-    tokens = sum(read_json(path)["tokens"] for path in records)
+    folders = (context.folder / context.steps[name].folder for name in track.budget_of)
+    tokens = sum(read_trained(folder).tokens for folder in folders)
     return track.train.model_copy(update={"tokens": math.ceil(tokens / track.num_rounds)})
 
 
@@ -318,6 +322,15 @@ def _references(context: Context, student: LoadedModel) -> list[Response]:
     )
 
 
+def _require_same_question(folder: Path, job: Job) -> None:
+    """Refuse to replace complete responses: another model, or other ids of its pair, asks for them now."""
+    if all_stored(folder) and ResponseStore(folder).key != job.key():
+        raise DataError(
+            f"{folder}: holds responses of another student or teacher or to other prompts; delete it to "
+            "generate them again, or give the run another `output`"
+        )
+
+
 def _stored(context: Context, step: Step, asked: Asked) -> list[Response]:
     """Return the responses of a step by its model, sampling those that are not stored yet."""
     settings, author = context.config.generate, step.settings["author"]
@@ -333,6 +346,7 @@ def _stored(context: Context, step: Step, asked: Asked) -> list[Response]:
         label=f"{step.label} responses",
     )
     engine, folder = settings.engine, context.folder / step.folder
+    on_main(lambda: _require_same_question(folder, job))
     return generate_responses(
         job, lambda: opened(engine, asked, where="generate.engine"), folder=folder, log=context.log
     )

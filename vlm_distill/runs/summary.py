@@ -1,14 +1,32 @@
 """The table at the end of a run: one row a model, and the last round against every other student."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vlm_distill.evaluation.compare import compare
 from vlm_distill.evaluation.measures import LEGEND, MEASURES, Measured, score_column
 from vlm_distill.evaluation.table import format_estimate, format_table, p_value, points
-from vlm_distill.files import atomic_path, write_json
+from vlm_distill.files import atomic_path
 from vlm_distill.runs.plan import ROUNDS, TEACHER
+from vlm_distill.state import find_state, write_state
+
+SUMMARY = "summary.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Summary:
+    """The table in numbers: a row per model, and paired comparisons."""
+
+    rows: Sequence[Mapping[str, Any]]
+    comparisons: Sequence[Mapping[str, Any]]
+
+
+def find_summary(folder: Path) -> Summary | None:
+    """Return the summary of a run, None before its end; DataError for a damaged one."""
+    path = folder / SUMMARY
+    return find_state(Summary, path, remedy=f"delete {path}, and the run writes it again")
 
 
 def summarise(measured: Sequence[Measured], *, folder: Path) -> str:
@@ -22,9 +40,8 @@ def summarise(measured: Sequence[Measured], *, folder: Path) -> str:
     text = "\n\n".join(parts)
     with atomic_path(folder / "summary.md") as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
-    write_json(
-        folder / "summary.json", {"rows": [_values(one) for one in measured], "comparisons": comparisons}
-    )
+    summary = Summary(rows=[_values(one) for one in measured], comparisons=comparisons)
+    write_state(folder / SUMMARY, summary)
     return text
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -24,6 +25,8 @@ from vlm_distill.records import Example, Response
 from vlm_distill.shards import Shards, part_folder, read_parts
 from vlm_distill.teacher_cache.tiers import Tier
 
+# What the header of a shard says: response id, content, hash of the prompt ids, and number of rows of each.
+_ROWS = TypeAdapter(list[tuple[str, str, str, int]])
 # File handles of one reader.
 MAX_OPEN = 64
 # From so many bytes on, reading all of a cache takes long enough to be watched.
@@ -137,7 +140,7 @@ class CacheStore:
             for one in responses
         ]
         path = self._own.append(
-            lambda path: _write(path, tensors, rows=json.dumps(rows)),
+            lambda path: save_file(tensors, path, metadata={"rows": json.dumps(rows)}),
             name="rows-{:05d}.safetensors",
             num_rows=len(rows),
             writer={},
@@ -181,17 +184,10 @@ class CacheReader:
         return self._handles[path]
 
 
-def _write(path: Path, tensors: dict[str, Tensor], *, rows: str) -> None:
-    try:
-        save_file(tensors, path, metadata={"rows": rows})
-    except SafetensorError as error:
-        raise OSError(str(error)) from None
-
-
 def _places(shards: Shards, path: Path) -> dict[str, RowSpan]:
     try:
         with safe_open(path, framework="pt") as handle:
-            rows = json.loads(handle.metadata()["rows"])
+            rows = _ROWS.validate_json(handle.metadata()["rows"])
     # The header is not covered by any checksum before it is read.
     except (SafetensorError, ValueError, TypeError, KeyError):
         raise shards.damaged(path) from None

@@ -6,20 +6,21 @@ elsewhere (models/save.py).
 """
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vlm_distill.errors import DataError
-from vlm_distill.files import read_json, sha256_file, temporary_path, write_json
+from vlm_distill.errors import DataError, StorageError
+from vlm_distill.faults import writing
+from vlm_distill.files import sha256_file, take_name, temporary_path
 from vlm_distill.progress import Log
+from vlm_distill.state import OtherVersionError, read_state, write_state
 
-FORMAT_VERSION = 3
 WEIGHTS, OPTIMIZER, STATE = "model.safetensors", "optimizer.pt", "state.json"
 
 
@@ -33,28 +34,37 @@ class Checkpoint:
     state: dict[str, Any]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _State:
+    """What state.json holds; `sha256` are the checksums of the files beside it."""
+
+    key: str
+    step: int
+    state: dict[str, Any]
+    sha256: Mapping[str, str]
+    format_version: Literal[3] = 3
+
+
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, key: str, keep_last: int) -> Path:
     """Write `folder/step_N` atomically, then delete all but the `keep_last` newest.
 
     Raises:
-        DataError: it cannot be written, for example because the disk is full; the older ones stay.
+        StorageError: it cannot be written, for example because the disk is full; the older ones stay.
     """
     target = folder / _name(checkpoint.step)
     temporary = temporary_path(target)
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        _write(temporary, checkpoint, key=key)
-        shutil.rmtree(target, ignore_errors=True)
-        temporary.rename(target)
-    # Each of the three libraries has its own error for a full disk.
-    except (OSError, RuntimeError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
+        with writing(target):
+            _write(temporary, checkpoint, key=key)
+            shutil.rmtree(target, ignore_errors=True)
+            take_name(temporary, target)
+    except StorageError as error:
         kept = _steps(folder)
-        rest = f"{kept[-1].name} is kept and will be continued" if kept else "there is no older one"
-        raise DataError(
-            f"{target}: the checkpoint cannot be written ({error}); {rest}: make room and start the same "
-            "command again"
-        ) from None
+        rest = f"{kept[-1].name} is kept and will be continued" if kept else "there is no older checkpoint"
+        raise StorageError(f"{error}; {rest}") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     for old in _steps(folder)[:-keep_last]:
         shutil.rmtree(old)
     return target
@@ -65,15 +75,9 @@ def _write(temporary: Path, checkpoint: Checkpoint, *, key: str) -> None:
     save_file(_unshared(checkpoint.weights), temporary / WEIGHTS)
     torch.save(checkpoint.optimizer, temporary / OPTIMIZER)
     checksums = {name: sha256_file(temporary / name) for name in (WEIGHTS, OPTIMIZER)}
-    write_json(
+    write_state(
         temporary / STATE,
-        {
-            "format_version": FORMAT_VERSION,
-            "key": key,
-            "step": checkpoint.step,
-            "state": checkpoint.state,
-            "sha256": checksums,
-        },
+        _State(key=key, step=checkpoint.step, state=checkpoint.state, sha256=checksums),
     )
 
 
@@ -84,26 +88,23 @@ def load_latest(folder: Path, *, key: str, log: Log) -> Checkpoint | None:
         DataError: the checkpoints belong to another model, data set or config.
     """
     for path in reversed(_steps(folder)):
-        problem = _damage(path)
-        if problem:
-            log(f"checkpoint {path}: {problem}; going back to the one before it")
+        try:
+            saved = _verified(path)
+        except OtherVersionError:
+            raise
+        except DataError as error:
+            log(f"checkpoint {error}; going back to the one before it")
             continue
-        saved = read_json(path / STATE)
-        if saved["format_version"] != FORMAT_VERSION:
-            raise DataError(
-                f"{path}: expected checkpoint format {FORMAT_VERSION}, got {saved['format_version']}; "
-                "continue with the version that wrote it or delete the folder"
-            )
-        if saved["key"] != key:
+        if saved.key != key:
             raise DataError(
                 f"{path}: this checkpoint is of another student, teacher, data set or config; "
                 "give the run another output folder, or delete this one to start anew"
             )
         return Checkpoint(
-            step=saved["step"],
+            step=saved.step,
             weights=load_file(path / WEIGHTS),
             optimizer=torch.load(path / OPTIMIZER, map_location="cpu", weights_only=True),
-            state=saved["state"],
+            state=saved.state,
         )
     return None
 
@@ -115,6 +116,11 @@ def drop_later(folder: Path, *, step: int) -> None:
             shutil.rmtree(path)
 
 
+def has_checkpoints(folder: Path) -> bool:
+    """Return whether a stage that is not finished has saved something to go on from."""
+    return bool(_steps(folder / "checkpoints"))
+
+
 def _name(step: int) -> str:
     return f"step_{step:08d}"
 
@@ -123,15 +129,15 @@ def _steps(folder: Path) -> list[Path]:
     return sorted(folder.glob("step_*"))
 
 
-def _damage(path: Path) -> str | None:
-    try:
-        saved = read_json(path / STATE)
-        for name, expected in saved["sha256"].items():
-            if sha256_file(path / name) != expected:
-                return f"{name} is damaged (its checksum differs)"
-    except (OSError, ValueError, KeyError) as error:
-        return f"{STATE} or a file it names cannot be read ({type(error).__name__})"
-    return None
+def _verified(path: Path) -> _State:
+    """Return the state of a checkpoint whose files are what was written; DataError for another."""
+    remedy = "continue with the version that wrote it, or delete the folder"
+    saved = read_state(_State, path / STATE, remedy=remedy)
+    for name in (WEIGHTS, OPTIMIZER):
+        file = path / name
+        if not file.is_file() or sha256_file(file) != saved.sha256.get(name):
+            raise DataError(f"{file}: {name} is damaged (its checksum differs)")
+    return saved
 
 
 def _unshared(weights: dict[str, Tensor]) -> dict[str, Tensor]:

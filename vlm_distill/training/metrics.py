@@ -1,6 +1,7 @@
 """The log of a stage: one JSON line every few optimiser steps, and the trackers of accelerate."""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,16 +25,25 @@ def append_row(path: Path, row: dict[str, Any]) -> None:
     append_jsonl(path, [row])
 
 
-def drop_rows_after(path: Path, step: int) -> None:
-    """Drop log lines of steps that will be done again, and a last line that a kill cut short."""
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+def read_log(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """Return the rows of a log and how many lines are none; no rows where nothing is logged yet."""
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    rows: list[dict[str, Any]] = []
+    lines = [line for line in text.split("\n") if line]
+    for line in lines:
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
-        if row["step"] <= step:
-            kept.append(row)
+        step = row.get("step") if isinstance(row, dict) else None
+        if isinstance(step, int | float) and not isinstance(step, bool) and math.isfinite(step):
+            rows.append(row)
+    return rows, len(lines) - len(rows)
+
+
+def drop_rows_after(path: Path, step: int) -> None:
+    """Drop log lines of steps that will be done again, and a last line that a kill cut short."""
+    kept = [row for row in read_log(path)[0] if row["step"] <= step]
     with atomic_path(path) as temporary:
         temporary.touch()
         append_jsonl(temporary, kept)

@@ -5,32 +5,57 @@ It is skipped when it is done and resumed when it was killed.
 
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from vlm_distill.adapters.adapter import LoadedModel, LoadOptions
 from vlm_distill.errors import DataError
-from vlm_distill.files import read_json, write_json
 from vlm_distill.models.load import load_model
 from vlm_distill.models.lora import merge_lora
-from vlm_distill.models.save import save_model
+from vlm_distill.models.save import save_recorded
 from vlm_distill.processes import wait
 from vlm_distill.progress import Log
+from vlm_distill.state import find_state, read_state, write_state
 from vlm_distill.training.config import TrainConfig
 from vlm_distill.training.parts import prepare_parts
 from vlm_distill.training.step import Stage
 from vlm_distill.training.trainer import Trainer
 
+RECORD, MODEL = "stage.json", "model"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trained:
-    """A finished stage: model folder, optimiser steps, trained student response tokens, objective's state."""
+    """What is written beside the model of a finished stage.
 
-    model: Path
+    `key` names inputs and config, `tokens` counts the student's response tokens that were trained on,
+    `objective` is the state that the next stage goes on from, `left_out` counts prompts without a usable
+    response, `seconds` are those of responses and training.
+    """
+
+    key: str
     steps: int
     tokens: int
     objective: dict[str, Any]
+    left_out: int
+    seconds: Mapping[str, float]
+    too_long: int = 0
+
+
+def read_trained(folder: Path) -> Trained:
+    """Return the result of a finished stage; DataError where it is missing or damaged."""
+    return read_state(Trained, folder / RECORD, remedy=_remedy(folder))
+
+
+def find_trained(folder: Path) -> Trained | None:
+    """Return the result of a stage, None where it is not finished; DataError for a damaged one."""
+    return find_state(Trained, folder / RECORD, remedy=_remedy(folder))
+
+
+def _remedy(folder: Path) -> str:
+    return f"delete {folder} to train it again"
 
 
 def finished(folder: Path, *, key: str) -> Trained | None:
@@ -39,19 +64,15 @@ def finished(folder: Path, *, key: str) -> Trained | None:
     Raises:
         DataError: the folder holds the result of another student, teacher, data set or config.
     """
-    path = folder / "stage.json"
-    if not path.is_file():
-        return None
-    found = read_json(path)
-    if found["key"] != key:
+    found = find_trained(folder)
+    if found is not None and found.key != key:
         raise DataError(
             f"{folder}: holds a student that was trained from another start, with other data or with another "
             "config; give the run another `output`, or delete this folder to train it again"
         )
-    _remove_checkpoints(folder)  # a kill may have come before
-    return Trained(
-        model=folder / "model", steps=found["steps"], tokens=found["tokens"], objective=found["objective"]
-    )
+    if found is not None:
+        _remove_checkpoints(folder)  # a kill may have come before
+    return found
 
 
 def train(
@@ -78,26 +99,20 @@ def train(
     started = time.monotonic()
     trainer.run()
     trained = Trained(
-        model=stage.folder / "model",
+        key=stage.key,
         steps=trainer.step,
         tokens=trainer.trained_tokens,
         objective=stage.objective.state_dict(),
+        left_out=left_out,
+        too_long=too_long,
+        seconds={"responses": seconds_before, "training": time.monotonic() - started},
     )
     learned = trainer.learned() if trainer.is_sharded else {}
     if trainer.accelerator.is_main_process:
         student = _whole(config, stage, learned) if trainer.is_sharded else stage.student
         merge_lora(student)
-        save_model(student, trained.model)
-        result = {
-            "key": stage.key,
-            "steps": trained.steps,
-            "tokens": trained.tokens,
-            "objective": trained.objective,
-            "left_out": left_out,
-            "too_long": too_long,
-            "seconds": {"responses": seconds_before, "training": time.monotonic() - started},
-        }
-        write_json(stage.folder / "stage.json", result)
+        save_recorded(student, stage.folder / MODEL, delete="..")
+        write_state(stage.folder / RECORD, trained)
         _remove_checkpoints(stage.folder)
     wait()
     log(f"{stage.label}: {trained.tokens:,} response tokens trained in {time.monotonic() - started:.0f} s")

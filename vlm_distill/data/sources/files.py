@@ -10,9 +10,10 @@ from pydantic import Field
 from vlm_distill.config import PathText, Record, user_path
 from vlm_distill.data.bad_rows import RowError
 from vlm_distill.data.columns import Columns
-from vlm_distill.data.rows import Row, build_rows
+from vlm_distill.data.rows import Row, build_rows, image_files
 from vlm_distill.data.tables import RawRow, read_table
 from vlm_distill.errors import DataError
+from vlm_distill.files import hash_json
 
 
 class Files(Record):
@@ -38,7 +39,8 @@ class Files(Record):
         return build_rows(_raw_rows(self), self.columns, name=self.label)
 
     def state(self) -> Any:
-        return sizes_and_times(_files(self))
+        pictures = image_files(_raw_rows(self), self.columns)
+        return [sizes_and_times(_files(self)), hash_json(sizes_and_times(sorted(set(pictures))))]
 
     def describe(self) -> str:
         return f"local files `{self.name}`" if self.name else "local files"
@@ -46,7 +48,8 @@ class Files(Record):
 
 def sizes_and_times(paths: Iterable[Path]) -> list[list[Any]]:
     """Return name, bytes and time of the last change of every file."""
-    return [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
+    found = [(path, path.stat() if path.is_file() else None) for path in paths]
+    return [[str(path), at and at.st_size, at and at.st_mtime_ns] for path, at in found]
 
 
 def _raw_rows(source: Files) -> Iterator[tuple[str, RawRow | RowError, Path]]:

@@ -10,10 +10,11 @@ from vlm_distill.config import PathText, Record
 from vlm_distill.data.bad_rows import RowError
 from vlm_distill.data.columns import Columns
 from vlm_distill.data.image_values import inside
-from vlm_distill.data.rows import Row, build_rows
-from vlm_distill.data.tables import read_table
+from vlm_distill.data.rows import Row, build_rows, image_files
+from vlm_distill.data.sources.files import sizes_and_times
+from vlm_distill.data.tables import RawRow, read_table
 from vlm_distill.errors import DataError
-from vlm_distill.files import sha256_file
+from vlm_distill.files import hash_json, sha256_file
 from vlm_distill.packages import not_installed, package_folder
 
 
@@ -33,15 +34,19 @@ class PackageData(Record):
         return self.package if self.name is None else self.name
 
     def rows(self) -> Iterator[Row | RowError]:
-        folder, file = _find(self)
-        raw_rows = ((where, raw, folder) for where, raw in read_table(file, list_key=self.list_key))
-        return build_rows(raw_rows, self.columns, name=self.label)
+        return build_rows(_raw_rows(self), self.columns, name=self.label)
 
     def state(self) -> Any:
-        return sha256_file(_find(self)[1])
+        pictures = image_files(_raw_rows(self), self.columns)
+        return [sha256_file(_find(self)[1]), hash_json(sizes_and_times(sorted(set(pictures))))]
 
     def describe(self) -> str:
         return f"`{self.file}` of the Python package `{self.package}`"
+
+
+def _raw_rows(source: PackageData) -> Iterator[tuple[str, RawRow | RowError, Path]]:
+    folder, file = _find(source)
+    return ((where, raw, folder) for where, raw in read_table(file, list_key=source.list_key))
 
 
 def _find(source: PackageData) -> tuple[Path, Path]:

@@ -1,0 +1,109 @@
+"""What a run reads from outside: compared with what its results were made from, before anything is written.
+
+The config is compared in folder.py. Who answers (`generate.engine`) is no input: responses are facts.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from vlm_distill.data.recipe import fingerprint_now
+from vlm_distill.data.store import all_stored
+from vlm_distill.errors import DataError
+from vlm_distill.models.fingerprint import model_fingerprint, require_as_written
+from vlm_distill.models.names import resolve
+from vlm_distill.runs.config import ModelConfig, RunConfig
+from vlm_distill.runs.evaluator import AGREEMENT
+from vlm_distill.runs.folder import Provenance, find_provenance
+from vlm_distill.runs.plan import BASE, TEACHER, Step
+from vlm_distill.runs.prepare import recipe_of
+from vlm_distill.runs.teacher import load_options
+from vlm_distill.training.checkpoint import has_checkpoints
+from vlm_distill.training.train import find_trained
+
+
+def require_same_inputs(config: RunConfig, folder: Path, steps: Sequence[Step]) -> None:
+    """Refuse data and models that are others than those that results in the folder were made from.
+
+    Nothing is written. Where nothing was made from what changed, it may change.
+
+    Raises:
+        DataError: an input changed, or a file of the run is not what was written.
+    """
+    known = find_provenance(folder)
+    if known is None:
+        return
+    with_results = [step for step in steps if _has_results(folder, step)]
+    for what, before, now, reads in _inputs(config, folder, steps, known):
+        used_by = [step.name for step in with_results if reads(step)]
+        if used_by and (found := now()) != before:
+            shown = ", ".join(used_by[:4]) + (", ..." if len(used_by) > 4 else "")
+            hashes = f"fingerprint {before[:12]}, now {found[:12]}"
+            raise DataError(
+                f"{folder}: {what} changed ({hashes}) since it was used by {shown}; give the run another "
+                "`output`, or delete the folder to start anew"
+            )
+
+
+Input = tuple[str, str, Callable[[], str], Callable[[Step], bool]]
+
+
+def _inputs(config: RunConfig, folder: Path, steps: Sequence[Step], known: Provenance) -> Iterator[Input]:
+    """Yield what is read: its name, its fingerprint before, what computes that of now, and who reads it."""
+    teacher, student = config.teacher, config.student
+    if teacher is not None and known.teacher is not None:
+        fingerprint = _fingerprint(teacher, config.device)
+        yield f"the teacher ({teacher.model})", known.teacher, fingerprint, _reads_teacher
+    if student.model is not None:
+        start = ModelConfig(model=student.model, trust_remote_code=student.trust_remote_code)
+        what = f"the student before training ({student.model})"
+        yield what, known.student, _fingerprint(start, config.device), _reads_student
+    else:
+        made = folder / next(step for step in steps if step.name == BASE[1]).folder
+        if made.is_dir():
+            require_as_written(made)
+    recipe = recipe_of(config.data)
+    # Last, because changed sources are read whole.
+    yield (
+        f"the data ({recipe.name})",
+        known.data,
+        lambda: fingerprint_now(recipe, folder / "data"),
+        _reads_data,
+    )
+
+
+def _fingerprint(model: ModelConfig, device: str) -> Callable[[], str]:
+    def compute() -> str:
+        path = resolve(model.model, trust_remote_code=model.trust_remote_code)
+        return model_fingerprint(path, load_options(model, device))
+
+    return compute
+
+
+def _reads_teacher(step: Step) -> bool:
+    return step.track == TEACHER or step.kind in ("cache", "train") or _compares(step)
+
+
+def _reads_student(step: Step) -> bool:
+    return step.track != TEACHER
+
+
+def _reads_data(step: Step) -> bool:
+    return step.kind != "evaluate" or _compares(step)
+
+
+def _compares(step: Step) -> bool:
+    return step.kind == "evaluate" and bool(step.settings["compares"])
+
+
+def _has_results(folder: Path, step: Step) -> bool:
+    """Return whether a step has left what would be lost with its inputs; half a set of responses is not."""
+    where = folder / step.folder
+    if step.kind == "generate":
+        return all_stored(where)
+    if step.kind == "cache":
+        return where.with_name(f"{where.name}.json").is_file()
+    if step.kind == "train":
+        return find_trained(where) is not None or has_checkpoints(where)
+    if step.kind == "evaluate":
+        return (where / AGREEMENT).is_file() or any(where.glob("*/results.json"))
+    return False
