@@ -43,16 +43,27 @@ def call(arguments: Sequence[str], log: Path) -> Outcome:
 @contextmanager
 def printing_to(log: Path) -> Iterator[None]:
     """Send what this process prints, its libraries included, to a file."""
-    sys.stdout.flush(), sys.stderr.flush()
+    _flush()
     kept = os.dup(1), os.dup(2)
     with log.open("wb") as file:
-        os.dup2(file.fileno(), 1), os.dup2(file.fileno(), 2)
         try:
+            _send((file.fileno(), file.fileno()))
             yield
         finally:
-            sys.stdout.flush(), sys.stderr.flush()
-            os.dup2(kept[0], 1), os.dup2(kept[1], 2)
-            os.close(kept[0]), os.close(kept[1])
+            _flush()
+            _send(kept)
+            for descriptor in kept:
+                os.close(descriptor)
+
+
+def _flush() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+
+
+def _send(places: tuple[int, int]) -> None:
+    os.dup2(places[0], 1)
+    os.dup2(places[1], 2)
 
 
 def place_of(error: BaseException) -> str:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -102,7 +102,7 @@ def _environment(work: Path) -> dict[str, str]:
     }
 
 
-def _until(holds, *, seconds: float) -> None:
+def _until(holds: Callable[[], bool], *, seconds: float) -> None:
     end = time.monotonic() + seconds
     with selectors.DefaultSelector() as nothing:
         while not holds() and time.monotonic() < end:

@@ -24,7 +24,7 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("share", range(NUM_SHARES))
+@pytest.mark.parametrize("share", range(NUM_SHARES), ids=lambda share: f"seed-{SEED}-share-{share}")
 def test_no_input_ends_in_a_traceback_a_hang_or_a_loss(share: int, material: Path, tmp_path: Path) -> None:
     chosen = cases(KINDS, seed=SEED, number=NUM_CASES)[share::NUM_SHARES]
     results = list(fuzz(chosen, material=material, work=tmp_path))

@@ -71,7 +71,18 @@ def nested(depth: int) -> Any:
     return value
 
 
-SHAPES = (None, [], {}, [None], [[]], {"": ""}, {"a": 1}, ["a", 1, None], {"type": "text"}, nested(50))
+SHAPES: tuple[Any, ...] = (
+    None,
+    [],
+    {},
+    [None],
+    [[]],
+    {"": ""},
+    {"a": 1},
+    ["a", 1, None],
+    {"type": "text"},
+    nested(50),
+)
 ODD = (*TEXTS, *NUMBERS, *SHAPES)
 
 

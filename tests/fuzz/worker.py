@@ -39,7 +39,8 @@ def main(material: Path, temporary: Path) -> None:
     print("ready", file=answers, flush=True)
     for line in requests:
         kind, seed, name = json.loads(line)
-        folder, codes = Path(name), []
+        folder = Path(name)
+        codes: list[int | None] = []
         folder.mkdir(parents=True)
         with _in_folder(folder):
             problems = _do(kind, seed, codes, folder=folder, material=material, recorder=recorder)

@@ -35,7 +35,8 @@ class Recorder:
 
     @contextmanager
     def recording(self) -> Iterator[set[str]]:
-        self._found = found = set()
+        found: set[str] = set()
+        self._found = found
         try:
             yield found
         finally:

@@ -5,6 +5,7 @@ import shutil
 import struct
 from pathlib import Path
 from random import Random
+from typing import Any
 
 from tests.fuzz.case import OUTPUT, Case
 from tests.fuzz.damage import damage_bytes, damage_json, damaged_text, files_below, replace_file, write_text
@@ -64,7 +65,7 @@ def shards(random: Random, folder: Path, material: Path) -> Case:
     shard = "model-00001-of-00001.safetensors"
     weights.rename(model / shard)
     shutil.copy2(model / shard, folder / "outside.safetensors")
-    index = {"metadata": {"total_size": len(data)}, "weight_map": dict.fromkeys(names, shard)}
+    index: dict[str, Any] = {"metadata": {"total_size": len(data)}, "weight_map": dict.fromkeys(names, shard)}
     if random.random() < 0.4:
         other = random.choice(
             (
