@@ -1,0 +1,60 @@
+"""What must hold for every command, whatever its inputs are."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.fuzz.case import Case, Problem
+from tests.fuzz.command import Outcome
+
+CODES = (0, 2, 130, 143)
+ERROR = "vlm-distill: error: "
+# Not rows: what rows share, and the counts of one source, which stand in the sums.
+IMAGES = ("train_images", "held_out_images")
+
+
+def wrong_ending(outcome: Outcome) -> Iterator[Problem]:
+    """Yield what is wrong with the exit code and the lines that were printed."""
+    if outcome.exception:
+        yield Problem(sort="traceback", place=outcome.place, detail=outcome.exception)
+        return
+    if outcome.code not in CODES:
+        yield Problem(sort="exit code", place=str(outcome.code), detail=outcome.printed[-300:])
+    if "Traceback (most recent call last)" in outcome.printed:
+        yield Problem(sort="printed traceback", place="", detail=outcome.printed[-600:])
+    errors = [line for line in outcome.printed.splitlines() if line.startswith(ERROR)]
+    if len(errors) != (outcome.code == 2):
+        detail = f"exit {outcome.code}: {outcome.printed[-300:]}"
+        yield Problem(sort="error lines", place=f"{len(errors)}", detail=detail)
+
+
+def written_elsewhere(written: set[str], changed: list[str], allowed: tuple[Path, ...]) -> Iterator[Problem]:
+    """Yield what was written that is not below the allowed paths."""
+    foreign = [path for path in written if not any(_is_of(Path(path), root) for root in allowed)]
+    for path in sorted({*foreign, *changed}):
+        yield Problem(sort="written outside", place=Path(path).name, detail=path)
+
+
+def _is_of(path: Path, root: Path) -> bool:
+    """Return whether a path is that of an output, below it, or its temporary name beside it."""
+    is_temporary = root.parent in path.parents and path.relative_to(root.parent).parts[0].startswith(
+        f".{root.name}."
+    )
+    return path == root or root in path.parents or is_temporary
+
+
+def uncounted_rows(case: Case, output: Path) -> Iterator[Problem]:
+    """Yield a problem unless what was read is what is used and what was left out for a counted reason."""
+    manifest = output / "data" / "manifest.json"
+    counts = json.loads(manifest.read_text())["counts"]
+    ends = {
+        name: count for name, count in counts.items() if name not in ("read", *IMAGES) and "/" not in name
+    }
+    if counts["read"] != sum(ends.values()):
+        yield Problem(sort="row without a count", place="data", detail=f"{counts}")
+    if case.rows is not None and counts["read"] != case.rows:
+        yield Problem(sort="row not read", place="data", detail=f"{case.rows} rows, {counts}")
+    for part in ("train", "held_out"):
+        lines = (output / "data" / f"{part}.jsonl").read_text().splitlines()
+        if len(lines) != counts[part]:
+            yield Problem(sort="row without a count", place=part, detail=f"{len(lines)} lines, {counts}")
