@@ -2,6 +2,7 @@
 
 import json
 import logging
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -228,3 +229,8 @@ def test_every_reason_has_its_words_in_the_report() -> None:
 def test_the_error_of_a_row_is_one_line() -> None:
     error = RowError("t.jsonl row 3: no image file at a\nb.png\r\n", reason="bad_image")
     assert str(error) == "t.jsonl row 3: no image file at a b.png"
+
+
+def test_the_error_of_a_row_can_be_sent_to_other_processes() -> None:
+    sent = pickle.loads(pickle.dumps(RowError("t.jsonl row 3: bad", reason="bad_image")))
+    assert (str(sent), sent.reason) == ("t.jsonl row 3: bad", "bad_image")

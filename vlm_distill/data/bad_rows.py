@@ -1,6 +1,7 @@
 """One row that cannot be used: an error that a source may yield in its place, and why it is counted."""
 
-from typing import Literal, get_args
+from functools import partial
+from typing import Any, Literal, get_args
 
 from vlm_distill.errors import DataError
 
@@ -29,3 +30,7 @@ class RowError(DataError):
         # Cells may hold line breaks, an error is one line.
         super().__init__(" ".join(message.splitlines()))
         self.reason = reason
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Errors go from one process to the others.
+        return partial(RowError, reason=self.reason), self.args

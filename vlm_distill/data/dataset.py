@@ -48,7 +48,7 @@ class Dataset:
     """Examples to train on and examples held out, with their images.
 
     `counts` say what became of every row of every source; `fingerprint` is the hash of all examples in both
-    parts.
+    parts. `skips_bad_rows` is what the recipe says of rows that cannot be used.
     """
 
     train: list[Example]
@@ -56,6 +56,7 @@ class Dataset:
     images: ImageStore
     counts: Mapping[str, int]
     fingerprint: str
+    skips_bad_rows: bool = False
 
 
 def write_dataset(
@@ -145,6 +146,7 @@ def open_dataset(folder: Path) -> Dataset:
         images=images,
         counts=manifest.counts,
         fingerprint=manifest.fingerprint,
+        skips_bad_rows=manifest.recipe["on_bad_row"] == "skip",
     )
 
 

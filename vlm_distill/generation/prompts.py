@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 from vlm_distill.adapters.adapter import LoadedModel
 from vlm_distill.batches import PromptBatch
 from vlm_distill.data.images import ImageLoader
+from vlm_distill.errors import AdapterError
 from vlm_distill.progress import progress
 from vlm_distill.records import Example, Message
 
@@ -27,6 +28,30 @@ def prompt_ids(
 def prompt_lengths(loaded: LoadedModel, load_images: ImageLoader, examples: Sequence[Example]) -> list[int]:
     """Return prompt lengths in tokens, image tokens included; no ids are kept."""
     return _of_each_prompt(loaded, load_images, examples, len)
+
+
+def readable_lengths(
+    loaded: LoadedModel, load_images: ImageLoader, examples: Sequence[Example]
+) -> tuple[dict[str, int], AdapterError | None]:
+    """Return prompt lengths by example id, without prompts that are refused, and the first refusal."""
+    found: dict[str, int] = {}
+    refusal: AdapterError | None = None
+    groups = [examples[at : at + ENCODED_TOGETHER] for at in range(0, len(examples), ENCODED_TOGETHER)]
+    for group in progress(groups, label=f"batches of {ENCODED_TOGETHER} prompts") if groups[1:] else groups:
+        try:
+            found |= _lengths(loaded, load_images, group)
+        except AdapterError:
+            for example in group:
+                try:
+                    found |= _lengths(loaded, load_images, [example])
+                except AdapterError as error:
+                    refusal = refusal or error
+    return found, refusal
+
+
+def _lengths(loaded: LoadedModel, load_images: ImageLoader, examples: Sequence[Example]) -> dict[str, int]:
+    lengths = prompt_lengths(loaded, load_images, examples)
+    return {example.id: length for example, length in zip(examples, lengths, strict=True)}
 
 
 def _of_each_prompt(

@@ -55,7 +55,8 @@ def _labels(examples: Sequence[Example]) -> list[str]:
     if without:
         raise DataError(
             f"example {without[0]!r}: expected at least one reference to train on labels, got none "
-            f"({len(without)} of {len(examples)} examples have none); add them or do not train on labels"
+            f"({len(without)} of {len(examples)} examples have none); add them, leave these out with "
+            "data.overrides=[on_bad_row=skip], or do not train on labels"
         )
     return [Counter(example.references).most_common(1)[0][0] for example in examples]
 

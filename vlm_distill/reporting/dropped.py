@@ -59,6 +59,9 @@ def _data(run: Run) -> Table:
     limit = run.setting("data.limit")
     if counts and limit is not None and limit < counts["train"]:
         rows.append(("prompts to train on beyond data.limit, not used", (counts["train"] - limit,)))
+    unreadable = run.provenance.unreadable_prompts if run.provenance else {}
+    for what, count in unreadable.items():
+        rows.append((f"{what} prompts left out: a model cannot read them", (count,)))
     return Table(title="Data", columns=("count",), rows=rows)
 
 

@@ -16,7 +16,7 @@ from vlm_distill.data.draw import draw
 from vlm_distill.data.images import ImageLoader, ImageStore
 from vlm_distill.generation.backend import Asked
 from vlm_distill.generation.engines import live_config
-from vlm_distill.generation.prompts import prompt_lengths
+from vlm_distill.generation.prompts import prompt_lengths, readable_lengths
 from vlm_distill.generation.transformers_engine import TransformersEngine, transformers_engine
 from vlm_distill.models.feature_store import FeatureStore
 from vlm_distill.models.skeleton import load_skeleton
@@ -39,7 +39,8 @@ class Context:
     """One run: its config, its folder, its steps by name, and what several of them read.
 
     All processes of a job ask for the parts in the same order, because they make some of them together.
-    `seconds` is how long each step took in this process, `caches` holds what cache steps have filled in it.
+    `seconds` is how long each step took in this process, `caches` holds what cache steps have filled in it,
+    `num_unreadable` how many prompts are left out because a model cannot read them.
     """
 
     def __init__(self, config: RunConfig, folder: Path, steps: Sequence[Step], log: Log) -> None:
@@ -48,6 +49,7 @@ class Context:
         self.seconds: dict[str, float] = {}
         self.caches: dict[str, CacheReader] = {}
         self.is_introduced = False
+        self.num_unreadable: dict[str, int] = {}
         self._prompt_lengths: dict[bool, dict[str, int]] = {}
         self._student: tuple[str, LoadedModel] | None = None
 
@@ -57,7 +59,12 @@ class Context:
 
     @cached_property
     def examples(self) -> list[Example]:
-        """The training prompts: `data.limit` of all."""
+        """The training prompts that are used: those that the models of the run can read."""
+        return self._readable(self.drawn_examples, what="training")
+
+    @cached_property
+    def drawn_examples(self) -> list[Example]:
+        """The training prompts, `data.limit` of all, whatever the models can read."""
         examples, limit = self.dataset.train, self.config.data.limit
         if limit is None or limit >= len(examples):
             return list(examples)
@@ -88,10 +95,13 @@ class Context:
         """How the student, as it is before any training, fits its teacher."""
         if self.teacher is None:
             return None
+        return pair_report(self.teacher.loaded, self.first_student)
+
+    @cached_property
+    def first_student(self) -> LoadedModel:
+        """The student as it is before any training, without its weights."""
         trusted = self.config.student.trust_remote_code
-        return pair_report(
-            self.teacher.loaded, load_skeleton(self.student_name(""), trust_remote_code=trusted)
-        )
+        return load_skeleton(self.student_name(""), trust_remote_code=trusted)
 
     @property
     def alignment(self) -> Alignment:
@@ -99,15 +109,21 @@ class Context:
         return self.pair.alignment if self.pair else ALL_IDS
 
     @cached_property
+    def held_out_prompts(self) -> list[Example]:
+        """The held-out prompts on which students are compared, none where there is nothing to compare on."""
+        if not compares(self.config):
+            return []
+        assert self.config.evaluate is not None
+        drawn = draw_held_out(self.config.evaluate, self.dataset.held_out, log=self.log)
+        return self._readable(drawn, what="held-out")
+
+    @cached_property
     def held_out_answers(self) -> HeldOut | None:
         """The held-out prompts with the teacher's answers; None where there is nothing to compare on."""
-        if not compares(self.config):
-            return None
-        assert self.config.evaluate is not None
-        assert self.teacher is not None
-        examples = draw_held_out(self.config.evaluate, self.dataset.held_out, log=self.log)
+        examples = self.held_out_prompts
         if not examples:
             return None
+        assert self.teacher is not None
         folder = self.folder / self.steps[f"{HELD_OUT}.generate"].folder
         return HeldOut(
             examples=examples,
@@ -140,6 +156,32 @@ class Context:
 
     def load_images(self, example: Example) -> list[Image.Image]:
         return self.dataset.images.load_images(example)
+
+    def _readable(self, examples: list[Example], *, what: str) -> list[Example]:
+        """Return the prompts that teacher and student can encode, where rows that cannot be used are skipped.
+
+        Where they stop a run, encoding will.
+
+        Raises:
+            AdapterError: a model can read none of them.
+        """
+        if not self.dataset.skips_bad_rows:
+            return examples
+        readers = [self.first_student] if self.teacher is None else [self.teacher.loaded, self.first_student]
+        for loaded in readers:
+            examples = self._read_by(loaded, examples, what=what)
+        return examples
+
+    def _read_by(self, loaded: LoadedModel, examples: list[Example], *, what: str) -> list[Example]:
+        lengths, refusal = on_main(lambda: readable_lengths(loaded, self.load_images, examples))
+        if refusal is None:
+            return examples
+        if not lengths:
+            raise refusal
+        num_refused = len(examples) - len(lengths)
+        self.log(f"{num_refused:,} {what} prompts are left out: {loaded.path} cannot read them: {refusal}")
+        self.num_unreadable[what] = self.num_unreadable.get(what, 0) + num_refused
+        return [example for example in examples if example.id in lengths]
 
     def prompt_lengths(self, loaded: LoadedModel) -> dict[str, int]:
         """Return the tokens of every training prompt for the teacher or a student, by example id.

@@ -67,6 +67,7 @@ class Cached:
 class Provenance:
     """Where a run comes from: versions and machine of the last start, seed, and fingerprints of its inputs.
 
+    `unreadable_prompts` are left out because a model cannot read them: their number in training and held out.
     `student` is that before any training.
     """
 
@@ -79,6 +80,7 @@ class Provenance:
     data_counts: Mapping[str, int]
     student: str
     teacher: str | None
+    unreadable_prompts: Mapping[str, int]
     format_version: Literal[1] = 1
 
 

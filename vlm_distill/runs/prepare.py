@@ -52,11 +52,15 @@ def introduce(context: Context) -> None:
             reason = why_not_cached(loaded)
             if reason:
                 context.log(f"vision cache: the {name} encodes every image again: {reason}")
+    # Asked for before, so that what is left out of them is written down.
+    prompts = f"{len(context.examples):,} prompts to train on, {len(context.held_out_prompts):,} to compare on"
+    context.log(f"data: {prompts}")
     write_provenance(
         context.folder,
         seed=context.config.seed,
         data=context.dataset.fingerprint,
         data_counts=context.dataset.counts,
+        unreadable_prompts=context.num_unreadable,
         student=student.fingerprint,
         teacher=teacher.loaded.fingerprint if teacher else None,
     )
@@ -85,7 +89,7 @@ def _keep_student(context: Context) -> None:
     config, teacher = context.config, context.teacher
     folder = context.folder / context.steps["student.prepare"].folder
     record = folder.with_name(f"{folder.name}.json")
-    texts = _texts(context.examples)
+    texts = _texts(context.drawn_examples)
     read = texts if trains_tokenizer(config.student) else None
     fingerprint = teacher.loaded.fingerprint if teacher else None
     key = hash_json([config.student.model_dump(mode="json"), config.seed, fingerprint, read])
