@@ -35,8 +35,9 @@ def test_a_prompt_that_a_model_refuses_ends_the_run_by_the_name_of_its_example(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     error = error_of(capsys, run(write(tmp_path)))
+    assert "example train-blue-0: its turns (system, user) cannot be encoded: " in error
     assert (
-        "example train-blue-0: its turns (system, user) cannot be encoded: System role not supported" in error
+        "System role not supported; change the example, leave such ones out (data.overrides=[on_bad_" in error
     )
 
 

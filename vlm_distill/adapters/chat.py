@@ -108,7 +108,10 @@ def _cannot_encode(example_id: str, chat: Sequence[Mapping[str, Any]]) -> Iterat
     """Turn whatever templates, processors and tokenizers raise into one AdapterError about the example."""
     roles = ", ".join(turn["role"] for turn in chat)
     what = f"example {example_id}: its turns ({roles}) cannot be encoded"
-    with blaming(what, remedy="change the example, or choose a model whose chat template takes it"):
+    remedy = (
+        "change the example, leave such ones out (data.overrides=[on_bad_row=skip]), or choose another model"
+    )
+    with blaming(what, remedy=remedy):
         try:
             yield
         except AdapterError as error:

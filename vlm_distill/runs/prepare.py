@@ -53,7 +53,9 @@ def introduce(context: Context) -> None:
             if reason:
                 context.log(f"vision cache: the {name} encodes every image again: {reason}")
     # Asked for before, so that what is left out of them is written down.
-    prompts = f"{len(context.examples):,} prompts to train on, {len(context.held_out_prompts):,} to compare on"
+    prompts = (
+        f"{len(context.examples):,} prompts to train on, {len(context.held_out_prompts):,} to compare on"
+    )
     context.log(f"data: {prompts}")
     write_provenance(
         context.folder,
