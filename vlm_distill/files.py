@@ -157,4 +157,5 @@ def sha256_file(path: Path) -> str:
 def hash_json(value: Any) -> str:
     """Return the sha256 of the canonical JSON of `value`: equal values, equal hashes, in every process."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return sha256_bytes(text.encode("utf-8"))
+    # Names of files need not be Unicode.
+    return sha256_bytes(text.encode("utf-8", "surrogatepass"))

@@ -60,6 +60,11 @@ def lines_of(path: Path, *lines: Any) -> Path:
         (QUESTION, {"id": "b", "q": "Which? \ud83d", "a": "red"}, "bad_text"),
         (QUESTION, {"id": "b", "q": "Which?", "a": "r\0d"}, "bad_text"),
         (QUESTION, {"id": "b\nc", "q": "Which?", "a": "red"}, "bad_text"),
+        (QUESTION, {"id": "b\u2028c", "q": "Which?", "a": "red"}, "bad_text"),
+        (QUESTION, {"id": "b", "q": " \u200b\ufeff"}, "missing_cell"),
+        (QUESTION, {"id": "b", "q": "Which?", "p": "a" * 5000}, "bad_image"),
+        (QUESTION, {"id": "b", "q": "Which?", "p": "a\0\ud800"}, "bad_image"),
+        (QUESTION, {"id": "b", "q": "Which?", "p": "[" * 900}, "bad_image"),
         (QUESTION, {"id": "good", "q": "Which?", "a": "red"}, "repeated_id"),
         (QUESTION, {"id": "b", "q": "Which?", "p": "nowhere.png"}, "bad_image"),
         (QUESTION, {"id": "b", "q": "Which?", "p": {"bytes": "no", "path": None}}, "bad_image"),
@@ -224,11 +229,6 @@ def test_the_key_of_before_is_answered_with_the_new_name() -> None:
 
 def test_every_reason_has_its_words_in_the_report() -> None:
     assert set(REASONS) <= set(DATA_WORDS)
-
-
-def test_the_error_of_a_row_is_one_line() -> None:
-    error = RowError("t.jsonl row 3: no image file at a\nb.png\r\n", reason="bad_image")
-    assert str(error) == "t.jsonl row 3: no image file at a b.png"
 
 
 def test_the_error_of_a_row_can_be_sent_to_other_processes() -> None:

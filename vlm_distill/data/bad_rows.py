@@ -27,8 +27,7 @@ class RowError(DataError):
     """
 
     def __init__(self, message: str, *, reason: Reason):
-        # Cells may hold line breaks, an error is one line.
-        super().__init__(" ".join(message.splitlines()))
+        super().__init__(message)
         self.reason = reason
 
     def __reduce__(self) -> tuple[Any, ...]:

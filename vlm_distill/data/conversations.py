@@ -4,11 +4,11 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from reprlib import repr as shown
 from typing import Any
 
-from vlm_distill.data.absent import is_absent
+from vlm_distill.data.absent import is_absent, is_blank
 from vlm_distill.data.bad_rows import RowError
+from vlm_distill.errors import shown
 from vlm_distill.records import Image, Message, Role, Text
 
 IMAGE_MARKER = "<image>"
@@ -63,7 +63,7 @@ def _answer(turn: Message, *, where: str) -> str | None:
     if any(isinstance(part, Image) for part in turn.content):
         raise _no_conversation(f"{where}: expected an answer of text, got an image in the last turn")
     text = "".join(part.text for part in turn.content if isinstance(part, Text))
-    return text if text.strip() else None
+    return None if is_blank(text) else text
 
 
 def _turn(turn: Any, *, where: str) -> Message:

@@ -4,14 +4,13 @@ import logging
 import unicodedata
 from collections import Counter
 from dataclasses import dataclass, field, replace
-from reprlib import repr as shown
 from typing import Annotated, Any
 
 import jinja2
 from pydantic import Field
 
 from vlm_distill.config import Record
-from vlm_distill.data.absent import is_null
+from vlm_distill.data.absent import is_blank, is_null
 from vlm_distill.data.bad_rows import REASONS, OnBadRow, RowError
 from vlm_distill.data.conversations import place_images
 from vlm_distill.data.filters import Filters, drop_reason
@@ -20,7 +19,7 @@ from vlm_distill.data.prompts import DEFAULT_PROMPT, Prompt, compile_prompt, ren
 from vlm_distill.data.rows import Row, meta_text
 from vlm_distill.data.sources import Source
 from vlm_distill.data.unicode_text import is_unicode
-from vlm_distill.errors import ConfigError, DataError
+from vlm_distill.errors import ConfigError, DataError, shown
 from vlm_distill.progress import progress
 from vlm_distill.records import Example, Image, Message, Text
 
@@ -167,11 +166,11 @@ def _messages(row: Row, template: jinja2.Template, *, system: str | None) -> tup
     messages = row.messages
     if messages is None:
         text = _prompt(row, template)
-        if not text.strip() and row.question == "":
+        if is_blank(text) and row.question == "":
             return None
         messages = (Message(role="user", content=(Text(text=text),) if text else ()),)
     messages = place_images(messages, num_images=len(row.images), where=row.where)
-    if not any(isinstance(part, Image) or part.text.strip() for part in messages[-1].content):
+    if all(isinstance(part, Text) and is_blank(part.text) for part in messages[-1].content):
         raise RowError(f"{row.where}: expected a question, got empty text", reason="missing_cell")
     if system is None:
         return messages
@@ -198,8 +197,9 @@ def _check_text(example: Example, *, where: str) -> None:
         if "\0" in text or not is_unicode(text):
             message = f"{where}: expected text in Unicode without NUL, got {shown(text)}"
             raise RowError(message, reason="bad_text")
-    if any(unicodedata.category(character) == "Cc" for character in example.id):
-        message = f"{where}: expected an id on one line without control characters, got {example.id!r}"
+    # Ids stand in log lines and in names of rows of the report.
+    if any(unicodedata.category(character) in ("Cc", "Zl", "Zp") for character in example.id):
+        message = f"{where}: expected an id on one line without control characters, got {shown(example.id)}"
         raise RowError(message, reason="bad_text")
 
 

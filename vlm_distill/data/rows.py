@@ -106,7 +106,7 @@ def image_files(
     for where, raw, image_root in raw_rows:
         if not isinstance(raw, RowError):
             # A row that cannot be used is said where it is read.
-            with suppress(DataError):
+            with suppress(DataError, RecursionError):
                 files = (image_file(value, root=image_root) for value in _images(raw, columns, where=where))
                 yield from (file for file in files if file is not None)
 

@@ -1,6 +1,7 @@
 """Tables in files of one's own: JSON, JSONL, CSV, TSV or Parquet."""
 
 import glob
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -48,8 +49,16 @@ class Files(Record):
 
 def sizes_and_times(paths: Iterable[Path]) -> list[list[Any]]:
     """Return name, bytes and time of the last change of every file."""
-    found = [(path, path.stat() if path.is_file() else None) for path in paths]
+    found = [(path, _stat(path)) for path in paths]
     return [[str(path), at and at.st_size, at and at.st_mtime_ns] for path, at in found]
+
+
+def _stat(path: Path) -> os.stat_result | None:
+    """Return what the disk knows of a file, None where there is none or can be none of such a name."""
+    try:
+        return path.stat() if path.is_file() else None
+    except OSError:
+        return None
 
 
 def _raw_rows(source: Files) -> Iterator[tuple[str, RawRow | RowError, Path]]:
