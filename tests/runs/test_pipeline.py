@@ -297,6 +297,25 @@ def test_a_mistake_in_the_config_is_one_line_and_exit_code_2(
     assert not list((tmp_path / "run").glob("*/model"))
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "train.trainable={vision: frozen, projector: frozen, language: frozen}",
+            "is frozen; let at least one",
+        ),
+        ("warmup.train.trainable={vision: frozen, projector: frozen, language: frozen}", "let at least one"),
+    ],
+)
+def test_parts_that_cannot_learn_are_said_before_anything_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], override: str, message: str
+) -> None:
+    config = write_run(tmp_path)
+    assert message in error_of(capsys, run(config, override))
+    assert message in error_of(capsys, main(["check", str(config), override]))
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_mistake_does_not_bind_the_folder_to_it(tmp_path: Path) -> None:
     config = write_run(tmp_path)
     assert run(config, "data.recipe=nowhere.yaml") == 2

@@ -14,14 +14,15 @@ from vlm_distill.models.skeleton import load_skeleton
 from vlm_distill.runs.config import RunConfig
 from vlm_distill.runs.engines import about_live, require_engines
 from vlm_distill.runs.folder import require_plan
-from vlm_distill.runs.memory import MicroBatchShape, estimate
-from vlm_distill.runs.plan import Step, plan
+from vlm_distill.runs.memory import MicroBatchShape, estimate, weightless
+from vlm_distill.runs.plan import Step, plan, tracks
 from vlm_distill.runs.prepare import millions, recipe_of, trains_tokenizer
 from vlm_distill.runs.teacher import load_options
 from vlm_distill.students.build import build_llava
 from vlm_distill.students.pruning import shrink_student
 from vlm_distill.teacher_cache.tiers import tier_of
 from vlm_distill.training.config import TrainConfig
+from vlm_distill.training.parts import prepare_parts
 
 TEXT_TOKENS = 64
 """A question with its chat template; the memory estimate reads no data."""
@@ -125,4 +126,8 @@ def inspect(config: RunConfig) -> Inspected:
         assert config.student.model is not None
         student = load_skeleton(config.student.model, trust_remote_code=config.student.trust_remote_code)
     pair = pair_report(teacher, student) if teacher else None
+    for track in tracks(config):
+        # A control learns what the rounds do.
+        if not track.budget_of:
+            prepare_parts(weightless(student), track.train.trainable, seed=config.seed)
     return Inspected(recipe=recipe, tasks=tasks, teacher=teacher, student=student, pair=pair)

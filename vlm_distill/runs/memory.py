@@ -68,7 +68,7 @@ def estimate(
 
     `options` say how the teacher is loaded; spread over several devices it is counted as if it were on one.
     """
-    shadow = _shadow(student)
+    shadow = weightless(student)
     learning = sum(p.numel() for p in prepare_parts(shadow, train.trainable, seed=0))
     weights = sum(p.numel() for p in shadow.model.parameters())
     device = {
@@ -101,7 +101,7 @@ def estimate(
     )
 
 
-def _shadow(loaded: LoadedModel) -> LoadedModel:
+def weightless(loaded: LoadedModel) -> LoadedModel:
     """Return a copy without weights, of which parameters can be frozen and exchanged."""
     model: Any = copy.deepcopy(loaded.model).to("meta")
     model.tie_weights()

@@ -57,10 +57,13 @@ def test_pictures_of_all_readable_suffixes_are_taken_and_the_rest_is_counted(
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(picture())
+    (tmp_path / "linked").symlink_to(tmp_path, target_is_directory=True)
+    (tmp_path / "nowhere.png").symlink_to(tmp_path / "absent.png")
     source = ImageFolder(path=str(tmp_path))
     with caplog.at_level(logging.INFO):
         assert [row.id for row in source.rows()] == taken
-    assert "5 files are no images and left out: .txt 2, no suffix 1, .pdf 1, .eps 1" in caplog.text
+    listed = ".txt 2, links to folders or nowhere, pipes and the like 2, no suffix 1, .pdf 1, .eps 1"
+    assert f"7 files are no images and left out: {listed}" in caplog.text
     before = source.state()
     (tmp_path / ".DS_Store").write_bytes(b"changed by looking at it")
     assert source.state() == before

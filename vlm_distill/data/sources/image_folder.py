@@ -1,6 +1,7 @@
 """A folder of images, with or without tables of metadata in it."""
 
 import logging
+import os
 import posixpath
 import unicodedata
 from collections import Counter
@@ -84,7 +85,8 @@ def _spelling(path: str) -> str:
 def _find(folder: Path) -> _Found:
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder (looked at {folder.absolute()})")
-    files = _files(folder)
+    entries = _entries(folder)
+    files = [path for path in entries if path.is_file()]
     images = [path for path in files if path.suffix.lower() in suffixes()]
     if not images:
         raise DataError(
@@ -95,7 +97,7 @@ def _find(folder: Path) -> _Found:
     if twice:
         raise DataError(f"{twice[0]}: expected one of {', '.join(METADATA)}, found several")
     taken = {*images, *tables}
-    _say_others(folder, [path for path in files if path not in taken])
+    _say_others(folder, [path for path in entries if path not in taken])
     names = [path.relative_to(folder).as_posix() for path in images]
     by_spelling: dict[str, list[str]] = {}
     for name in names:
@@ -105,11 +107,24 @@ def _find(folder: Path) -> _Found:
 
 def _files(folder: Path) -> list[Path]:
     """Return the files of a folder and its subfolders in a fixed order, without hidden ones."""
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.is_file() and not any(map(_is_hidden, path.relative_to(folder).parts))
-    )
+    return [path for path in _entries(folder) if path.is_file()]
+
+
+def _entries(folder: Path) -> list[Path]:
+    """Return all but folders; links to folders, which are not followed, are among them.
+
+    Raises:
+        DataError: a subfolder cannot be read.
+    """
+    found = []
+    for path in sorted(folder.rglob("*")):
+        if any(map(_is_hidden, path.relative_to(folder).parts)):
+            continue
+        if path.is_symlink() or not path.is_dir():
+            found.append(path)
+        elif not os.access(path, os.R_OK | os.X_OK):
+            raise DataError(f"{path}: the folder cannot be read: Permission denied")
+    return found
 
 
 def _is_hidden(name: str) -> bool:
@@ -118,11 +133,15 @@ def _is_hidden(name: str) -> bool:
 
 def _say_others(folder: Path, others: Sequence[Path]) -> None:
     if others:
-        kinds = Counter(ascii(path.suffix.lower())[1:-1] or "no suffix" for path in others).most_common(
-            _NAMED
-        )
+        kinds = Counter(map(_kind, others)).most_common(_NAMED)
         listed = ", ".join(f"{kind} {count}" for kind, count in kinds)
         _log.info("%s: %d files are no images and left out: %s", folder, len(others), listed)
+
+
+def _kind(path: Path) -> str:
+    if not path.is_file():
+        return "links to folders or nowhere, pipes and the like"
+    return ascii(path.suffix.lower())[1:-1] or "no suffix"
 
 
 def _with_file_names(columns: Columns, *, has_table: bool) -> Columns:
@@ -136,8 +155,8 @@ def _with_file_names(columns: Columns, *, has_table: bool) -> Columns:
 
 def _raw_rows(found: _Found) -> Iterator[tuple[str, RawRow | RowError, Path]]:
     if not found.tables:
-        for name in found.images:
-            yield str(found.folder / name), {"file_name": name}, found.folder
+        for one in found.images:
+            yield str(found.folder / one), {"file_name": one}, found.folder
         return
     unnamed = set(found.images)
     for table in found.tables:
@@ -152,6 +171,6 @@ def _raw_rows(found: _Found) -> Iterator[tuple[str, RawRow | RowError, Path]]:
                 message = f"{where}: expected a column 'file_name' with the path of the image"
                 raw = RowError(message, reason="missing_cell")
             yield where, raw, table.parent
-    for name in sorted(unnamed):
-        message = f"{found.tables[0]}: {len(unnamed)} images of the folder have no row, one is {name}"
-        yield name, RowError(message, reason="missing_cell"), found.folder
+    for one in sorted(unnamed):
+        message = f"{found.tables[0]}: {len(unnamed)} images of the folder have no row, one is {one}"
+        yield one, RowError(message, reason="missing_cell"), found.folder
