@@ -60,6 +60,17 @@ def uncounted_rows(case: Case, output: Path) -> Iterator[Problem]:
             yield Problem(sort="row without a count", place=part, detail=f"{len(lines)} lines, {counts}")
 
 
+def other_results(case: Case, folder: Path, material: Path) -> Iterator[Problem]:
+    """Yield a problem unless the scores and distances of a run are those that it had before."""
+    if case.summary is None:
+        return
+    found, expected = (json.loads((one / case.summary).read_text()) for one in (folder, material))
+    if found != expected:
+        yield Problem(
+            sort="other results", place=case.summary, detail="exit 0, and other numbers than before"
+        )
+
+
 def _uncounted_prompts(num_prompts: int, output: Path) -> Iterator[Problem]:
     """Yield a problem unless every prompt has one response, or was left out for a counted reason."""
     counts = json.loads((output / "responses" / "teacher" / "counts.json").read_text())

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.fuzz.case import Case
-from tests.fuzz.checks import uncounted_rows, written_elsewhere, wrong_ending
+from tests.fuzz.checks import other_results, uncounted_rows, written_elsewhere, wrong_ending
 from tests.fuzz.command import Outcome, call
 from tests.fuzz.writes import Recorder, changes, looks
 
@@ -103,3 +103,14 @@ def test_a_row_without_a_count_is_a_problem(
         (tmp_path / "data" / f"{part}.jsonl").write_text("{}\n")
     found = uncounted_rows(Case(commands=(), rows=3), tmp_path)
     assert [problem.sort for problem in found] == sorts
+
+
+@pytest.mark.parametrize(("score", "sorts"), [(1.0, []), (0.5, ["other results"])])
+def test_results_that_are_not_those_of_before_are_a_problem(
+    score: float, sorts: list[str], tmp_path: Path
+) -> None:
+    for name, value in (("now", score), ("before", 1.0)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "summary.json").write_text(json.dumps({"rows": [value]}))
+    case = Case(commands=(), summary="summary.json")
+    assert [one.sort for one in other_results(case, tmp_path / "now", tmp_path / "before")] == sorts
