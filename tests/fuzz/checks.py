@@ -74,6 +74,6 @@ def other_results(case: Case, folder: Path, material: Path) -> Iterator[Problem]
 def _uncounted_prompts(num_prompts: int, output: Path) -> Iterator[Problem]:
     """Yield a problem unless every prompt has one response, or was left out for a counted reason."""
     counts = json.loads((output / "responses" / "teacher" / "counts.json").read_text())
-    ends = sum(count for name, count in counts.items() if name != "prompts")
+    ends = sum(count for name, count in counts.items() if name not in ("prompts", "checksum"))
     if not num_prompts == counts["prompts"] == ends:
         yield Problem(sort="row without a count", place="responses", detail=f"{num_prompts}, {counts}")

@@ -78,7 +78,7 @@ def test_a_change_of_a_file_is_seen_and_that_of_an_output_is_not(tmp_path: Path)
 
 
 GOOD = {"read": 3, "duplicates": 1, "train": 1, "held_out": 1, "train_images": 1, "without_references": 1}
-ANSWERED = {"prompts": 1, "stop": 1, "overlong": 0}
+ANSWERED = {"checksum": "0", "prompts": 1, "stop": 1, "overlong": 0}
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ ANSWERED = {"prompts": 1, "stop": 1, "overlong": 0}
     ],
 )
 def test_a_row_without_a_count_is_a_problem(
-    counts: dict[str, int], answered: dict[str, int], sorts: list[str], tmp_path: Path
+    counts: dict[str, int], answered: dict[str, object], sorts: list[str], tmp_path: Path
 ) -> None:
     for name, values in (("data/manifest", {"counts": counts}), ("responses/teacher/counts", answered)):
         path = tmp_path / f"{name}.json"
