@@ -14,12 +14,14 @@ class Case:
     """Commands that are called one after the other in the folder of the case.
 
     `outputs` are the files and folders that they may write. `rows` is how many rows the table has, as far as
-    that is known: after a run all of them must be counted.
+    that is known: after a run all of them must be counted. `summary` is the file of the material that a run
+    must end with again, whatever it found.
     """
 
     commands: tuple[tuple[str, ...], ...]
     outputs: tuple[str, ...] = (OUTPUT,)
     rows: int | None = None
+    summary: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,8 +9,8 @@ from tests.fuzz.command import Outcome
 
 CODES = (0, 2, 130, 143)
 ERROR = "vlm-distill: error: "
-# Not rows: what rows share, and the counts of one source, which stand in the sums.
-IMAGES = ("train_images", "held_out_images")
+# Counts that say something else than where a row ended. Those of one source, with a slash, are in the sums.
+OTHER_COUNTS = ("read", "train_images", "held_out_images", "without_references")
 
 
 def wrong_ending(outcome: Outcome) -> Iterator[Problem]:
@@ -47,14 +47,33 @@ def uncounted_rows(case: Case, output: Path) -> Iterator[Problem]:
     """Yield a problem unless what was read is what is used and what was left out for a counted reason."""
     manifest = output / "data" / "manifest.json"
     counts = json.loads(manifest.read_text())["counts"]
-    ends = {
-        name: count for name, count in counts.items() if name not in ("read", *IMAGES) and "/" not in name
-    }
+    ends = {name: count for name, count in counts.items() if name not in OTHER_COUNTS and "/" not in name}
     if counts["read"] != sum(ends.values()):
         yield Problem(sort="row without a count", place="data", detail=f"{counts}")
     if case.rows is not None and counts["read"] != case.rows:
         yield Problem(sort="row not read", place="data", detail=f"{case.rows} rows, {counts}")
+    if case.rows is not None:
+        yield from _uncounted_prompts(counts["train"], output)
     for part in ("train", "held_out"):
         lines = (output / "data" / f"{part}.jsonl").read_text().splitlines()
         if len(lines) != counts[part]:
             yield Problem(sort="row without a count", place=part, detail=f"{len(lines)} lines, {counts}")
+
+
+def other_results(case: Case, folder: Path, material: Path) -> Iterator[Problem]:
+    """Yield a problem unless the scores and distances of a run are those that it had before."""
+    if case.summary is None:
+        return
+    found, expected = (json.loads((one / case.summary).read_text()) for one in (folder, material))
+    if found != expected:
+        yield Problem(
+            sort="other results", place=case.summary, detail="exit 0, and other numbers than before"
+        )
+
+
+def _uncounted_prompts(num_prompts: int, output: Path) -> Iterator[Problem]:
+    """Yield a problem unless every prompt has one response, or was left out for a counted reason."""
+    counts = json.loads((output / "responses" / "teacher" / "counts.json").read_text())
+    ends = sum(count for name, count in counts.items() if name not in ("prompts", "checksum"))
+    if not num_prompts == counts["prompts"] == ends:
+        yield Problem(sort="row without a count", place="responses", detail=f"{num_prompts}, {counts}")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.fuzz.case import Case
-from tests.fuzz.checks import uncounted_rows, written_elsewhere, wrong_ending
+from tests.fuzz.checks import other_results, uncounted_rows, written_elsewhere, wrong_ending
 from tests.fuzz.command import Outcome, call
 from tests.fuzz.writes import Recorder, changes, looks
 
@@ -77,19 +77,40 @@ def test_a_change_of_a_file_is_seen_and_that_of_an_output_is_not(tmp_path: Path)
     assert changes(before, looks(tmp_path, without=("out",))) == ["mine/file", "mine/new"]
 
 
+GOOD = {"read": 3, "duplicates": 1, "train": 1, "held_out": 1, "train_images": 1, "without_references": 1}
+ANSWERED = {"checksum": "0", "prompts": 1, "stop": 1, "overlong": 0}
+
+
 @pytest.mark.parametrize(
-    ("counts", "sorts"),
+    ("counts", "answered", "sorts"),
     [
-        ({"read": 3, "duplicates": 1, "train": 1, "held_out": 1, "train_images": 1, "a/read": 3}, []),
-        ({"read": 3, "duplicates": 0, "train": 1, "held_out": 1}, ["row without a count"]),
-        ({"read": 2, "train": 1, "held_out": 1}, ["row not read"]),
-        ({"read": 3, "train": 2, "held_out": 1}, ["row without a count"]),
+        ({**GOOD, "one source/read": 3}, ANSWERED, []),
+        ({**GOOD, "duplicates": 0}, ANSWERED, ["row without a count"]),
+        ({**GOOD, "read": 2, "duplicates": 0}, ANSWERED, ["row not read"]),
+        ({**GOOD, "held_out": 2, "duplicates": 0}, ANSWERED, ["row without a count"]),
+        (GOOD, {**ANSWERED, "stop": 0}, ["row without a count"]),
+        (GOOD, {**ANSWERED, "prompts": 2, "overlong": 1}, ["row without a count"]),
     ],
 )
-def test_a_row_without_a_count_is_a_problem(counts: dict[str, int], sorts: list[str], tmp_path: Path) -> None:
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "manifest.json").write_text(json.dumps({"counts": counts}))
+def test_a_row_without_a_count_is_a_problem(
+    counts: dict[str, int], answered: dict[str, object], sorts: list[str], tmp_path: Path
+) -> None:
+    for name, values in (("data/manifest", {"counts": counts}), ("responses/teacher/counts", answered)):
+        path = tmp_path / f"{name}.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(values))
     for part in ("train", "held_out"):
         (tmp_path / "data" / f"{part}.jsonl").write_text("{}\n")
     found = uncounted_rows(Case(commands=(), rows=3), tmp_path)
     assert [problem.sort for problem in found] == sorts
+
+
+@pytest.mark.parametrize(("score", "sorts"), [(1.0, []), (0.5, ["other results"])])
+def test_results_that_are_not_those_of_before_are_a_problem(
+    score: float, sorts: list[str], tmp_path: Path
+) -> None:
+    for name, value in (("now", score), ("before", 1.0)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "summary.json").write_text(json.dumps({"rows": [value]}))
+    case = Case(commands=(), summary="summary.json")
+    assert [one.sort for one in other_results(case, tmp_path / "now", tmp_path / "before")] == sorts

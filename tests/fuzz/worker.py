@@ -19,7 +19,7 @@ from pathlib import Path
 from random import Random
 
 from tests.fuzz.case import Case, Problem
-from tests.fuzz.checks import uncounted_rows, written_elsewhere, wrong_ending
+from tests.fuzz.checks import other_results, uncounted_rows, written_elsewhere, wrong_ending
 from tests.fuzz.command import Outcome, call
 from tests.fuzz.kinds import KINDS
 from tests.fuzz.writes import Recorder, changes, looks
@@ -68,6 +68,11 @@ def _do(
         case = KINDS[kind](Random(f"{kind} {seed}"), folder, material)
         for arguments in case.commands:
             outcome, problems = _command(case, arguments, folder=folder, recorder=recorder)
+            if not problems and outcome.code == 0 and arguments[0] == "run":
+                problems = [
+                    *uncounted_rows(case, folder / case.outputs[0]),
+                    *other_results(case, folder, material),
+                ]
             codes.append(outcome.code)
             if problems:
                 called = " ".join(arguments)[:400]
@@ -94,8 +99,6 @@ def _command(
         for output, before in zip(outputs, within, strict=True):
             lost = changes(before, looks(output)) if before else []
             problems += _changed(lost, outcome)
-    if outcome.code == 0 and arguments[0] == "run":
-        problems += uncounted_rows(case, outputs[0])
     return outcome, problems
 
 

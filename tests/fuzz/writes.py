@@ -54,8 +54,7 @@ class Recorder:
             paths, rest = arguments[: CHANGING[event]], arguments[CHANGING[event] :]
             # Below a directory that is open already a name alone says nothing; rmtree tells the top itself.
             is_relative = event in ("os.remove", "os.rmdir") and rest[0] >= 0
-            # Told also when there is such a folder already.
-            if not is_relative and not (event == "os.mkdir" and os.path.isdir(paths[0])):
+            if not is_relative and not (event == "os.mkdir" and not _can_be_made(paths[0])):
                 for path in paths:
                     self._add(path)
 
@@ -63,6 +62,11 @@ class Recorder:
         assert self._found is not None
         if isinstance(path, (str, bytes, os.PathLike)):
             self._found.add(os.path.abspath(os.fsdecode(path)))
+
+
+def _can_be_made(path: Any) -> bool:
+    """Return whether a folder can be made: that is tried, and told, also where something stands already."""
+    return not os.path.lexists(path) and os.path.isdir(os.path.dirname(os.path.abspath(path)))
 
 
 def looks(folder: Path, *, without: tuple[str, ...] = ()) -> Looks:

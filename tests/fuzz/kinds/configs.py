@@ -46,9 +46,9 @@ OUTPUTS = (
     ("~nobody/x",),
     ("a\x00b",),
     ("x" * 300,),
-    ("/proc/x",),
-    ("/dev/null",),
-    ("/dev/null/x",),
+    ("/proc/x", "/proc/x"),
+    ("/dev/null", "/dev/null"),
+    ("/dev/null/x", "/dev/null/x"),
     ("'\\ud800'",),
     ("null", "runs/tiny"),
     ("\u00e9", "\u00e9"),
@@ -151,7 +151,7 @@ def outputs(random: Random, folder: Path, material: Path) -> Case:
     (folder / "full" / "mine.txt").write_text("mine")
     (folder / "loop").symlink_to("loop")
     output, *written = random.choice(OUTPUTS)
-    return Case(commands=((*RUN[:2], f"output={output}"),), outputs=(*written, "out"))
+    return Case(commands=((*RUN[:2], f"output={output}"),), outputs=(*written, OUTPUT))
 
 
 def prompts(random: Random, folder: Path, material: Path) -> Case:

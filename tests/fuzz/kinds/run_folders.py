@@ -211,4 +211,4 @@ def _read(random: Random, name: str) -> Case:
         case "cache" if name == "cached":
             return Case(commands=(("cache", *again[1:]),), outputs=(name,))
         case _:
-            return Case(commands=(again,), outputs=(name,))
+            return Case(commands=(again,), outputs=(name,), summary=f"{name}/summary.json")
