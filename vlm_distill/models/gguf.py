@@ -5,7 +5,6 @@ saved.
 """
 
 import importlib.util
-import struct
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,10 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from vlm_distill.adapters.adapter import LoadOptions
-from vlm_distill.errors import AdapterError, one_line
+from vlm_distill.errors import AdapterError
 from vlm_distill.models.placement import finish_loading, placement_arguments, require_dtype
 
 SUFFIX = ".gguf"
-UNREADABLE = (OSError, ValueError, KeyError, IndexError, ImportError, RuntimeError, struct.error)
-"""What transformers and gguf raise for damaged, incomplete and unknown files."""
 
 
 def is_gguf(path: Path) -> bool:
@@ -46,18 +43,15 @@ def load_gguf(path: str, config: Any, options: LoadOptions) -> tuple[nn.Module, 
         )
     where: dict[str, Any] = {**location(Path(path)), "local_files_only": True}
     placing = placement_arguments(AutoModelForCausalLM, config, options)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(**where)
-        model, report = AutoModelForCausalLM.from_pretrained(
-            **where,
-            config=config,
-            dtype=options.dtype,
-            # Otherwise the model cannot be saved, and some families keep their weights packed, with a kernel
-            # that is downloaded.
-            quantization_config=GgufConfig(dequantize=True),
-            output_loading_info=True,
-            **placing,
-        )
-    except UNREADABLE as error:
-        raise AdapterError(f"{path}: transformers cannot load it: {one_line(error)}") from None
+    tokenizer = AutoTokenizer.from_pretrained(**where)
+    model, report = AutoModelForCausalLM.from_pretrained(
+        **where,
+        config=config,
+        dtype=options.dtype,
+        # Otherwise the model cannot be saved, and some families keep their weights packed, with a kernel
+        # that is downloaded.
+        quantization_config=GgufConfig(dequantize=True),
+        output_loading_info=True,
+        **placing,
+    )
     return finish_loading(model, report, path=path, options=options), tokenizer

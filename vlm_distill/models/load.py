@@ -1,21 +1,36 @@
 """A model from its folder, hub id or GGUF file into memory. Models are built from parts in students/."""
 
+import math
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+from safetensors import safe_open
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer
 
 from vlm_distill.adapters.adapter import Adapter, LoadedModel, LoadOptions
 from vlm_distill.adapters.catalog import find_adapter, load_family
 from vlm_distill.adapters.chat import find_image_token_ids, find_stop_ids
-from vlm_distill.errors import AdapterError, one_line
+from vlm_distill.adapters.foreign import REMEDY, blaming
+from vlm_distill.errors import AdapterError
 from vlm_distill.files import read_json
 from vlm_distill.models.fingerprint import model_fingerprint, weights_fingerprint
-from vlm_distill.models.gguf import UNREADABLE, is_gguf, load_gguf, location
-from vlm_distill.models.names import resolve
-from vlm_distill.models.placement import finish_loading, is_placed, placement_arguments, require_dtype
+from vlm_distill.models.gguf import is_gguf, load_gguf, location
+from vlm_distill.models.names import SETTINGS_FILES, resolve, weight_files
+from vlm_distill.models.placement import (
+    finish_loading,
+    is_placed,
+    meta_model,
+    placement_arguments,
+    require_dtype,
+)
+
+TRUST = (
+    "it brings code of its own, which runs only where you trust it: `trust_remote_code: true` beside `model` "
+    "in a config, `--trust-remote-code` for eval and export"
+)
+# Each is built as a module, even without weights, and no model has a tenth of them.
+MAX_LAYERS = 1000
 
 
 def load_model(
@@ -36,53 +51,84 @@ def load_model(
     known = model_fingerprint(path, options)
     config = load_config(path, name, trust_remote_code=options.trust_remote_code)
     adapter = adapter or find_adapter(config.model_type)
-    if is_gguf(path):
-        model, processor = load_gguf(str(path), config, options)
-    else:
-        model, processor = _load_folder(adapter, str(path), options)
+    remedy = remedy_for(path, trust_remote_code=options.trust_remote_code)
+    with blaming(f"{path}: transformers cannot load it", remedy=remedy):
+        if is_gguf(path):
+            model, processor = load_gguf(str(path), config, options)
+        else:
+            model, processor = _load_folder(adapter, str(path), options)
     return wrap_model(adapter, model, processor, path=name, fingerprint=known)
 
 
 def _load_folder(adapter: Adapter, path: str, options: LoadOptions) -> tuple[nn.Module, Any]:
     require_dtype(path, options)
     shared = {"trust_remote_code": options.trust_remote_code, "local_files_only": True}
-    placing = (
-        placement_arguments(adapter.model_class, AutoConfig.from_pretrained(path, **shared), options)
-        if is_placed(options)
-        else {}
+    config = AutoConfig.from_pretrained(path, **shared)
+    _require_as_many_numbers(adapter, config, Path(path), trust_remote_code=options.trust_remote_code)
+    placing = placement_arguments(adapter.model_class, config, options) if is_placed(options) else {}
+    processor = adapter.processor_class.from_pretrained(path, **shared)
+    # Pickled weights could run code, so safetensors is the only format that is read.
+    model, report = adapter.model_class.from_pretrained(
+        path, dtype=options.dtype, use_safetensors=True, output_loading_info=True, **placing, **shared
     )
-    try:
-        processor = adapter.processor_class.from_pretrained(path, **shared)
-        # Pickled weights could run code, so safetensors is the only format that is read.
-        model, report = adapter.model_class.from_pretrained(
-            path, dtype=options.dtype, use_safetensors=True, output_loading_info=True, **placing, **shared
-        )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        raise AdapterError(f"{path}: transformers cannot load it: {one_line(error)}") from None
     return finish_loading(model, report, path=path, options=options), processor
+
+
+def _require_as_many_numbers(adapter: Adapter, config: Any, folder: Path, *, trust_remote_code: bool) -> None:
+    """Refuse a config of far more weights than there are: transformers allocates what it does not find."""
+    if getattr(config, "quantization_config", None) is not None:
+        return  # Several numbers lie in one.
+    model = meta_model(adapter.model_class, config, trust_remote_code=trust_remote_code)
+    described = sum(parameter.numel() for parameter in model.parameters())
+    stored = sum(_count(file) for file in weight_files(folder))
+    if described > 2 * stored:
+        raise AdapterError(
+            f"{folder}: its config describes {described:,} weights, but its files hold {stored:,}; {REMEDY}"
+        )
+
+
+def _count(file: Path) -> int:
+    with safe_open(file, framework="pt") as handle:
+        return sum(math.prod(handle.get_slice(name).get_shape()) for name in handle.keys())  # noqa: SIM118
 
 
 def load_config(path: Path, name: str, *, trust_remote_code: bool = False) -> Any:
     """Return the transformers config of a model folder or GGUF file; `name` stands in errors."""
     load_family(_model_type(path, name))
-    try:
-        return AutoConfig.from_pretrained(
+    what = f"{name}: {'it' if is_gguf(path) else 'config.json'} cannot be read"
+    with blaming(what, remedy=remedy_for(path, trust_remote_code=trust_remote_code)):
+        config = AutoConfig.from_pretrained(
             **location(path), trust_remote_code=trust_remote_code, local_files_only=True
         )
-    except UNREADABLE as error:
+        num_layers = getattr(config.get_text_config(), "num_hidden_layers", None)
+    if num_layers is not None and not 0 < num_layers <= MAX_LAYERS:
         raise AdapterError(
-            f"{name}: {'it' if is_gguf(path) else 'config.json'} cannot be read: {one_line(error)}"
-        ) from None
+            f"{name}: config.json: expected 1 to {MAX_LAYERS:,} num_hidden_layers, got {num_layers}; {REMEDY}"
+        )
+    return config
+
+
+def remedy_for(path: Path, *, trust_remote_code: bool) -> str:
+    """Return what to do about a model that cannot be loaded."""
+    files = [path / name for name in SETTINGS_FILES if name.endswith("config.json")]
+    if trust_remote_code or not any(_brings_code(file) for file in files):
+        return REMEDY
+    return f"{TRUST}; else {REMEDY}"
+
+
+def _brings_code(path: Path) -> bool:
+    try:
+        return path.is_file() and "auto_map" in read_json(path)
+    except (OSError, ValueError, TypeError, RecursionError):
+        return False
 
 
 def _model_type(path: Path, name: str) -> str:
     """Return the family that config.json names, empty where there is no such file, as for a tokenizer."""
     if not (path / "config.json").is_file():
         return ""
-    try:
+    with blaming(f"{name}: config.json cannot be read"):
         values = read_json(path / "config.json")
-    except (OSError, ValueError) as error:
-        raise AdapterError(f"{name}: config.json cannot be read: {one_line(error)}") from None
     model_type = values.get("model_type", "") if isinstance(values, dict) else None
     if not isinstance(model_type, str):
         raise AdapterError(f"{name}: config.json: expected a mapping whose `model_type` names a family")
@@ -94,6 +140,9 @@ def wrap_model(
 ) -> LoadedModel:
     """Return a model in memory with its tokenizer and stop ids; the default fingerprint is of its weights."""
     tokenizer = getattr(processor, "tokenizer", processor)
+    with blaming(f"{path}: its stop ids and image tokens cannot be read"):
+        stop_ids = find_stop_ids(getattr(model, "generation_config", None), processor)
+        image_token_ids = find_image_token_ids(getattr(model, "config", None))
     return LoadedModel(
         adapter=adapter,
         model=model,
@@ -101,8 +150,8 @@ def wrap_model(
         tokenizer=tokenizer,
         path=path,
         fingerprint=fingerprint or weights_fingerprint(model),
-        stop_ids=find_stop_ids(getattr(model, "generation_config", None), processor),
-        image_token_ids=find_image_token_ids(getattr(model, "config", None)),
+        stop_ids=stop_ids,
+        image_token_ids=image_token_ids,
     )
 
 
@@ -110,9 +159,8 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
     """Return the tokenizer of the model `name`, which needs no weights."""
     path = resolve(name, weights=False, trust_remote_code=trust_remote_code)
     load_family(_model_type(path, name))
-    try:
+    remedy = remedy_for(path, trust_remote_code=trust_remote_code)
+    with blaming(f"{name}: no tokenizer can be loaded", remedy=remedy):
         return AutoTokenizer.from_pretrained(
             **location(path), local_files_only=True, trust_remote_code=trust_remote_code
         )
-    except UNREADABLE as error:
-        raise AdapterError(f"{name}: no tokenizer can be loaded: {one_line(error)}") from None

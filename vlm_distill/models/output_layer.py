@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from vlm_distill.adapters.adapter import LoadedModel, LoadOptions
+from vlm_distill.adapters.foreign import blaming
 from vlm_distill.errors import AdapterError
 from vlm_distill.models.fingerprint import model_fingerprint
 from vlm_distill.models.gguf import is_gguf
@@ -37,7 +38,8 @@ def light_model(name: str, options: LoadOptions) -> LoadedModel:
         whole = load_model(name, LoadOptions(dtype=options.dtype))
         read = _tensors(whole.model)
     else:
-        read = read_head(path, light.model)
+        with blaming(f"{path}: its output layer cannot be read"):
+            read = read_head(path, light.model)
     dtype = _dtype(light.model, options.dtype, next(iter(read.values())).dtype)
     layer: Any = output_layer(light.model.to(dtype))
     for part, value in read.items():
@@ -117,11 +119,8 @@ def _files(folder: Path) -> dict[str, Path]:
     """Return the file of each tensor."""
     found: dict[str, Path] = {}
     for path in weight_files(folder):
-        try:
-            with safe_open(path, framework="pt") as handle:
-                found |= dict.fromkeys(handle.keys(), path)
-        except (OSError, SafetensorError) as error:
-            raise AdapterError(f"{path}: cannot be read: {error}") from None
+        with blaming(f"{path}: cannot be read"), safe_open(path, framework="pt") as handle:
+            found |= dict.fromkeys(handle.keys(), path)
     return found
 
 

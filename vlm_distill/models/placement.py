@@ -14,6 +14,7 @@ from torch import nn
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AutoQuantizationConfig
 
 from vlm_distill.adapters.adapter import LoadOptions
+from vlm_distill.adapters.foreign import blaming
 from vlm_distill.errors import AdapterError, did_you_mean, one_line
 from vlm_distill.models.layers import find_layers
 
@@ -107,13 +108,8 @@ def quantization_config(values: Mapping[str, Any]) -> Any:
         raise AdapterError(
             f"quantisation: {method} needs the package {library}, which is not installed; run: {command}"
         )
-    try:
+    with blaming("quantisation: transformers refuses it", remedy="see its documentation of this method"):
         config = AutoQuantizationConfig.from_dict(dict(values))
-    # TorchAoConfig asserts, HqqConfig looks for keys.
-    except (TypeError, ValueError, KeyError, AssertionError, ImportError) as error:
-        raise AdapterError(
-            f"quantisation: transformers refuses it: {type(error).__name__}: {one_line(error)}"
-        ) from None
     # Several of these configs drop what they do not know.
     options = inspect.signature(type(config).__init__).parameters.keys() - {"self", "kwargs"}
     for key in values.keys() - options - {"quant_method"}:

@@ -6,9 +6,9 @@ from transformers import GenerationConfig
 
 from vlm_distill.adapters.adapter import LoadedModel
 from vlm_distill.adapters.catalog import find_adapter
-from vlm_distill.errors import AdapterError, one_line
-from vlm_distill.models.gguf import UNREADABLE, is_gguf
-from vlm_distill.models.load import load_config, load_tokenizer, wrap_model
+from vlm_distill.adapters.foreign import blaming
+from vlm_distill.models.gguf import is_gguf
+from vlm_distill.models.load import load_config, load_tokenizer, remedy_for, wrap_model
 from vlm_distill.models.names import resolve
 from vlm_distill.models.placement import meta_model
 
@@ -21,15 +21,15 @@ def load_skeleton(name: str, *, trust_remote_code: bool = False) -> LoadedModel:
     path = resolve(name, weights=False, trust_remote_code=trust_remote_code)
     config = load_config(path, name, trust_remote_code=trust_remote_code)
     adapter = find_adapter(config.model_type)
-    model: Any = meta_model(adapter.model_class, config, trust_remote_code=trust_remote_code)
+    remedy = remedy_for(path, trust_remote_code=trust_remote_code)
+    with blaming(f"{name}: cannot be built as its config says", remedy=remedy):
+        model: Any = meta_model(adapter.model_class, config, trust_remote_code=trust_remote_code)
     if is_gguf(path):
         return wrap_model(adapter, model, load_tokenizer(name), path=name, fingerprint=SKELETON)
-    try:
+    with blaming(f"{name}: cannot be read", remedy=remedy):
         processor = adapter.processor_class.from_pretrained(
             path, trust_remote_code=trust_remote_code, local_files_only=True
         )
         if (path / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(path, local_files_only=True)
-    except UNREADABLE as error:
-        raise AdapterError(f"{name}: cannot be read: {one_line(error)}") from None
     return wrap_model(adapter, model, processor, path=name, fingerprint=SKELETON)

@@ -18,6 +18,7 @@ from vlm_distill.runs.memory import MicroBatchShape, estimate, weightless
 from vlm_distill.runs.plan import Step, plan, tracks
 from vlm_distill.runs.prepare import millions, recipe_of, trains_tokenizer
 from vlm_distill.runs.teacher import load_options
+from vlm_distill.runs.usable import require_readable_prompts
 from vlm_distill.students.build import build_llava
 from vlm_distill.students.pruning import shrink_student
 from vlm_distill.teacher_cache.tiers import tier_of
@@ -125,6 +126,9 @@ def inspect(config: RunConfig) -> Inspected:
     else:
         assert config.student.model is not None
         student = load_skeleton(config.student.model, trust_remote_code=config.student.trust_remote_code)
+    for model in (teacher, student):
+        if model is not None:
+            require_readable_prompts(model)
     pair = pair_report(teacher, student) if teacher else None
     for track in tracks(config):
         # A control learns what the rounds do.

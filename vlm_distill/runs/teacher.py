@@ -16,11 +16,12 @@ from vlm_distill.models.vision_cache import with_vision_cache
 from vlm_distill.processes import local_device
 from vlm_distill.progress import Log
 from vlm_distill.runs.config import ModelConfig
+from vlm_distill.runs.usable import require_answers, require_readable_prompts
 
 
 def load(config: ModelConfig, device: str) -> LoadedModel:
     """Load the model that a config names; `device` "auto" is the accelerator of this machine, or the CPU."""
-    return load_model(config.model, load_options(config, device))
+    return require_answers(load_model(config.model, load_options(config, device)))
 
 
 def load_options(config: ModelConfig, device: str) -> LoadOptions:
@@ -37,6 +38,7 @@ def without_weights(config: ModelConfig, options: LoadOptions) -> LoadedModel:
     """Return the model that a config names without weights, but with the fingerprint of its files."""
     path = resolve(config.model, trust_remote_code=config.trust_remote_code)
     skeleton = load_skeleton(config.model, trust_remote_code=config.trust_remote_code)
+    require_readable_prompts(skeleton)
     return replace(skeleton, fingerprint=model_fingerprint(path, options))
 
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from pydantic import Field
 from torch import nn
 from transformers import (
@@ -26,9 +25,10 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from vlm_distill.adapters.adapter import LoadedModel, LoadOptions
 from vlm_distill.adapters.chat import find_stop_ids, output_head, pad_id
+from vlm_distill.adapters.foreign import blaming
 from vlm_distill.adapters.llava import LLAVA
 from vlm_distill.config import PathText, Record
-from vlm_distill.errors import AdapterError, did_you_mean, one_line
+from vlm_distill.errors import AdapterError, did_you_mean
 from vlm_distill.models.load import load_model, load_tokenizer, wrap_model
 from vlm_distill.models.skeleton import SKELETON, load_skeleton
 from vlm_distill.students.clip_weights import Tower
@@ -177,13 +177,11 @@ def _build_language(config: LanguageConfig, tokenizer: Any) -> nn.Module:
         settings = config.model_dump(exclude={"model_type"}, exclude_none=True)
         # Without this, families such as Qwen2 put in a number that belongs to their 7B model.
         settings["num_key_value_heads"] = config.num_key_value_heads or config.num_attention_heads
-        try:
+        with blaming("student.build.language", remedy="change its settings"):
             scratch = AutoConfig.for_model(
                 config.model_type, vocab_size=num_ids(tokenizer), **ids, **settings
             )
             built: nn.Module = AutoModelForCausalLM.from_config(scratch, dtype=torch.float32)
-        except (ValueError, TypeError, StrictDataclassError) as error:
-            raise AdapterError(f"student.build.language: {one_line(error)}") from None
         return built
     loaded = (
         load_skeleton(config.model)

@@ -10,13 +10,13 @@ from itertools import chain, pairwise
 from typing import Annotated, Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from pydantic import Field
 from torch import Tensor, nn
 
 from vlm_distill.adapters.adapter import LoadedModel, LoadOptions
+from vlm_distill.adapters.foreign import blaming
 from vlm_distill.config import Record
-from vlm_distill.errors import AdapterError, one_line
+from vlm_distill.errors import AdapterError
 from vlm_distill.models.layers import find_layers
 from vlm_distill.models.load import load_model, wrap_model
 from vlm_distill.models.placement import has_plain_weights
@@ -93,17 +93,14 @@ def _build(source: Any, num_layers: int, kept: list[int]) -> Any:
     text.num_hidden_layers = len(kept)
     for key, value in per_layer.items():
         setattr(text, key, [value[index] for index in kept])
-    try:
+    remedy = "choose another number of layers"
+    with blaming(f"{WHERE}: {config.model_type!r} cannot have {len(kept)} layers", remedy=remedy):
         settings = config.to_dict()
         # Some families compute one setting from another whenever their config is read.
         if type(config).from_dict(settings).to_dict() != settings:
             raise ValueError("its config does not come back as it was saved")
         with torch.device("meta"):
             return type(source)(config)
-    except (ValueError, TypeError, IndexError, StrictDataclassError) as error:
-        raise AdapterError(
-            f"{WHERE}: {config.model_type!r} cannot have {len(kept)} layers: {one_line(error)}"
-        ) from None
 
 
 def _require_same_layers(source: Any, student: Any, name: str, kept: list[int]) -> None:

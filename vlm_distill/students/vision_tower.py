@@ -10,8 +10,9 @@ from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from vlm_distill.adapters.adapter import LoadedModel
+from vlm_distill.adapters.foreign import blaming
 from vlm_distill.config import PathText, Record
-from vlm_distill.errors import AdapterError, did_you_mean, one_line
+from vlm_distill.errors import AdapterError, did_you_mean
 from vlm_distill.models.load import load_model
 from vlm_distill.models.skeleton import load_skeleton
 from vlm_distill.students.clip_weights import Tower, convert_tower
@@ -74,15 +75,12 @@ def _open_clip_visual(config: OpenClipTower) -> nn.Module:
             f"student.build.vision.pretrained: {config.pretrained!r} is no weights tag of {config.name}; "
             f"{did_you_mean(config.pretrained, tags)}"
         )
-    try:
+    remedy = "choose another name or other weights"
+    with blaming(f"student.build.vision: open_clip cannot create {config.name}", remedy=remedy):
         weights = None if on_meta_device() else config.pretrained
         model: Any = open_clip.create_model(
             config.name, pretrained=weights, device=torch.get_default_device()
         )
-    except (OSError, RuntimeError) as error:
-        raise AdapterError(
-            f"student.build.vision: open_clip cannot create {config.name}: {one_line(error)}"
-        ) from None
     visual: nn.Module = model.visual
     return visual
 

@@ -1,0 +1,59 @@
+"""Whether a model can be used at all: what is odd in models of others shows before anything is written.
+
+Loading shows what files lack (models/load.py); here a plain prompt goes through tokenizer, template and body.
+"""
+
+import torch
+
+from vlm_distill.adapters.adapter import LoadedModel
+from vlm_distill.adapters.chat import pad_id
+from vlm_distill.adapters.foreign import blaming
+from vlm_distill.errors import AdapterError
+from vlm_distill.forward import forward_prompts
+from vlm_distill.generation.decoding import evaluating
+from vlm_distill.records import Example, Message, Text
+
+PLAIN = Example(id="hello", messages=(Message(role="user", content=(Text(text="Hello"),)),))
+
+
+def require_readable_prompts(loaded: LoadedModel) -> None:
+    """Refuse a model that cannot read the ids of its tokenizer, or a plain prompt; weights are not needed.
+
+    Raises:
+        AdapterError: there are fewer embeddings than ids that prompts and responses need, or no prompt can
+            be encoded.
+    """
+    num_rows, tokenizer = len(loaded.model.get_input_embeddings().weight), loaded.tokenizer  # type: ignore
+    with blaming(f"{loaded.path}: its tokenizer cannot be used"):
+        vocabulary, added = tokenizer.get_vocab(), tokenizer.get_added_vocab()
+        # Tokenizers are extended without their models, by tokens that nobody writes.
+        needed = {i for token, i in vocabulary.items() if token not in added}
+        needed |= {pad_id(tokenizer), loaded.stop_ids[0]}
+    try:
+        prompts = loaded.adapter.encode(loaded.processor, [PLAIN], [[]])
+    except AdapterError as error:
+        raise AdapterError(f"{loaded.path}: it cannot read a plain prompt: {error}") from error
+    outside = sorted(i for i in {*needed, *prompts.input_ids[0].tolist()} if i >= num_rows)
+    if outside:
+        raise AdapterError(
+            f"{loaded.path}: its tokenizer has ids up to {outside[-1]}, but the model {num_rows} embeddings: "
+            f"{len(outside)} tokens cannot be read; fetch both from the same place"
+        )
+
+
+def require_answers(loaded: LoadedModel) -> LoadedModel:
+    """Return the model, or refuse one whose body fails on a plain prompt or says nothing finite of it."""
+    prompts = loaded.encode([PLAIN], [[]]).to(loaded.device)
+    with (
+        blaming(f"{loaded.path}: the model fails on a plain prompt"),
+        torch.inference_mode(),
+        evaluating(loaded.model),
+    ):
+        hidden, _ = forward_prompts(loaded, prompts)
+        is_finite = bool(loaded.head.logits(hidden[:, -1:]).isfinite().all())
+    if not is_finite:
+        raise AdapterError(
+            f"{loaded.path}: its logits on a plain prompt are not finite; check its weights or load it in "
+            "float32"
+        )
+    return loaded
