@@ -6,7 +6,8 @@ FOLDER/KIND/CASE.json and FOLDER/KIND/CASE.safetensors.
 
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from vlm_distill.adapters.adapter import LoadedModel
 from vlm_distill.files import write_json
 from vlm_distill.losses import DistiLLM2, SeqKD
 from vlm_distill.models.feature_store import FeatureStore, VisionCacheConfig
+from vlm_distill.models.lora import Lora
 from vlm_distill.models.vision_cache import with_vision_cache
 from vlm_distill.training.config import Trainable
 from vlm_distill.training.step import Stage
@@ -52,13 +54,23 @@ class Case:
     micro_batch_tokens: int | None = None
     dtype: torch.dtype = torch.float64
     caches_features: bool = False
+    trainable: Trainable = field(default_factory=Trainable)
+    # How many images the prompts have, over and over; None for what the model reads.
+    images: tuple[int, ...] | None = None
 
     def __str__(self) -> str:
         sizes = f"{self.batch_size}-{self.micro_batch_size or f'{self.micro_batch_tokens}_tokens'}"
         sizes += "-cached" if self.caches_features else ""
+        sizes += "" if self.images is None else f"-{''.join(map(str, self.images))}-{self._treatments()}"
         return f"{self.model}-{self.objective}-{sizes}-{self.dtype}".replace("torch.", "")
 
+    def _treatments(self) -> str:
+        found = (getattr(self.trainable, part) for part in Trainable.model_fields)
+        return "_".join(one if isinstance(one, str) else one.kind for one in found)
+
     def stage(self, folder: Path) -> Stage:
+        images = self.images or ((0,) if self.model.startswith("text") else (1,))
+        every = [make_items(self.batch_size, num_images=number) for number in images]
         student, teacher = (fresh(MODELS[self.model](seed, width)) for seed, width in ((0, 16), (1, 32)))
         student.model.to(self.dtype)
         teacher.model.to(self.dtype)
@@ -70,7 +82,7 @@ class Case:
             student=student,
             teacher=teacher,
             objective=OBJECTIVES[self.objective].build(),
-            items=make_items(self.batch_size, num_images=0 if self.model.startswith("text") else 1),
+            items=[every[index % len(every)][index] for index in range(self.batch_size)],
         )
 
 
@@ -107,6 +119,7 @@ def cases(*, batch_size: int, micro_batch_sizes: tuple[int, ...]) -> list[Case]:
             batch_size=batch_size,
             micro_batch_size=2,
             caches_features=True,
+            trainable=Trainable(vision="frozen"),
         ),
         *(
             Case(
@@ -122,9 +135,37 @@ def cases(*, batch_size: int, micro_batch_sizes: tuple[int, ...]) -> list[Case]:
     ]
 
 
+LORA = Lora(rank=2, alpha=4)
+# The second: in a forward whose gradients are not exchanged before those of the next ones are there too.
+IMAGES = {"in one process": (1, 0), "in a first forward of the other": (0, 1, 0, 0, 0, 0), "nowhere": (0,)}
+
+
+def mixed_cases() -> list[Case]:
+    """Return every treatment of the parts where only some prompts have images, and some where none has."""
+    treatments = [
+        Trainable(vision=vision, projector=projector, language=language)
+        for vision, projector, language in product(("frozen", "full", LORA), repeat=3)
+        if {vision, projector, language} != {"frozen"}
+    ]
+    return [
+        Case(
+            model="llava_tied",
+            objective="distillm2",
+            batch_size=6,
+            micro_batch_size=1,
+            trainable=trainable,
+            images=images,
+            caches_features=trainable.vision == "frozen" and trainable.projector == "full",
+        )
+        for trainable in treatments
+        for images in IMAGES.values()
+        if any(images) or trainable.language == "full"
+    ]
+
+
 CASES = {
     # Seven prompts are four and three in two processes, or four and three forwards.
-    "ddp": cases(batch_size=7, micro_batch_sizes=(7, 2, 1)),
+    "ddp": [*cases(batch_size=7, micro_batch_sizes=(7, 2, 1)), *mixed_cases()],
     # Sharded forwards are collective, so every process needs as many of them.
     "fsdp": cases(batch_size=6, micro_batch_sizes=(6, 2)),
 }
@@ -143,8 +184,7 @@ def step(case: Case, folder: Path) -> Found:
     stage = case.stage(folder)
     sizes = {"batch_size": case.batch_size, "micro_batch_size": case.micro_batch_size}
     sizes["micro_batch_tokens"] = case.micro_batch_tokens
-    trainable = Trainable(vision="frozen") if case.caches_features else Trainable()
-    trainer = Trainer(config(**sizes, max_grad_norm=1e9, trainable=trainable), stage, print)
+    trainer = Trainer(config(**sizes, max_grad_norm=1e9, trainable=case.trainable), stage, print)
     trainer.optimizer.zero_grad = lambda: None
     loss = trainer.optimizer_step()["loss_sum"]
     found = {name: value.grad for name, value in stage.student.model.named_parameters()}

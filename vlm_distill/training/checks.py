@@ -2,6 +2,7 @@
 
 from vlm_distill.errors import ConfigError, DataError
 from vlm_distill.training.config import TrainConfig
+from vlm_distill.training.parts import learning_parts
 from vlm_distill.training.step import Stage
 
 
@@ -11,6 +12,12 @@ def check_stage(config: TrainConfig, stage: Stage) -> None:
         raise ConfigError(
             "train.trainable.vision: expected `frozen` for a student whose image features are cached, found "
             "a tower that learns; take `without_vision_cache(student)`"
+        )
+    reads_text = "language" in learning_parts(stage.student)
+    if not reads_text and not any(item.example.images for item in stage.items):
+        raise ConfigError(
+            "train.trainable: only parts that read images learn, and no prompt has an image; "
+            "let `language` learn"
         )
     source = stage.objective.source
     if source.needs_validation and (config.evaluate_every is None or stage.evaluate is None):

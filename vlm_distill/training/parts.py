@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from vlm_distill.adapters.adapter import LoadedModel
+from vlm_distill.adapters.adapter import LoadedModel, Part
 from vlm_distill.errors import AdapterError
 from vlm_distill.models.lora import Lora, add_lora, part_of
 from vlm_distill.training.config import Trainable, Treatment
@@ -85,6 +85,12 @@ def training_mode(loaded: LoadedModel, trainable: Trainable) -> None:
         keeps_statistics = treatment != "full" and getattr(module, "track_running_stats", False)
         if (treatment == "frozen" and not recomputes) or keeps_statistics:
             module.training = False
+
+
+def learning_parts(loaded: LoadedModel) -> set[Part | None]:
+    """Return the components that have a learning parameter, None for what belongs to no component."""
+    parameters = loaded.model.named_parameters()
+    return {part_of(name, loaded.adapter.parts) for name, one in parameters if one.requires_grad}
 
 
 def decay_groups(named_parameters: Iterable[tuple[str, nn.Parameter]], weight_decay: float) -> list[Any]:

@@ -1,7 +1,7 @@
 """What one training stage works on, and one micro-batch from prompts to loss as a module."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -78,7 +78,16 @@ class StepModule(nn.Module):
 
     def forward(self, batch: TrainBatch, denominators: Tensor) -> ObjectiveLoss:
         student, teacher = model_rows(self._stage, batch, is_sharded=self.is_sharded)
-        return self._stage.objective.loss(student, teacher, batch.responses, denominators, self._byte_budget)
+        found = self._stage.objective.loss(student, teacher, batch.responses, denominators, self._byte_budget)
+        return found if found.loss.requires_grad else replace(found, loss=found.loss + self._nothing())
+
+    def _nothing(self) -> Float[Tensor, ""]:
+        """Return 0 with a gradient path, for prompts without images where only the language is frozen.
+
+        Data parallel processes wait for each other's gradients all the same.
+        """
+        learning = next(one for one in self.student.parameters() if one.requires_grad)
+        return 0.0 * learning.sum()
 
 
 def model_rows(

@@ -32,7 +32,6 @@ from vlm_distill.errors import ConfigError, DataError, did_you_mean
 from vlm_distill.forward import shares_prefixes
 from vlm_distill.losses import explain_non_finite
 from vlm_distill.models.gradient_checkpointing import keep_activations, recompute_activations
-from vlm_distill.models.lora import part_of
 from vlm_distill.models.vision_cache import without_vision_cache
 from vlm_distill.processes import wait
 from vlm_distill.progress import Log, progress
@@ -45,7 +44,7 @@ from vlm_distill.training.early_stop import EarlyStop
 from vlm_distill.training.items import TrainBatch, TrainOrder, collate
 from vlm_distill.training.metrics import THROUGHPUT, append_row, drop_rows_after, merge_steps
 from vlm_distill.training.micro_batches import count_prompt_tokens, cutter, padding_counts, sort_lengths
-from vlm_distill.training.parts import decay_groups, prepare_parts, training_mode
+from vlm_distill.training.parts import decay_groups, learning_parts, prepare_parts, training_mode
 from vlm_distill.training.responses import Responses
 from vlm_distill.training.step import HELD_OUT_KL, Stage, StepModule, model_rows
 
@@ -377,8 +376,7 @@ def _accelerator(config: TrainConfig, stage: Stage) -> Accelerator:
             )
     # Prompts without images skip all that is not language, and a tower has a norm behind the layer that is
     # read. What no process has used gets no gradient, as in one process.
-    parts, parameters = stage.student.adapter.parts, stage.student.model.named_parameters()
-    has_unused = any(one.requires_grad and part_of(name, parts) != "language" for name, one in parameters)
+    has_unused = learning_parts(stage.student) != {"language"}
     accelerator = Accelerator(
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=has_unused)],
         mixed_precision=PRECISIONS[config.precision],
