@@ -130,7 +130,7 @@ def require_plan(folder: Path) -> None:
         DataError: it was made by an earlier version.
     """
     version = plan_format(folder)
-    if not (folder / "config.yaml").is_file() or version not in LAST_READERS:
+    if not (folder / CONFIG).exists() or version not in LAST_READERS:
         return
     found = f"config.yaml without {STAGES}" if version is None else f"{STAGES} in format {version}"
     raise DataError(
