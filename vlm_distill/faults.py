@@ -22,6 +22,8 @@ _REMEDIES = {
     errno.EROFS: "make it writable, or choose another folder",
     errno.EISDIR: "move the folder away that stands where a file belongs",
     errno.ENOTDIR: "move the file away that stands where a folder belongs",
+    errno.EEXIST: "move away what stands in its place",
+    errno.ENOTEMPTY: "move away what stands in its place",
     errno.ENAMETOOLONG: "choose a shorter name",
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
     errno.EIO: "check the disk",

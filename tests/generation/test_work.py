@@ -255,3 +255,11 @@ def test_a_killed_stage_resumes_to_the_same_rows(tmp_path: Path) -> None:
     stored = ResponseStore(tmp_path / "killed").read()
     assert stored[: len(before)] == before
     assert stored == ResponseStore(tmp_path / "whole").read()
+
+
+def test_responses_to_another_question_go_when_the_first_to_this_one_are_there(tmp_path: Path) -> None:
+    first = generate(scripted(), tmp_path)
+    with pytest.raises(EngineError, match="'e0'"):
+        generate(scripted({}), tmp_path, round=2)
+    assert generate_with(no_engine, tmp_path) == first
+    assert {one.round for one in generate(scripted(), tmp_path, round=2)} == {2}

@@ -33,6 +33,7 @@ def light_model(name: str, options: LoadOptions) -> LoadedModel:
     """
     require_dtype(name, options)
     path = resolve(name, trust_remote_code=options.trust_remote_code)
+    known = model_fingerprint(path, options)
     light = load_skeleton(name, trust_remote_code=options.trust_remote_code)
     if is_gguf(path):
         whole = load_model(name, LoadOptions(dtype=options.dtype))
@@ -44,7 +45,7 @@ def light_model(name: str, options: LoadOptions) -> LoadedModel:
     layer: Any = output_layer(light.model.to(dtype))
     for part, value in read.items():
         setattr(layer, part, nn.Parameter(value.to(options.device, dtype), requires_grad=False))
-    return replace(light, fingerprint=model_fingerprint(path, options))
+    return replace(light, fingerprint=known)
 
 
 def output_layer(model: nn.Module) -> nn.Module:

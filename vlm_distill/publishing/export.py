@@ -28,7 +28,7 @@ from vlm_distill.publishing.model_card import (
     model_card,
 )
 from vlm_distill.reporting.facts import Run, Training, open_run
-from vlm_distill.runs.folder import locked
+from vlm_distill.runs.folder import CONFIG, locked
 from vlm_distill.runs.plan import ROUNDS, WARMUP
 
 
@@ -126,13 +126,13 @@ def choose_training(run: Run, name: str | None) -> Training:
 
 
 def _open(source: Path, stage: str | None, log: Log) -> Student | None:
-    if (source / "config.yaml").is_file():
+    if (source / CONFIG).exists():
         run = open_run(source)
         return Student(run=run, training=choose_training(run, stage))
     if stage is not None:
         raise ConfigError(f"--stage {stage}: {source} is not the folder of a run; leave the option out")
     around = source.resolve().parent
-    if (around / "stage.json").is_file() and (around.parent / "config.yaml").is_file():
+    if (around / "stage.json").is_file() and (around.parent / CONFIG).is_file():
         log(
             f"export: {source} belongs to the run {around.parent}; export that folder with "
             f"--stage {around.name} for a card with method, data and scores"

@@ -14,8 +14,9 @@ from vlm_distill.errors import DataError
 from vlm_distill.evaluation.results import Numbers, read_numbers
 from vlm_distill.generation.work import find_counts
 from vlm_distill.runs.evaluator import HELD_OUT_ANSWERS, find_compared
-from vlm_distill.runs.folder import CONFIG, Provenance, find_provenance, read_config, require_plan
+from vlm_distill.runs.folder import CONFIG, read_config, require_plan
 from vlm_distill.runs.plan import HELD_OUT, ROUNDS, STUDENT, WARMUP, Step, read_plan
+from vlm_distill.runs.provenance import Provenance, find_provenance
 from vlm_distill.runs.summary import Summary, find_summary
 from vlm_distill.training.metrics import read_log
 from vlm_distill.training.train import Trained, find_trained

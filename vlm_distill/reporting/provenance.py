@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from vlm_distill.errors import one_line
 from vlm_distill.reporting.facts import Run
 from vlm_distill.runs.plan import ROUNDS, WARMUP
+from vlm_distill.runs.provenance import PACKAGES, Provenance
 from vlm_distill.state import damaged
 
 Facts = list[tuple[str, str]]
@@ -37,7 +38,20 @@ def versions(run: Run) -> Facts:
         return []
     facts = [(name, version or "not installed") for name, version in known.packages.items()]
     facts += [("Python", known.python), ("machine", known.machine)]
-    return [*facts, ("processes", str(known.num_processes)), ("seed", str(known.seed))]
+    facts += [("processes", str(known.num_processes)), ("seed", str(known.seed))]
+    return [*facts, *_other_environments(known)]
+
+
+def _other_environments(known: Provenance) -> Facts:
+    """Return in what the steps differ that were made by other starts than the last."""
+    found: dict[str, list[str]] = {}
+    for name, made in known.steps.items():
+        pairs = [(package, made.packages.get(package), known.packages.get(package)) for package in PACKAGES]
+        pairs += [("Python", made.python, known.python), ("machine", made.machine, known.machine)]
+        pairs += [("processes", str(made.num_processes), str(known.num_processes))]
+        if differs := ", ".join(f"{what} {then or 'none'}" for what, then, now in pairs if then != now):
+            found.setdefault(differs, []).append(name)
+    return [(f"made with {differs}", ", ".join(names)) for differs, names in found.items()]
 
 
 def origins(run: Run) -> Facts:

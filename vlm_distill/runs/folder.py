@@ -1,13 +1,12 @@
 """The folder of a run: one job at a time, one config for its life, and where everything came from."""
 
-import platform
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -16,31 +15,18 @@ from vlm_distill.data.dataset import read_manifest
 from vlm_distill.data.store import all_stored
 from vlm_distill.errors import ConfigError, DataError
 from vlm_distill.files import atomic_path, remove_temporaries, sha256_bytes
-from vlm_distill.packages import package_version
-from vlm_distill.processes import is_main, num_processes, on_main, wait
+from vlm_distill.processes import is_main, on_main, wait
 from vlm_distill.runs.config import RunConfig
 from vlm_distill.runs.evaluator import has_agreement, has_answers
 from vlm_distill.runs.plan import HELD_OUT, STAGES, Kind, Step, plan_format, write_plan
-from vlm_distill.state import damaged, find_state, write_state
+from vlm_distill.state import damaged, find_state
 from vlm_distill.training.config import MECHANICAL
 from vlm_distill.training.train import find_trained
 
-CONFIG, PROVENANCE = "config.yaml", "provenance.json"
+CONFIG = "config.yaml"
 HEADER = "# The resolved config of this run, with every default; sha256 of the lines below: "
 # By the format of stages.json: the last commit that reads such a run.
 LAST_READERS = {None: "0720526", 1: "a03bbca"}
-PACKAGES = (
-    "vlm-distill",
-    "torch",
-    "transformers",
-    "accelerate",
-    "peft",
-    "open_clip_torch",
-    "datasets",
-    "tokenizers",
-    "pillow",
-    "numpy",
-)
 # What may change between two starts in one folder, because no trained result depends on it.
 FREE_KEYS = (
     "evaluate",
@@ -61,27 +47,6 @@ class Cached:
     """The mark of a cache step that is done."""
 
     items: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Provenance:
-    """Where a run comes from: versions and machine of the last start, seed, and fingerprints of its inputs.
-
-    `unreadable_prompts` are left out because a model cannot read them: their number in training and held out.
-    `student` is that before any training.
-    """
-
-    packages: Mapping[str, str | None]
-    python: str
-    machine: str
-    num_processes: int
-    seed: int
-    data: str
-    data_counts: Mapping[str, int]
-    student: str
-    teacher: str | None
-    unreadable_prompts: Mapping[str, int]
-    format_version: Literal[1] = 1
 
 
 def print_log(line: str) -> None:
@@ -130,6 +95,7 @@ def hold(folder: Path) -> Iterator[None]:
             around = (one for one in folder.resolve().parents if (one / STAGES).is_file())
             for one in (folder, *around):
                 held.enter_context(locked(one))
+            remove_temporaries(folder)
 
         on_main(claim)
         yield
@@ -164,7 +130,7 @@ def require_plan(folder: Path) -> None:
         DataError: it was made by an earlier version.
     """
     version = plan_format(folder)
-    if not (folder / "config.yaml").is_file() or version not in LAST_READERS:
+    if not (folder / CONFIG).exists() or version not in LAST_READERS:
         return
     found = f"config.yaml without {STAGES}" if version is None else f"{STAGES} in format {version}"
     raise DataError(
@@ -272,26 +238,3 @@ def _differences(old: Any, new: Any, prefix: str = "") -> Iterator[str]:
                 yield from _differences(old.get(key), new.get(key), f"{prefix}{key}.")
     elif old != new:
         yield prefix.removesuffix(".")
-
-
-def write_provenance(folder: Path, **facts: Any) -> None:
-    """Write versions, machine and the given facts (fingerprints, seeds) beside the results.
-
-    The main process writes.
-    """
-    if not is_main():
-        return
-    provenance = Provenance(
-        packages={name: package_version(name) for name in PACKAGES},
-        python=platform.python_version(),
-        machine=platform.machine(),
-        num_processes=num_processes(),
-        **facts,
-    )
-    write_state(folder / PROVENANCE, provenance)
-
-
-def find_provenance(folder: Path) -> Provenance | None:
-    """Return where a run comes from, None before its first step; DataError for a damaged file."""
-    path = folder / PROVENANCE
-    return find_state(Provenance, path, remedy=f"delete {path}, and the next start writes it again")

@@ -13,9 +13,9 @@ from vlm_distill.models.fingerprint import model_fingerprint, require_as_written
 from vlm_distill.models.names import resolve
 from vlm_distill.runs.config import ModelConfig, RunConfig
 from vlm_distill.runs.evaluator import AGREEMENT
-from vlm_distill.runs.folder import Provenance, find_provenance
 from vlm_distill.runs.plan import BASE, TEACHER, Step
 from vlm_distill.runs.prepare import recipe_of
+from vlm_distill.runs.provenance import Provenance, find_provenance
 from vlm_distill.runs.teacher import load_options
 from vlm_distill.training.checkpoint import has_checkpoints
 from vlm_distill.training.train import find_trained

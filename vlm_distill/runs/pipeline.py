@@ -29,6 +29,7 @@ from vlm_distill.runs.folder import hold, is_complete, open_folder, print_log, r
 from vlm_distill.runs.inputs import require_same_inputs
 from vlm_distill.runs.plan import BASE, TEACHER, Kind, Step, choose, plan
 from vlm_distill.runs.prepare import introduce, prepare_data, prepare_student
+from vlm_distill.runs.provenance import record_steps
 from vlm_distill.runs.stages import cache, cache_existing, generate, measure, train_student
 from vlm_distill.runs.summary import summarise
 from vlm_distill.runs.teacher import load, load_options, without_weights
@@ -177,9 +178,11 @@ def _announce(config: RunConfig, folder: Path, chosen: Sequence[Step], log: Log)
 def _walk(context: Context, steps: Sequence[Step]) -> list[Measured]:
     """Do the steps in their order; return what was measured."""
     measured: list[Measured] = []
+    made: list[str] = []
     for step in steps:
         if step.kind != "prepare":
             introduce(context)
+        made += on_main(functools.partial(_missing, context.folder, step))
         started = time.monotonic()
         if step.kind == "evaluate":
             measured.append(measure(context, step))
@@ -189,4 +192,12 @@ def _walk(context: Context, steps: Sequence[Step]) -> list[Measured]:
             BY_KIND[step.kind](context, step)
         context.seconds[step.name] = time.monotonic() - started
         context.keep_features()
+        if context.is_introduced:
+            on_main(functools.partial(record_steps, context.folder, made))
+            made = []
     return measured
+
+
+def _missing(folder: Path, step: Step) -> list[str]:
+    """Return the name of a step that this job will make, none where its results are there."""
+    return [] if is_complete(folder, step) else [step.name]

@@ -15,7 +15,7 @@ from vlm_distill.processes import on_main
 from vlm_distill.records import Example
 from vlm_distill.runs.config import DataConfig, StudentConfig
 from vlm_distill.runs.context import Context
-from vlm_distill.runs.folder import write_provenance
+from vlm_distill.runs.provenance import Provenance, environment, write_provenance
 from vlm_distill.state import find_state, write_state
 from vlm_distill.students.build import build_llava
 from vlm_distill.students.pruning import shrink_student
@@ -57,8 +57,12 @@ def introduce(context: Context) -> None:
         f"{len(context.examples):,} prompts to train on, {len(context.held_out_prompts):,} to compare on"
     )
     context.log(f"data: {prompts}")
-    write_provenance(
-        context.folder,
+    now = environment()
+    provenance = Provenance(
+        packages=now.packages,
+        python=now.python,
+        machine=now.machine,
+        num_processes=now.num_processes,
         seed=context.config.seed,
         data=context.dataset.fingerprint,
         data_counts=context.dataset.counts,
@@ -66,6 +70,7 @@ def introduce(context: Context) -> None:
         student=student.fingerprint,
         teacher=teacher.loaded.fingerprint if teacher else None,
     )
+    on_main(lambda: write_provenance(context.folder, provenance))
     # The teacher works next.
     context.drop_student()
 

@@ -37,9 +37,11 @@ def load_options(config: ModelConfig, device: str) -> LoadOptions:
 def without_weights(config: ModelConfig, options: LoadOptions) -> LoadedModel:
     """Return the model that a config names without weights, but with the fingerprint of its files."""
     path = resolve(config.model, trust_remote_code=config.trust_remote_code)
+    # Before anything of it is read: what was damaged since a run wrote it is said as that.
+    known = model_fingerprint(path, options)
     skeleton = load_skeleton(config.model, trust_remote_code=config.trust_remote_code)
     require_readable_prompts(skeleton)
-    return replace(skeleton, fingerprint=model_fingerprint(path, options))
+    return replace(skeleton, fingerprint=known)
 
 
 class Teacher:

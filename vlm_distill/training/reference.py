@@ -5,12 +5,14 @@ Scored once and kept in a file, so that no second copy of the student stays in m
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from vlm_distill.batches import TrainItem
-from vlm_distill.files import append_jsonl
+from vlm_distill.files import append_jsonl, hash_json
 from vlm_distill.forward import shares_prefixes
 from vlm_distill.generation.decoding import evaluating
 from vlm_distill.losses import NegativeLogLikelihood, RowGroup, linear_divergence
@@ -36,19 +38,24 @@ def reference_log_probs(stage: Stage, config: TrainConfig, *, log: Log) -> dict[
     log(f"{stage.label}: log-probabilities of the starting student, {len(items):,} prompts to score")
     for batch in progress(batches, label=f"{stage.label} reference"):
         scored = _score(stage, batch, config)
-        append_jsonl(path, [{"id": name, "log_prob": value} for name, value in scored.items()])
+        append_jsonl(path, [_row(name, value) for name, value in scored.items()])
         found |= scored
     return found
 
 
+def _row(name: str, log_prob: float) -> dict[str, Any]:
+    return {"id": name, "log_prob": log_prob, "checksum": hash_json([name, log_prob])[:16]}
+
+
 def _read(path: Path) -> dict[str, float]:
     found = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        try:
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    for line in text.splitlines():
+        # A line that a kill cut short, or that is not what was written, is scored again.
+        with suppress(ValueError, KeyError, TypeError, RecursionError):
             row = json.loads(line)
-        except ValueError:
-            continue  # a kill cut the line short; it is scored again
-        found[row["id"]] = row["log_prob"]
+            if row == _row(row["id"], row["log_prob"]):
+                found[row["id"]] = row["log_prob"]
     return found
 
 
