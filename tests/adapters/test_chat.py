@@ -165,3 +165,22 @@ def test_a_model_that_cannot_stop_is_refused():
     tokenizer.eos_token = tokenizer.chat_template = None
     with pytest.raises(AdapterError, match="set eos_token_id"):
         find_stop_ids(GenerationConfig(), tokenizer)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ 'a' * 10**9 }}",
+        "{% for i in range(10**9) %}{% endfor %}",
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+        "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
+        "{{ 1 / 0 }}",
+        "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",
+    ],
+)
+def test_a_chat_template_that_asks_for_too_much_is_one_line(template: str) -> None:
+    tokenizer = copy.deepcopy(tiny_text_model().tokenizer)
+    tokenizer.chat_template = template
+    with pytest.raises(AdapterError, match=r"example a: its turns \(user\) cannot be encoded") as caught:
+        replace(tiny_text_model(), processor=tokenizer).encode([example("a", "hi")], [[]])
+    assert str(caught.value).isprintable()

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int, Shaped
 from PIL import Image as Picture
 from torch import Tensor, nn
 from transformers import Cache
+from transformers.utils import chat_template_utils
 
 from vlm_distill.adapters.foreign import blaming
 from vlm_distill.adapters.plain_text import with_plain_text
@@ -21,11 +22,14 @@ from vlm_distill.adapters.turns import end_of_turn
 from vlm_distill.batches import Head, PromptBatch
 from vlm_distill.errors import AdapterError
 from vlm_distill.records import Example, Text
+from vlm_distill.templates import BoundedEnvironment
 
 # One value per prompt token, so not rows of an image. A family that needs the type ids rebuilds them from the
 # input ids.
 PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 Encoding = Mapping[str, Tensor]
+# Chat templates are a stranger's programs, which transformers compiles and runs in the sandbox of this name.
+chat_template_utils.ImmutableSandboxedEnvironment = BoundedEnvironment
 
 
 def encode_text(

@@ -1,16 +1,16 @@
-"""Prompt templates: Jinja in a sandbox that knows the mapped columns and nothing else."""
+"""Prompt templates: Jinja in a bounded sandbox that knows the mapped columns and nothing else."""
 
 from typing import Annotated, Any
 
 import jinja2
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import AfterValidator
 
-from vlm_distill.errors import ConfigError, did_you_mean
+from vlm_distill.errors import ConfigError, did_you_mean, one_line, shown
+from vlm_distill.templates import BoundedEnvironment
 
 DEFAULT_PROMPT = "{{ question }}"
 # A column that a row lacks is no text, not the word None.
-_ENVIRONMENT = ImmutableSandboxedEnvironment(
+_ENVIRONMENT = BoundedEnvironment(
     undefined=jinja2.StrictUndefined, autoescape=False, finalize=lambda value: "" if value is None else value
 )
 # What a template can raise on values that it did not expect, next to Jinja's own errors.
@@ -26,7 +26,7 @@ def compile_prompt(prompt: str) -> jinja2.Template:
     try:
         return _ENVIRONMENT.from_string(prompt)
     except jinja2.TemplateError as error:
-        raise ConfigError(f"not a valid prompt template {prompt!r}: {error}") from None
+        raise ConfigError(f"not a valid prompt template {shown(prompt)}: {one_line(error)}") from None
 
 
 def _compiles(prompt: str) -> str:
@@ -52,4 +52,6 @@ def render_prompt(template: jinja2.Template, variables: dict[str, Any], *, where
             f"{where}: prompt template: {error.message}; {did_you_mean(name, variables)}"
         ) from None
     except _RENDER_ERRORS as error:
-        raise ConfigError(f"{where}: the prompt template fails: {type(error).__name__}: {error}") from None
+        raise ConfigError(
+            f"{where}: the prompt template fails: {type(error).__name__}: {one_line(error)}"
+        ) from None
