@@ -97,9 +97,20 @@ def test_a_marker_of_the_user_is_the_place_of_an_image_without_the_line_breaks_a
     assert placed == user(Text(text="left "), Image(), Text(text="and"), Image())
 
 
-def test_without_an_image_a_marker_is_a_word_like_others() -> None:
-    messages = (user(Text(text="What is <image> in SVG?")),)
+@pytest.mark.parametrize(
+    "text", ["What is <image> in SVG?", "<image> is a tag?", "Is it a tag, <image>", "See\n<image>\nhere"]
+)
+def test_without_an_image_a_marker_is_a_word_like_others(text: str) -> None:
+    messages = (user(Text(text=text)),)
     assert place_images(messages, num_images=0, where="row 2") == messages
+
+
+@pytest.mark.parametrize(
+    "text", ["<image>\nWhat is this?", "What is this?\n<image>", " <image> ", "\n<image>\n a"]
+)
+def test_a_marker_alone_on_the_first_or_last_line_is_the_place_of_an_image_that_is_missing(text: str) -> None:
+    with pytest.raises(RowError, match=r"row 2: 1 places for images .<image>., but 0 images"):
+        place_images((user(Text(text=text)),), num_images=0, where="row 2")
 
 
 def test_a_marker_in_an_answer_or_a_system_message_is_a_word_beside_an_image_too() -> None:

@@ -78,10 +78,13 @@ def test_an_image_marker_in_the_prompt_is_its_place(questions: Path, store: Imag
 
 
 def test_a_question_that_names_the_marker_without_an_image_is_text(
-    write_jsonl: Write, store: ImageStore
+    write_jsonl: Write, store: ImageStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = write_jsonl("t.jsonl", [{"q": "what does <image> mean?"}])
     (example,), _ = read(source(path, Columns(question="q")), store)
+    assert [one.message for one in caplog.records] == [
+        "t: in 1 rows without images <image> is kept as a word"
+    ]
     assert example.messages[0].content == (Text(text="what does <image> mean?"),)
 
 

@@ -12,6 +12,8 @@ from vlm_distill.errors import shown
 from vlm_distill.records import Image, Message, Role, Text
 
 IMAGE_MARKER = "<image>"
+# Where LLaVA writes it: alone on the first or the last line of a turn.
+_OWN_LINE = re.compile(rf"\A\s*{IMAGE_MARKER}\s*(\n|\Z)|\n\s*{IMAGE_MARKER}\s*\Z")
 _ROLES: Mapping[str, Role] = {
     "system": "system",
     "user": "user",
@@ -103,13 +105,13 @@ def _parts(content: Any, *, where: str) -> Iterator[Text | Image]:
 def place_images(messages: tuple[Message, ...], *, num_images: int, where: str) -> tuple[Message, ...]:
     """Return messages with a place for each image: in front of the first user turn if there are none.
 
-    Where places are no parts of their own, `<image>` in a turn of the user is one. In an answer, and where
-    there is no image to place, it is a word like others.
+    Where places are no parts of their own, `<image>` in a turn of the user is one. In an answer it is a word
+    like others, and where there is no image to place, unless it stands alone on the first or the last line.
 
     Raises:
         RowError: the messages have another number of places.
     """
-    if num_images == _num_places(messages):
+    if num_images == _num_places(messages) and (num_images or not _has_own_line(messages)):
         return messages
     marked = tuple(
         replace(one, content=tuple(_split_markers(one.content))) if one.role == "user" else one
@@ -127,6 +129,20 @@ def place_images(messages: tuple[Message, ...], *, num_images: int, where: str) 
     first = next(number for number, message in enumerate(messages) if message.role == "user")
     content = (Image(),) * num_images + messages[first].content
     return (*messages[:first], replace(messages[first], content=content), *messages[first + 1 :])
+
+
+def has_marker_word(messages: tuple[Message, ...]) -> bool:
+    """Return whether a turn of the user says `<image>`."""
+    return any(IMAGE_MARKER in text for text in _user_texts(messages))
+
+
+def _has_own_line(messages: tuple[Message, ...]) -> bool:
+    return any(_OWN_LINE.search(text) for text in _user_texts(messages))
+
+
+def _user_texts(messages: tuple[Message, ...]) -> list[str]:
+    spoken = (part for message in messages if message.role == "user" for part in message.content)
+    return [part.text for part in spoken if isinstance(part, Text)]
 
 
 def _num_places(messages: tuple[Message, ...]) -> int:

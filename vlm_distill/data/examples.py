@@ -12,7 +12,7 @@ from pydantic import Field
 from vlm_distill.config import Record
 from vlm_distill.data.absent import is_blank, is_null
 from vlm_distill.data.bad_rows import REASONS, OnBadRow, RowError
-from vlm_distill.data.conversations import place_images
+from vlm_distill.data.conversations import has_marker_word, place_images
 from vlm_distill.data.filters import Filters, drop_reason
 from vlm_distill.data.images import ImageStore
 from vlm_distill.data.prompts import DEFAULT_PROMPT, Prompt, compile_prompt, render_prompt
@@ -85,6 +85,9 @@ def read_examples(
             examples.append(example)
         if len(examples) == entry.limit:
             break
+    if reader.num_words:
+        label = entry.source.label
+        _log.warning("%s: in %d rows without images <image> is kept as a word", label, reader.num_words)
     if first is not None:
         _require_usable(entry.source.label, reader.counts, first)
     if lacking := sum(not example.references for example in examples):
@@ -107,13 +110,17 @@ def _require_usable(label: str, counts: Counter[str], first: RowError) -> None:
 
 @dataclass(kw_only=True, slots=True)
 class _Reader:
-    """Makes the rows of a source examples, and counts those that it drops; `owners` grows by their ids."""
+    """Makes the rows of a source examples, and counts those that it drops; `owners` grows by their ids.
+
+    `num_words` counts rows without images whose text says `<image>`.
+    """
 
     entry: RecipeSource
     template: jinja2.Template
     images: ImageStore
     owners: dict[str, str]
     counts: Counter[str] = field(default_factory=lambda: Counter(read=0))
+    num_words: int = 0
 
     def example(self, row: Row | RowError) -> Example | None:
         """Return the example of a row, None for one that is dropped and counted."""
@@ -137,6 +144,7 @@ class _Reader:
         # Last, so that a row that is left out leaves no image behind.
         example = replace(example, images=_store_images(row, self.images))
         self.owners[row.id] = self.entry.source.label
+        self.num_words += not row.images and has_marker_word(messages)
         return example
 
     def _check_id(self, row: Row) -> None:
