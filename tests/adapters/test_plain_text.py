@@ -1,5 +1,7 @@
 """Texts that name special tokens, for every family: ids are compared with those of a neutral text."""
 
+import copy
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -113,6 +115,24 @@ def test_all_else_is_read_as_the_tokenizer_itself_reads_it(kind: str) -> None:
     reader = PlainTextTokenizer(tokenizer, names_of(tokenizer))
     for text in (*TEXTS, "<s>[INST] a [/INST]</s>", "a  <|strip|>  b", "é 漢 "):
         assert reader(text)["input_ids"] == tokenizer(text)["input_ids"]
+
+
+def test_a_placeholder_that_is_not_marked_as_special_is_text_in_prompts_and_labels() -> None:
+    processor = copy.deepcopy(tiny_llava().processor)
+    state = json.loads(processor.tokenizer.backend_tokenizer.to_str())
+    for token in state["added_tokens"]:
+        token["special"] = token["content"] != "<image>"
+    processor.tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(state)), eos_token="<|end|>", pad_token="<|pad|>"
+    )
+    loaded = replace(tiny_llava(), processor=processor, tokenizer=processor.tokenizer)
+    [image] = loaded.image_token_ids
+    assert image in processor.tokenizer("<image>")["input_ids"]
+    ids = ids_of(loaded, example("a", "an <image>", num_images=1))
+    assert ids.count(image) == 4  # those of the picture
+    [label] = encode_texts(processor, ["an <image>"])
+    assert image not in label
+    assert processor.tokenizer.decode(label) == "an <image>"
 
 
 def test_labels_beside_one_with_a_name_keep_their_ids() -> None:

@@ -25,12 +25,13 @@ def read(value: Any, root: Path | None = None) -> bytes:
     return image_bytes(value, root=root, where="row 5")
 
 
-@pytest.mark.parametrize("format", ["PNG", "JPEG", "GIF", "WEBP"])
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "GIF", "WEBP", "TIFF"])
 def test_base64_of_common_formats_is_recognised(picture: Callable[..., bytes], format: str) -> None:
     data = picture(format=format)
     text = base64.b64encode(data).decode()
     assert read(text) == data
     assert read(f"data:image/{format.lower()};base64,{text}") == data
+    assert read(f"DATA:image/{format};Base64,{text}") == data
 
 
 def test_bytes_records_and_paths_mean_the_same_file(root: Path, picture: Callable[..., bytes]) -> None:

@@ -176,6 +176,14 @@ def test_pictures_of_all_modes_become_rgb(store: ImageStore, mode: str) -> None:
     assert (image.mode, image.size) == ("RGB", (16, 16))
 
 
+@pytest.mark.parametrize("size", [(0, 0), (0, 7), (7, 0)])
+def test_a_picture_without_pixels_is_refused(size: tuple[int, int]) -> None:
+    header = bytearray(encoded(Image.new("RGB", (4, 4)), "TGA"))
+    header[12:16] = size[0].to_bytes(2, "little") + size[1].to_bytes(2, "little")
+    with pytest.raises(DataError, match="row 1: "):
+        decode_image(bytes(header), where="row 1")
+
+
 def test_of_an_animation_the_first_frame_is_taken(store: ImageStore) -> None:
     frames = [Image.new("RGB", (4, 4), color) for color in ("red", "blue")]
     for format in ("GIF", "PNG", "WEBP"):

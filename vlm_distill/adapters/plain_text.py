@@ -167,13 +167,13 @@ def with_plain_text(processor: Any, chat: Sequence[dict[str, Any]]) -> tuple[Any
     return reader, [{**turn, "content": _broken(turn["content"], names)} for turn in joined]
 
 
-def encode_texts(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+def encode_texts(processor: Any, texts: Sequence[str]) -> list[list[int]]:
     """Return the ids of texts that no template surrounds: no special tokens are added, and none are read.
 
     Raises:
         AdapterError: as for a chat.
     """
-    names = names_of(tokenizer)
+    names, tokenizer = names_of(processor), getattr(processor, "tokenizer", processor)
     encoded: list[list[int]] = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
     for number, text in enumerate(texts):
         if names.whole.search(text):

@@ -48,7 +48,7 @@ def image_file(value: Any, *, root: Path | None) -> Path | None:
     """Return the file that a cell of an image column names; None where it holds the bytes themselves."""
     if isinstance(value, dict) and value.get("bytes") is None:
         value = value.get("path")
-    if not isinstance(value, str) or value.startswith("data:") or "\0" in value:
+    if not isinstance(value, str) or _is_data_url(value) or "\0" in value:
         return None
     if value.startswith(_BASE64_STARTS) and "." not in value:
         return None
@@ -72,14 +72,18 @@ def _encoded(picture: Image.Image, *, where: str) -> bytes:
 
 
 def _from_text(text: str, *, root: Path | None, where: str) -> bytes:
-    if text.startswith("data:"):
+    if _is_data_url(text):
         header, _, body = text.partition(",")
-        if not header.endswith(";base64"):
+        if not header.lower().endswith(";base64"):
             raise DataError(f"{where}: expected a data: URL in base64, got {header[:60]!r}")
         return _decode_base64(body, where=where)
     if text.startswith(_BASE64_STARTS) and "." not in text:
         return _decode_base64(text, where=where)
     return _read(text, root=root, where=where)
+
+
+def _is_data_url(text: str) -> bool:
+    return text[:5].lower() == "data:"
 
 
 def _decode_base64(text: str, *, where: str) -> bytes:
@@ -109,7 +113,11 @@ def _read(name: str, *, root: Path | None, where: str) -> bytes:
         # A device or a pipe has no end.
         if path.is_file():
             _require_bytes(path.stat().st_size, where=f"{where}: {shown}")
-            return path.read_bytes()
+            with path.open("rb") as handle:
+                # Some files have more than they say, such as those of the system.
+                data = handle.read(MAX_BYTES + 1)
+            _require_bytes(len(data), where=f"{where}: {shown}")
+            return data
     except OSError as error:
         raise DataError(f"{where}: {shown} cannot be read: {error.strerror}") from None
     if path.exists() and not path.is_dir():

@@ -149,6 +149,8 @@ def _require_size(picture: Image.Image, *, where: str, max_pixels: int) -> None:
         raise DataError(
             f"{where}: the image is too large: {width} x {height}, expected at most {max_pixels} pixels"
         )
+    if min(width, height) < 1:
+        raise DataError(f"{where}: the image has no pixels: {width} x {height}")
     if max(width, height) > MAX_RATIO * min(width, height):
         raise DataError(
             f"{where}: the image is too narrow: {width} x {height}, expected one side to be at most "

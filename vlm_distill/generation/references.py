@@ -11,7 +11,7 @@ from vlm_distill.records import Example, Response, response_id
 
 def encode_references(
     examples: Sequence[Example],
-    tokenizer: Any,
+    processor: Any,
     *,
     stop_ids: Sequence[int],
     fingerprint: str,
@@ -20,8 +20,8 @@ def encode_references(
     """Return one response by "reference" per example: its most frequent one, in a tie the first of these.
 
     Ten annotators' answers to one question are votes: the most frequent one is the label, the others are for
-    scoring. `fingerprint` names what the ids belong to (the tokenizer's model). The ids end with the first of
-    `stop_ids`, once: what a label has of them at its end is taken off.
+    scoring. `processor` is a tokenizer for text models; `fingerprint` names the model that they are of. The
+    ids end with the first of `stop_ids`, once: what a label has of them at its end is taken off.
     `image_token_ids` stand for image features, so a response that holds one cannot be forwarded.
 
     Raises:
@@ -30,8 +30,8 @@ def encode_references(
     """
     if not examples:
         return []
-    texts = _without_ends(examples, [tokenizer.decode([stop_id]) for stop_id in stop_ids])
-    encoded = encode_texts(tokenizer, texts)
+    texts = _without_ends(examples, [processor.decode([stop_id]) for stop_id in stop_ids])
+    encoded = encode_texts(processor, texts)
     _refuse_placeholders(examples, texts, encoded, image_token_ids=image_token_ids)
     return [
         Response(
