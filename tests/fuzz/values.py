@@ -32,7 +32,7 @@ TEXTS = (
     "{% for x in range(10 ** 9) %}{% endfor %}",
     "{0.__class__}%s%n",
     "../../outside",
-    "~nobody/x",
+    "~no_such_user/x",
     "/",
     ".",
     "http://localhost:1/x.png",

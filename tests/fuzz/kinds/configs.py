@@ -43,7 +43,7 @@ OUTPUTS = (
     ("a_file/x",),
     ("loop",),
     ("loop/x",),
-    ("~nobody/x",),
+    ("~no_such_user/x",),
     ("a\x00b",),
     ("x" * 300,),
     ("/proc/x", "/proc/x"),

@@ -122,7 +122,7 @@ def verbs(random: Random, folder: Path, material: Path) -> Case:
         ".",
         "/dev/null",
         "x\x00y",
-        "~nobody",
+        "~no_such_user",
         "a" * 300,
         "",
         "bundled:nothing",
