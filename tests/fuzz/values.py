@@ -83,7 +83,6 @@ SHAPES: tuple[Any, ...] = (
     {"type": "text"},
     nested(50),
 )
-ODD = (*TEXTS, *NUMBERS, *SHAPES)
 
 
 def odd_value(random: Random) -> Any:

@@ -112,7 +112,6 @@ def task_values(random: Random, folder: Path, material: Path) -> Case:
 
 def suite_values(random: Random, folder: Path, material: Path) -> Case:
     take(material, folder, *INPUTS)
-    (folder / "config.yaml").chmod(0o644)
     values = {"name": "tiny", "description": "", "tasks": [{"task": "task.yaml", "limit": None}]}
     write_text(folder / "suite.yaml", dump_yaml(mutated(random, values, times=random.choice((1, 2)))))
     return Case(commands=(CHECK, EVAL))
