@@ -29,10 +29,11 @@ def wrong_ending(outcome: Outcome) -> Iterator[Problem]:
 
 
 def written_elsewhere(written: set[str], changed: list[str], allowed: tuple[Path, ...]) -> Iterator[Problem]:
-    """Yield what was written that is not below the allowed paths."""
+    """Yield a problem if something was written that is not below the allowed paths."""
     foreign = [path for path in written if not any(_is_of(Path(path), root) for root in allowed)]
-    for path in sorted({*foreign, *changed}):
-        yield Problem(sort="written outside", place=Path(path).name, detail=path)
+    if found := sorted({*foreign, *changed}):
+        detail = f"{len(found)} paths: {', '.join(found[:5])}"
+        yield Problem(sort="written outside", place=Path(found[0]).name, detail=detail)
 
 
 def _is_of(path: Path, root: Path) -> bool:

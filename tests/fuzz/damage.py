@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -110,10 +109,6 @@ def replace_file(random: Random, path: Path) -> None:
             path.symlink_to("/dev/null")
         case _:
             pass
-
-
-def remove_folder(path: Path) -> None:
-    shutil.rmtree(path)
 
 
 def files_below(folder: Path) -> list[Path]:

@@ -16,6 +16,11 @@ from vlm_distill.config import dump_yaml, read_yaml
 from vlm_distill.models.save import save_model
 
 STAGE = {"steps": 2, "batch_size": 4, "micro_batch_size": 2, "learning_rate": 1e-3, "checkpoint_every": 1}
+RUNS = {
+    "run": (),
+    "cached": ("cache.tier=hidden", "controls=[]", "evaluate.shuffle_images=false", "output=cached"),
+}
+"""The finished runs, and the overrides with which they go on."""
 TABLE = "table.yaml"
 """A short run on a table of one's own; the table and the output are given as overrides."""
 
@@ -44,8 +49,7 @@ def make_material(folder: Path) -> None:
         save_model(tiny_text_model(1, hidden_size=32), Path("text"))
         _write_table_config(config)
         for arguments in (
-            ("run", "config.yaml"),
-            ("run", "config.yaml", "cache.tier=hidden", "output=cached"),
+            *(("run", "config.yaml", *overrides) for overrides in RUNS.values()),
             ("eval", "teacher", "--suite", "suite.yaml", "--output", "scored", "--device", "cpu"),
         ):
             assert main(list(arguments)) == 0, arguments

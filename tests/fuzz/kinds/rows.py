@@ -97,13 +97,12 @@ def _plain(value: Any) -> str | None:
     return text.encode("utf-8", "replace").decode()
 
 
-def run_on(path: Path, random: Random, *, rows: int | None = None, report: bool = True) -> Case:
+def run_on(path: Path, random: Random, *, rows: int | None = None) -> Case:
     """Return the case that distils on a table of one's own, with rows that cannot be used skipped or not."""
     overrides = [f"data.path={path.name}", f"output={OUTPUT}"]
     if random.random() < 0.6:
         overrides.append('data.overrides=["on_bad_row=skip"]')
-    commands = [("run", TABLE, *overrides)]
-    return Case(commands=tuple(commands), rows=rows)
+    return Case(commands=(("run", TABLE, *overrides),), rows=rows)
 
 
 def take_table(material: Path, folder: Path) -> None:

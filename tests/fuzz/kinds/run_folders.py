@@ -9,11 +9,9 @@ import yaml
 from tests.fuzz.case import Case
 from tests.fuzz.damage import damage_bytes, damage_json, damaged_text, files_below, replace_file, write_text
 from tests.fuzz.kinds.configs import INPUTS
-from tests.fuzz.material import take
+from tests.fuzz.material import RUNS, take
 from tests.fuzz.values import mutated, odd_value
 from vlm_distill.config import dump_yaml
-
-RUNS = {"run": (), "cached": ("cache.tier=hidden", "output=cached")}
 
 
 def bytes_of_state(random: Random, folder: Path, material: Path) -> Case:
@@ -122,7 +120,7 @@ def verbs(random: Random, folder: Path, material: Path) -> Case:
         ".",
         "/dev/null",
         "x\x00y",
-        "~nobody",
+        "~no_such_user",
         "a" * 300,
         "",
         "bundled:nothing",

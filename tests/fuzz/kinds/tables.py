@@ -110,7 +110,7 @@ def typed_cells(random: Random, folder: Path, material: Path) -> Case:
         row[name] = None
     take_table(material, folder)
     path = folder / "table.parquet"
-    write_rows(path, [{key: row[key] for key in row} for row in rows])
+    write_rows(path, rows)
     return run_on(path, random, rows=len(rows))
 
 
