@@ -68,11 +68,16 @@ def explained(error: BaseException) -> str | None:
     return None
 
 
+def lacks_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory is short, which torch says in words alone on a CPU."""
+    is_named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return is_named or (isinstance(error, RuntimeError) and bool(_NO_MEMORY.search(str(error))))
+
+
 def _refusal(error: BaseException) -> tuple[str, str] | None:
     """Return what was refused and what to do about it."""
     text = one_line(error)
-    is_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    if is_memory or (isinstance(error, RuntimeError) and _NO_MEMORY.search(text)):
+    if lacks_memory(error):
         return f"out of memory{f': {text}' if text else ''}", "use smaller batches, or free memory,"
     number = _number(error, text)
     if number is not None:

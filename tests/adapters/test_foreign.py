@@ -26,7 +26,14 @@ def test_whatever_is_raised_over_a_model_is_one_line_with_its_kind_and_what_to_d
 
 
 @pytest.mark.parametrize(
-    "error", [DataError("ours"), MemoryError(), torch.OutOfMemoryError("full"), KeyboardInterrupt()]
+    "error",
+    [
+        DataError("ours"),
+        MemoryError(),
+        torch.OutOfMemoryError("full"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
+        KeyboardInterrupt(),
+    ],
 )
 def test_what_is_no_fault_of_the_model_passes(error: BaseException):
     with pytest.raises(type(error)) as caught, blaming("a model"):

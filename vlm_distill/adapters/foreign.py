@@ -3,9 +3,8 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
-
 from vlm_distill.errors import AdapterError, UserError, one_line
+from vlm_distill.faults import lacks_memory
 
 REMEDY = "fetch the model again, or choose another one"
 
@@ -19,7 +18,9 @@ def blaming(what: str, *, remedy: str = REMEDY) -> Iterator[None]:
     """
     try:
         yield
-    except (UserError, MemoryError, torch.OutOfMemoryError):
+    except UserError:
         raise
     except Exception as error:
+        if lacks_memory(error):
+            raise
         raise AdapterError(f"{what}: {type(error).__name__}: {one_line(error)}; {remedy}") from error

@@ -12,7 +12,7 @@ from vlm_distill.adapters.adapter import Adapter, LoadedModel, LoadOptions
 from vlm_distill.adapters.catalog import find_adapter, load_family
 from vlm_distill.adapters.chat import find_image_token_ids, find_stop_ids
 from vlm_distill.adapters.foreign import REMEDY, blaming
-from vlm_distill.errors import AdapterError
+from vlm_distill.errors import AdapterError, one_line
 from vlm_distill.files import read_json
 from vlm_distill.models.fingerprint import model_fingerprint, weights_fingerprint
 from vlm_distill.models.gguf import is_gguf, load_gguf, location
@@ -119,7 +119,7 @@ def remedy_for(path: Path, *, trust_remote_code: bool) -> str:
 def _brings_code(path: Path) -> bool:
     try:
         return path.is_file() and "auto_map" in read_json(path)
-    except (OSError, ValueError, TypeError, RecursionError):
+    except (OSError, ValueError, TypeError):
         return False
 
 
@@ -127,8 +127,10 @@ def _model_type(path: Path, name: str) -> str:
     """Return the family that config.json names, empty where there is no such file, as for a tokenizer."""
     if not (path / "config.json").is_file():
         return ""
-    with blaming(f"{name}: config.json cannot be read"):
+    try:
         values = read_json(path / "config.json")
+    except (OSError, ValueError) as error:
+        raise AdapterError(f"{name}: config.json cannot be read: {one_line(error)}") from None
     model_type = values.get("model_type", "") if isinstance(values, dict) else None
     if not isinstance(model_type, str):
         raise AdapterError(f"{name}: config.json: expected a mapping whose `model_type` names a family")
