@@ -103,7 +103,10 @@ def test_a_lack_of_memory_is_one_line_with_what_to_do(error: Exception) -> None:
     line = explained(error)
     assert line is not None
     assert line.startswith("out of memory")
-    assert "use smaller batches, or free memory, and start the same command again" in line
+    assert (
+        "use smaller batches (micro_batch_size, batch_size) or free memory, and start the same command again"
+        in line
+    )
 
 
 def test_a_tensor_beyond_all_memory_is_a_lack_of_memory() -> None:
