@@ -190,7 +190,9 @@ SKIPPED_FILES = (
     "summary.md",
 )
 # Times, versions, and what identifies settings inside of a folder; which engine wrote, in whatever form.
-SKIPPED_KEYS = re.compile(r"seconds|tokens_per_second|packages|python|machine|key|.*_hash|format|engines?")
+SKIPPED_KEYS = re.compile(
+    r"seconds|tokens_per_second|packages|python|machine|key|checksum|samples_sha256|.*_hash|format|engines?"
+)
 # Names that stood for one number in several files.
 ONE_NAME = {"answers": "same_answer"}
 

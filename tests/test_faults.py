@@ -3,8 +3,9 @@
 import errno
 import json
 import os
+import resource
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from safetensors.torch import load_file
+from PIL import Image
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 
 from tests.commands import error_of, run
@@ -31,22 +33,35 @@ def _raised(action: Callable[[], object]) -> Exception:
     return caught.value
 
 
-def test_what_rust_and_torch_say_of_a_full_disk_names_the_file(tmp_path: Path) -> None:
-    full = Path("/dev/full")
-    if not full.exists():
-        pytest.skip("no device that is always full")
-    writers: list[Callable[[], object]] = [
-        lambda: full.write_text("x"),
-        lambda: torch.save(torch.ones(100_000), full),
-        lambda: pq.write_table(pa.table({"a": np.arange(1000)}), full),
-        lambda: Tokenizer.from_str(tiny_text_model(0).tokenizer.backend_tokenizer.to_str()).save(str(full)),
-    ]
-    for write in writers:
-        with pytest.raises(StorageError) as caught, writing(tmp_path / "target"):
-            write()
-        line = str(caught.value)
-        assert line.startswith(f"{tmp_path / 'target'}: cannot be written (")
-        assert "make room and start the same command again" in line
+@pytest.fixture
+def no_room() -> Iterator[None]:
+    """Let every write beyond 4 kB fail as on a full disk; the signal that would come with it is ignored."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+WRITERS: dict[str, Callable[[Path], object]] = {
+    "text": lambda path: path.write_text("x" * 100_000),
+    "torch": lambda path: torch.save(torch.ones(100_000), path),
+    "safetensors": lambda path: save_file({"a": torch.ones(100_000)}, path),
+    "parquet": lambda path: pq.write_table(pa.table({"a": np.random.default_rng(0).random(100_000)}), path),
+    "tokenizers": lambda path: tiny_text_model(0).tokenizer.backend_tokenizer.save(str(path)),
+    "pillow": lambda path: Image.effect_noise((300, 300), 90).save(path, format="PNG"),
+}
+
+
+@pytest.mark.parametrize("library", WRITERS)
+def test_what_a_library_says_of_a_full_disk_names_the_file_and_what_to_do(
+    tmp_path: Path, no_room: None, library: str
+) -> None:
+    with pytest.raises(StorageError) as caught, writing(tmp_path / "target"):
+        WRITERS[library](tmp_path / "written")
+    line = str(caught.value)
+    assert line.startswith(f"{tmp_path / 'target'}: cannot be written (")
+    assert "make room" in line
+    assert "start the same command again: what is stored is kept" in line
 
 
 def test_a_file_that_cannot_be_written_leaves_the_old_one_and_no_other(tmp_path: Path) -> None:
@@ -88,7 +103,10 @@ def test_a_lack_of_memory_is_one_line_with_what_to_do(error: Exception) -> None:
     line = explained(error)
     assert line is not None
     assert line.startswith("out of memory")
-    assert "use smaller batches, or free memory, and start the same command again" in line
+    assert (
+        "use smaller batches (micro_batch_size, batch_size) or free memory, and start the same command again"
+        in line
+    )
 
 
 def test_a_tensor_beyond_all_memory_is_a_lack_of_memory() -> None:

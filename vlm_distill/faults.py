@@ -27,6 +27,7 @@ _REMEDIES = {
     errno.ENAMETOOLONG: "choose a shorter name",
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
     errno.EIO: "check the disk",
+    errno.ENOMEM: "free memory",
 }
 # Libraries written in Rust have no OSError: its number stands in the text. So does it in torch's.
 _IN_TEXT = re.compile(r"(?:os error|errno) (\d+)\b", re.IGNORECASE)
@@ -34,6 +35,7 @@ _NO_MEMORY = re.compile(r"out of memory|can(?:'t|not) allocate memory|bad_alloc"
 # How torch says that a stream did not take all bytes, without a number.
 _CUT = re.compile(r"PytorchStreamWriter failed|unexpected pos|failed to write", re.IGNORECASE)
 _LIBRARIES = ("safetensors", "safetensors_rust", "pyarrow", "PIL", "tokenizers")
+_SMALLER = "use smaller batches (micro_batch_size, batch_size) or free memory,"
 _AGAIN = "and start the same command again: what is stored is kept"
 
 
@@ -78,7 +80,7 @@ def _refusal(error: BaseException) -> tuple[str, str] | None:
     """Return what was refused and what to do about it."""
     text = one_line(error)
     if lacks_memory(error):
-        return f"out of memory{f': {text}' if text else ''}", "use smaller batches, or free memory,"
+        return f"out of memory{f': {text}' if text else ''}", _SMALLER
     number = _number(error, text)
     if number is not None:
         return os.strerror(number), _REMEDIES.get(number, "mend the cause")

@@ -13,7 +13,7 @@ from huggingface_hub import ModelCard, constants
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from tests.state_files import change_state
+from tests.state_files import change_state, without_checksum
 from tests.tiny import tiny_text_model
 from tests.whole_runs import Copy
 from vlm_distill.adapters.adapter import LoadOptions
@@ -208,7 +208,7 @@ def test_scores_of_other_weights_are_not_shown(finished: Path, copy: Copy, tmp_p
 def test_a_changed_recipe_is_not_quoted(finished: Path, copy: Copy, tmp_path: Path) -> None:
     recipe, changed, run = finished.with_name("recipe.yaml"), tmp_path / "recipe.yaml", copy(finished)
     changed.write_text(recipe.read_text().replace("held_out: 0.25", "held_out: 0.5"))
-    config = (run / "config.yaml").read_text()
+    config = without_checksum(run / "config.yaml")
     assert str(recipe) in config
     (run / "config.yaml").write_text(config.replace(str(recipe), str(changed)))
     found = export(run, tmp_path / "out", log=print)
@@ -322,9 +322,12 @@ def test_a_push_that_the_hub_refuses_is_one_line_without_the_token(
 def test_a_folder_that_asks_for_trust_gets_none(finished: Path, copy: Copy, tmp_path: Path) -> None:
     run, seen = copy(finished), tmp_path / "seen"
     settings = run / "config.yaml"
-    settings.write_text(re.sub("trust_remote_code: false", "trust_remote_code: true", settings.read_text()))
+    settings.write_text(
+        re.sub("trust_remote_code: false", "trust_remote_code: true", without_checksum(settings))
+    )
     assert "trust_remote_code: true" in settings.read_text()
     model = run / "round_1" / "model"
+    (run / "round_1" / "model.files.json").unlink()
     auto_map = {"AutoConfig": "code.Config", "AutoModelForImageTextToText": "code.Model"}
     write_json(
         model / "config.json", {**read_json(model / "config.json"), "model_type": "odd", "auto_map": auto_map}

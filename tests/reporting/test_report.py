@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.state_files import change_state
+from tests.state_files import change_state, without_checksum
 from tests.whole_runs import HOSTILE, Copy
 from vlm_distill.data.store import ResponseStore
 from vlm_distill.errors import DataError
@@ -240,8 +240,7 @@ def test_a_run_without_evaluation_has_curves_and_responses_and_no_table_of_score
     finished: Path, copy: Copy
 ) -> None:
     run = copy(finished)
-    # Without the checksum in the first line.
-    config = (run / "config.yaml").read_text().partition("\n")[2]
+    config = without_checksum(run / "config.yaml")
     (run / "config.yaml").write_text(re.sub(r"\nevaluate:\n(  .*\n)+", "\nevaluate: null\n", config))
     for path in ("eval", "held_out"):
         shutil.rmtree(run / path)

@@ -59,8 +59,8 @@ FILES = (
     "round_1/stage.json",
     "round_2/metrics.jsonl",
     "round_2/model.files.json",
-    "round_2/model/model.safetensors",
     "round_2/model/tokenizer.json",
+    "round_2/model/model.safetensors",
     "eval/round_1/agreement.json",
     "eval/round_1/tiny/results.json",
     "eval/round_1/tiny/samples.jsonl",
@@ -128,6 +128,7 @@ def test_an_export_of_a_damaged_run_is_one_line_with_the_file(
     check(code, path, capsys)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(len(FILES)), ids=FILES)
 def test_a_run_that_finds_a_damaged_file_stops_with_one_line_or_mends_it(
     finished: Path, cached: Path, copy: Copy, capsys: pytest.CaptureFixture[str], number: int

@@ -150,16 +150,27 @@ def open_dataset(folder: Path) -> Dataset:
     )
 
 
+def require_intact(folder: Path, manifest: Manifest) -> None:
+    """Compare the files of a data set with their checksums; DataError for one that differs."""
+    for part in PARTS:
+        _verified(folder, part, manifest)
+
+
+def _verified(folder: Path, part: str, manifest: Manifest) -> Path:
+    path = folder / f"{part}.jsonl"
+    if not path.is_file():
+        raise DataError(f"{path}: missing; prepare the data again")
+    if path.name not in manifest.files or sha256_file(path) != manifest.files[path.name].sha256:
+        raise damaged(path, "changed after it was written", remedy=_remedy(folder))
+    return path
+
+
 def used_images(examples: Iterable[Example]) -> set[str]:
     return {image for example in examples for image in example.images}
 
 
 def read_part(folder: Path, part: str, manifest: Manifest) -> list[Example]:
     """Return the examples of a part; DataError where its file is missing or not what was written."""
-    path = folder / f"{part}.jsonl"
-    if not path.is_file():
-        raise DataError(f"{path}: missing; prepare the data again")
-    if path.name not in manifest.files or sha256_file(path) != manifest.files[path.name].sha256:
-        raise damaged(path, "changed after it was written", remedy=_remedy(folder))
+    path = _verified(folder, part, manifest)
     with path.open(encoding="utf-8") as handle:
         return [example_from_json(json.loads(line)) for line in handle]

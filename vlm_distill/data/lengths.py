@@ -6,12 +6,10 @@ A stage of a real run has tens of millions of tokens; their number per response 
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vlm_distill.data.store import ResponseStore
-from vlm_distill.errors import DataError, one_line
 from vlm_distill.records import Finish
 
 
@@ -40,15 +38,11 @@ def read_lengths(folder: Path) -> StoredLengths:
     finishes: list[Finish] = []
     prompts: set[str] = set()
     store = ResponseStore(folder)
-    try:
-        for path in store.paths():
-            table = pq.read_table(path, columns=["example_id", "token_ids", "finish"])
-            lengths += pc.list_value_length(table.column("token_ids")).to_pylist()
-            finishes += table.column("finish").to_pylist()
-            prompts.update(table.column("example_id").to_pylist())
-    except (OSError, pa.ArrowException) as error:
-        detail = one_line(error)
-        raise DataError(f"{folder}: the stored responses cannot be read: {detail}") from None
+    for path in store.verified():
+        table = pq.read_table(path, columns=["example_id", "token_ids", "finish"])
+        lengths += pc.list_value_length(table.column("token_ids")).to_pylist()
+        finishes += table.column("finish").to_pylist()
+        prompts.update(table.column("example_id").to_pylist())
     return StoredLengths(
         lengths=lengths,
         finishes=finishes,

@@ -18,6 +18,7 @@ from vlm_distill.data.dataset import (
     fingerprint_of,
     open_dataset,
     read_manifest,
+    require_intact,
     used_images,
     write_dataset,
 )
@@ -83,7 +84,8 @@ def fingerprint_now(recipe: Recipe, folder: Path) -> str:
     manifest = read_manifest(folder)
     if manifest is not None and manifest.key == _key(recipe):
         with suppress(DataError):
-            return open_dataset(folder).fingerprint
+            require_intact(folder, manifest)
+            return manifest.fingerprint
     train, held_out, _ = _collect(recipe, ImageStore(folder / "images", is_kept=False))
     return fingerprint_of(train, held_out)
 

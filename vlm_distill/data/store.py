@@ -144,7 +144,7 @@ class ResponseStore:
             DataError: a shard is missing or was changed, or two parts have the same response.
         """
         if self._ids is None:
-            tables = (pq.read_table(path, columns=["id"]) for path in self._verified())
+            tables = (pq.read_table(path, columns=["id"]) for path in self.verified())
             ids = [id for table in tables for id in table.column("id").to_pylist()]
             self._check_unique(ids)
             self._ids = set(ids)
@@ -157,15 +157,12 @@ class ResponseStore:
             DataError: a shard is missing or was changed after it was written, or two parts have the same
                 response.
         """
-        rows = [_from_row(row) for path in self._verified() for row in pq.read_table(path).to_pylist()]
+        rows = [_from_row(row) for path in self.verified() for row in pq.read_table(path).to_pylist()]
         self._check_unique([response.id for response in rows])
         return rows
 
-    def paths(self) -> list[Path]:
-        """Return the files, which are not verified; DataError if one is missing."""
-        return [path for shards in (self._own, *self._parts) for path in shards.paths()]
-
-    def _verified(self) -> Iterator[Path]:
+    def verified(self) -> Iterator[Path]:
+        """Yield the files; DataError where one is missing or was changed after it was written."""
         for shards in (self._own, *self._parts):
             yield from shards.verified()
 

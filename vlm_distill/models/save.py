@@ -59,8 +59,13 @@ def _save(loaded: LoadedModel, folder: Path) -> None:
             # A folder cannot be replaced in one step; the old one steps aside first.
             previous = temporary_path(folder.with_name(f"{folder.name}.old"))
             os.replace(folder, previous)
-            take_name(temporary, folder)
-            shutil.rmtree(previous)
+            try:
+                take_name(temporary, folder)
+            finally:
+                if not folder.exists():
+                    os.replace(previous, folder)
+            # A file may stand where the folder was.
+            shutil.rmtree(previous) if previous.is_dir() else previous.unlink()
         else:
             take_name(temporary, folder)
     finally:
