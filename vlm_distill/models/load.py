@@ -12,7 +12,7 @@ from vlm_distill.adapters.adapter import Adapter, LoadedModel, LoadOptions
 from vlm_distill.adapters.catalog import find_adapter, load_family
 from vlm_distill.adapters.chat import find_image_token_ids, find_stop_ids
 from vlm_distill.adapters.foreign import REMEDY, blaming
-from vlm_distill.errors import AdapterError, one_line
+from vlm_distill.errors import AdapterError, one_line, shown
 from vlm_distill.files import read_json
 from vlm_distill.models.fingerprint import model_fingerprint, weights_fingerprint
 from vlm_distill.models.gguf import is_gguf, load_gguf, location
@@ -105,6 +105,7 @@ def load_config(path: Path, name: str, *, trust_remote_code: bool = False) -> An
         raise AdapterError(
             f"{name}: config.json: expected 1 to {MAX_LAYERS:,} num_hidden_layers, got {num_layers}; {REMEDY}"
         )
+    _require_own_files(config, name, trust_remote_code=trust_remote_code)
     return config
 
 
@@ -121,6 +122,24 @@ def _brings_code(path: Path) -> bool:
         return path.is_file() and "auto_map" in read_json(path)
     except (OSError, ValueError, TypeError):
         return False
+
+
+def _require_own_files(config: Any, name: str, *, trust_remote_code: bool) -> None:
+    """Refuse a config by which transformers loads other files than those that are known and hashed."""
+    other = getattr(config, "transformers_weights", None)
+    if other is not None:
+        raise AdapterError(
+            f"{name}: config.json: `transformers_weights` names other weights, {shown(other)}; "
+            "rename them to model.safetensors and take the key out"
+        )
+    parts = [config, *(getattr(config, key, None) for key in getattr(config, "sub_configs", ()))]
+    kernels = [str(getattr(part, "_attn_implementation", None)) for part in parts]
+    # Such a name is a repository, from which compiled code is fetched and run.
+    if not trust_remote_code and (foreign := [kernel for kernel in kernels if "/" in kernel]):
+        raise AdapterError(
+            f"{name}: config.json: `attn_implementation` asks for code from the hub, {shown(foreign[0])}; "
+            "take the key out"
+        )
 
 
 def _model_type(path: Path, name: str) -> str:

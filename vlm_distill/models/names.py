@@ -9,13 +9,14 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 
 from vlm_distill.config import user_path
-from vlm_distill.errors import AdapterError, did_you_mean, one_line
+from vlm_distill.errors import AdapterError, did_you_mean, one_line, shown
 from vlm_distill.files import read_json
 from vlm_distill.models.gguf import SUFFIX, is_gguf
 from vlm_distill.models.package_data import PACKAGE, package_path
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
 BUNDLED = "bundled:"
+ADAPTER = "adapter_config.json"
 WEIGHTS, WEIGHTS_INDEX = "model.safetensors", "model.safetensors.index.json"
 SETTINGS_FILES = (
     "config.json",
@@ -104,8 +105,8 @@ def weight_files(folder: Path) -> list[Path]:
         raise AdapterError(f"{index}: damaged; expected a `weight_map` of tensors to files") from None
     for name in names:
         # What is loaded must be what is hashed and copied: nothing outside of the folder.
-        if not isinstance(name, str) or Path(name).name != name or "\\" in name:
-            raise AdapterError(f"{index}: expected names of files beside it, got {name!r}")
+        if not isinstance(name, str) or Path(name).name != name or "\\" in name or "\0" in name:
+            raise AdapterError(f"{index}: expected names of files beside it, got {shown(name)}")
         if not (folder / name).is_file():
             raise AdapterError(f"{index}: names {name}, which is not there; fetch the model again")
     return [folder / name for name in sorted(names)]
@@ -114,6 +115,11 @@ def weight_files(folder: Path) -> list[Path]:
 def _require_weights(folder: Path, name: str) -> None:
     if not (folder / "config.json").is_file():
         raise AdapterError(f"{name}: expected a model folder with config.json, found none in {folder}")
+    if (folder / ADAPTER).is_file():
+        raise AdapterError(
+            f"{name}: {ADAPTER} would change the weights beside it as they are loaded; merge it into them "
+            "(`merge_and_unload` of peft), or move the file away"
+        )
     if not weight_files(folder):
         pickled = [path.name for path in [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]]
         hint = f"; {pickled[0]} can run code when read: convert it to safetensors first" if pickled else ""
