@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from vlm_distill import stopping
+from vlm_distill import processes, stopping
 from vlm_distill.stopping import Interrupted, end, exit_code, handled, is_asked, patiently, until_asked
 
 SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 143}
@@ -64,6 +64,17 @@ def test_a_process_that_another_one_asks_to_end_exits_as_if_terminated() -> None
         with pytest.raises(Interrupted):
             end("kept")
         assert exit_code() == 143
+
+
+def test_a_process_that_loses_the_others_after_a_signal_is_interrupted() -> None:
+    @patiently()
+    def work() -> None:
+        with processes._others_alive():
+            send(signal.SIGTERM)
+            raise RuntimeError("Connection closed by peer")
+
+    with handled(), pytest.raises(Interrupted):
+        work()
 
 
 def test_handlers_are_restored_and_from_python_an_interrupt_is_what_it_was() -> None:

@@ -123,7 +123,7 @@ def test_a_mistake_in_the_config_ends_all_processes_with_code_2_and_its_line(tmp
     assert "vlm-distill: error: nowhere.yaml: no such file" in job.output
     assert "RuntimeError" not in job.output
     assert 2 in job.exit_codes.values()
-    assert set(job.exit_codes.values()) <= {2, -15}
+    assert set(job.exit_codes.values()) <= {2, -15, 143}
 
 
 @pytest.mark.timeout(600)
