@@ -1,5 +1,11 @@
+import os
+import signal
 import subprocess
 import sys
+import time
+from argparse import Namespace
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -78,6 +84,61 @@ def test_an_interrupt_says_that_the_command_continues(
     monkeypatch.setattr("vlm_distill.runs.config.load_run", interrupted)
     assert main(["run", "easy_vqa"]) == 130
     assert "the same command continues" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["report", "folder"], "vlm-distill: interrupted\n"),
+        (["export", "folder", "target"], "vlm-distill: interrupted\n"),
+        (["check", "easy_vqa"], "vlm-distill: interrupted\n"),
+        (["cache", "easy_vqa"], "vlm-distill: interrupted; the same command continues where it stopped\n"),
+        (
+            ["eval", "m", "--suite", "easy_vqa"],
+            "vlm-distill: interrupted; the same command continues where it stopped\n",
+        ),
+    ],
+)
+@pytest.mark.parametrize("turned_into", [None, ImportError])
+def test_a_signal_in_any_verb_is_one_line(
+    arguments: list[str],
+    line: str,
+    turned_into: type[Exception] | None,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupted(_: Namespace) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except KeyboardInterrupt:
+            # As a library does that was interrupted inside an import.
+            if turned_into is not None:
+                raise turned_into("half\nimported") from None
+            raise
+
+    monkeypatch.setitem(VERBS, arguments[0], replace(VERBS[arguments[0]], run=interrupted))
+    assert main(arguments) == 143
+    if turned_into is not None:
+        line = "vlm-distill: interrupted (ImportError: half imported)\n"
+    assert capsys.readouterr().err == line
+    monkeypatch.setenv("RANK", "1")
+    assert main(arguments) == 143
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_inside_the_imports_is_one_line(number: signal.Signals, code: int, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "vlm_distill.cli", "check", "easy_vqa", f"output={tmp_path / 'run'}"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        while "libtorch_cpu" not in Path(f"/proc/{process.pid}/maps").read_text():
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=100)
+    assert process.returncode == code
+    assert errors.startswith("vlm-distill: interrupted")
+    assert errors.count("\n") == 1
 
 
 @pytest.mark.parametrize(

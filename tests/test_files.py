@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from vlm_distill.errors import DataError
-from vlm_distill.files import parse_json, read_json, read_text
+from vlm_distill.files import parse_json, read_json, read_text, remove_temporaries, temporary_path
 
 BAD = {
     "empty": (b"", "not valid JSON"),
@@ -60,3 +60,17 @@ def test_a_file_at_the_bounds_is_read(tmp_path: Path) -> None:
 def test_many_brackets_are_no_depth() -> None:
     assert parse_json("[" + "[]," * 500 + "{}]", where="line") == [[]] * 500 + [{}]
     assert parse_json('"' + "[" * 500 + '"', where="line") == "[" * 500
+
+
+def test_what_killed_processes_were_writing_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    kept = [tmp_path / name for name in (".lock", "a/.b.tmp", "a/b.12.tmp", ".c/d.json")]
+    left = [
+        temporary_path(tmp_path / name) for name in ("state.json", "a/image", "round_1/step_00000003/model")
+    ]
+    folder = temporary_path(tmp_path / "round_1" / "step_00000004")
+    for path in [*kept, *left, folder / "model.safetensors", temporary_path(folder / "state.json")]:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    remove_temporaries(tmp_path)
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} == set(kept)
+    assert not folder.exists()

@@ -5,8 +5,9 @@ Tensors are exchanged by the trainer through accelerate; here are only the waits
 stages.
 
 A process that fails prints its line and exits; the launcher's agent looks every 0.1 s, ends the others with
-SIGTERM (SIGKILL after 30 s) and exits itself with 1, whatever the code of the failed process was. Those that
-wait for it see the closed connection at once, so nobody hangs until a timeout.
+SIGTERM (SIGKILL after 30 s) and exits itself with 1, whatever the code of the failed process was. It also
+exits with 1 on a SIGTERM or SIGINT, which it hands to all processes (stopping.py). Those that wait for one
+that has ended see the closed connection at once, so nobody hangs until a timeout.
 """
 
 import os
@@ -21,6 +22,7 @@ import torch.distributed as dist
 from accelerate import PartialState
 
 from vlm_distill.errors import ConfigError, UserError
+from vlm_distill.stopping import Interrupted, is_asked
 
 T = TypeVar("T")
 
@@ -156,6 +158,8 @@ def _others_alive() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        if is_asked():
+            raise Interrupted from None  # so were they
         raise UserError(
             f"process {rank()}: lost the others, one of them ended and its own lines say why "
             f"({type(error).__name__}: {str(error).partition('. ')[0]})"

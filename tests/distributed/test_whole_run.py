@@ -1,6 +1,7 @@
 """`vlm-distill run` under torchrun: the run of one process, from the data to the table."""
 
 import json
+import re
 import signal
 import time
 from pathlib import Path
@@ -10,7 +11,7 @@ import psutil
 import pytest
 
 from tests.distributed.torchrun import start, torchrun
-from tests.tiny_run import write_run
+from tests.tiny_run import STAGE, write_run
 from vlm_distill.cli import main
 from vlm_distill.data.store import ResponseStore
 
@@ -91,13 +92,38 @@ def test_a_run_goes_on_in_one_process_after_a_kill_in_two(tmp_path: Path) -> Non
     assert_same_students(rough.parent, calm.parent)
 
 
+@pytest.mark.timeout(600)
+def test_a_launcher_that_is_terminated_ends_all_processes_after_the_same_step(tmp_path: Path) -> None:
+    long = {**STAGE, "steps": 200, "checkpoint_every": 150, "log_every": 1}
+    run = new_run(
+        tmp_path / "run", warmup={"objective": {"kind": "seqkd"}, "train": long}, rounds=0, controls=[]
+    )
+    log = run.parent / "run" / "warmup" / "metrics.jsonl"
+    for number in (signal.SIGTERM, signal.SIGINT):
+        known = log.read_text() if log.exists() else ""
+        with start("vlm_distill.cli", "run", run) as process:
+            while not log.exists() or log.read_text() == known:
+                assert process.poll() is None, process.communicate()[0]
+                time.sleep(0.01)
+            process.send_signal(number)
+            output, _ = process.communicate(timeout=100)
+        # The launcher's own code, whatever those of its processes were.
+        assert process.returncode == 1
+        [line] = [one for one in output.splitlines() if "the same command continues" in one and "warm" in one]
+        found = re.search(r"warm-up: stopped after step (\d+) of 200; checkpoint in ", line)
+        assert found
+        steps = [json.loads(row)["step"] for row in log.read_text().splitlines()]
+        assert steps == list(range(1, int(found[1]) + 1))
+        assert "lost the others" not in output
+
+
 def test_a_mistake_in_the_config_ends_all_processes_with_code_2_and_its_line(tmp_path: Path) -> None:
     job = torchrun("vlm_distill.cli", "run", new_run(tmp_path / "run"), "data.recipe=nowhere.yaml")
     assert job.returncode == 1
     assert "vlm-distill: error: nowhere.yaml: no such file" in job.output
     assert "RuntimeError" not in job.output
     assert 2 in job.exit_codes.values()
-    assert set(job.exit_codes.values()) <= {2, -15}
+    assert set(job.exit_codes.values()) <= {2, -15, 143}
 
 
 @pytest.mark.timeout(600)

@@ -1,4 +1,5 @@
 import dataclasses
+import os
 import re
 import signal
 import subprocess
@@ -28,6 +29,7 @@ from vlm_distill.generation import work
 from vlm_distill.generation.engine import Completion, Sampling
 from vlm_distill.generation.work import Counts, read_counts
 from vlm_distill.records import Example, response_id
+from vlm_distill.stopping import Interrupted, handled
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -221,6 +223,57 @@ def test_a_complete_store_without_one_of_its_parts_is_refused(tmp_path: Path) ->
     part.append([dataclasses.replace(stored[0], id="more")], {"kind": "scripted"})
     with pytest.raises(DataError, match=r"expected 14 responses, found 15: the part of a process \(rank_"):
         generate(scripted(), tmp_path)
+
+
+class Signalled(Recorded):
+    """An engine whose process is asked to end by a batch, which it may die of."""
+
+    dies = False
+
+    def generate(self, examples: Sequence[Example], sampling: Sampling) -> list[Completion]:
+        completions = super().generate(examples, sampling)
+        if len(self.asked) == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+            if self.dies:
+                raise EngineError("the workers are gone")
+        return completions
+
+
+@pytest.mark.parametrize(("dies", "num_prompts"), [(False, 4), (True, 3)])
+def test_a_signal_ends_a_stage_after_its_batch_and_what_was_answered_is_kept(
+    tmp_path: Path, dies: bool, num_prompts: int
+) -> None:
+    engine = Signalled(llava_engine())
+    engine.dies = dies
+    with (
+        handled(),
+        pytest.raises(Interrupted, match=f"stopped after {2 * num_prompts} more responses, which"),
+    ):
+        llava_job(engine, tmp_path / "ended")
+    before = ResponseStore(tmp_path / "ended").read()
+    assert len({one.example_id for one in before}) == num_prompts
+
+    rest = Recorded(llava_engine())
+    resumed = llava_job(rest, tmp_path / "ended")
+    assert len(rest.asked) == 6 - num_prompts
+    assert resumed == llava_job(llava_engine(), tmp_path / "whole")
+
+
+def test_what_was_answered_is_kept_when_the_engine_fails(tmp_path: Path) -> None:
+    engine = scripted()
+    real, calls = engine.inner.generate, []
+
+    def generate_once(examples: Sequence[Example], sampling: Sampling) -> list[Completion]:
+        calls.append(1)
+        if len(calls) == 2:
+            raise EngineError("out of luck")
+        return real(examples, sampling)
+
+    engine.inner = dataclasses.replace(engine.inner)
+    engine.generate = generate_once
+    with pytest.raises(EngineError, match="out of luck"):
+        generate(engine, tmp_path)
+    assert len(ResponseStore(tmp_path)) > 0
 
 
 KILLED_JOB = """

@@ -31,6 +31,7 @@ pytestmark = pytest.mark.slow
 # The moments follow from a seed, so that every run of a commit is disturbed at the same ones; `.ci/full`
 # has more of them.
 SEEDS = [int(seed) for seed in os.environ.get("KILL_SEED", "1").split()]
+PROCESSES = [int(number) for number in os.environ.get("KILL_PROCESSES", "1").split()]
 NUM_EVENTS = 5
 # How long a run works at most before it is disturbed: a few events a run.
 MAX_SECONDS = 5.0
@@ -306,9 +307,11 @@ def wait_for(job: Job, path: Path) -> None:
 
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("num_processes", PROCESSES)
 def test_runs_that_are_disturbed_at_random_moments_end_like_an_undisturbed_one(
-    calm: Path, runner: Forks, tmp_path: Path, seed: int
+    calm: Path, calm_in_two: Path, runner: Forks, tmp_path: Path, seed: int, num_processes: int
 ) -> None:
+    expected, num_models = (calm, 6) if num_processes == 1 else (calm_in_two, 3)
     moments = random.Random(seed)
     num_events, runs = 0, 0
     while num_events < NUM_EVENTS:
@@ -316,14 +319,14 @@ def test_runs_that_are_disturbed_at_random_moments_end_like_an_undisturbed_one(
         runs += 1
         rough = tmp_path / f"rough_{runs}"
         rough.mkdir()
-        start = (rough, "run", str(calm / "config.yaml"))
+        start = (rough, "run", str(expected / "config.yaml"))
         while num_events < NUM_EVENTS:
-            event = moments.choice(EVENTS)
-            if not disturb_after(runner.start(*start), moments.uniform(0, MAX_SECONDS), event):
+            event, seconds = moments.choice(EVENTS), moments.uniform(0, MAX_SECONDS)
+            if not disturb_after(runner.start(*start, num_processes=num_processes), seconds, event):
                 break
             num_events += 1
-        run_to_the_end(runner.start(*start))
-        check_equal_end(calm, rough)
+        run_to_the_end(runner.start(*start, num_processes=num_processes))
+        check_equal_end(expected, rough, num_models=num_models)
 
 
 @pytest.mark.timeout(600)

@@ -1,5 +1,7 @@
 """The teacher cache: what is computed once, and that training from it is training with a live teacher."""
 
+import os
+import signal
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +21,7 @@ from vlm_distill.models.load import load_model
 from vlm_distill.models.output_layer import light_model
 from vlm_distill.models.save import save_model
 from vlm_distill.records import Example
+from vlm_distill.stopping import Interrupted, handled
 from vlm_distill.teacher_cache import fill
 from vlm_distill.teacher_cache.fill import CachePlan, cached_by_author, fill_cache
 from vlm_distill.teacher_cache.tiers import HIDDEN, CacheConfig
@@ -237,6 +240,26 @@ def test_a_kill_loses_no_row_that_was_stored(tmp_path: Path, monkeypatch: pytest
         strict=True,
     ):
         assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_a_signal_ends_a_fill_after_its_batch_and_the_rows_are_kept(tmp_path: Path) -> None:
+    teacher, items = Teacher(tmp_path / "teacher"), make_items()
+
+    def load_images_and_signal(one: Example) -> list[object]:
+        if len(set(teacher.forwarded)) == 2:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return load_images(one)
+
+    plan = teacher.plan(tmp_path / "cache", batch_size=2)
+    with (
+        handled(),
+        pytest.raises(Interrupted, match="x cache: stopped after 8 more responses, which"),
+    ):
+        fill_cache(replace(plan, load_images=load_images_and_signal), items, name="x")
+    store = fill_cache(plan, items, name="x")
+    assert sorted(teacher.forwarded) == sorted(item.example.id for item in items)
+    whole = fill_cache(teacher.plan(tmp_path / "whole"), items, name="x")
+    assert store.places.keys() == whole.places.keys()
 
 
 def test_responses_that_changed_are_cached_anew_and_said(tmp_path: Path) -> None:

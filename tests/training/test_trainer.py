@@ -1,4 +1,8 @@
 import json
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,15 +11,19 @@ import torch
 
 from tests.stages import assert_same, config, make_items, make_stage, response, stop_after, weights
 from tests.tiny import example, fresh, tiny_llava, tiny_text_model, with_places
+from vlm_distill import stopping
 from vlm_distill.alignment.alignment import ALL_IDS, Alignment
 from vlm_distill.batches import TrainItem
 from vlm_distill.errors import AdapterError, ConfigError, DataError
 from vlm_distill.losses import SFT, DistiLLM2, IdList, IdRange, SeqKD
 from vlm_distill.models.feature_store import FeatureStore, VisionCacheConfig
 from vlm_distill.models.vision_cache import with_vision_cache
+from vlm_distill.stopping import Interrupted, handled, patiently
 from vlm_distill.training.budget import Budget, learning_rate
 from vlm_distill.training.config import Trainable, TrainConfig
+from vlm_distill.training.metrics import THROUGHPUT
 from vlm_distill.training.parts import prepare_parts
+from vlm_distill.training.step import HELD_OUT_KL, Stage
 from vlm_distill.training.train import finished, train
 from vlm_distill.training.trainer import Trainer
 
@@ -88,6 +96,118 @@ def test_a_run_killed_between_checkpoints_ends_with_the_weights_of_an_undisturbe
         json.loads(line)["step"] for line in (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()
     ]
     assert steps == [1, 2, 3, 4, 5, 6]
+
+
+def logged(folder: Path) -> list[dict[str, object]]:
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [{name: value for name, value in json.loads(line).items() if name != THROUGHPUT} for line in lines]
+
+
+def signal_before(trainer: Trainer, step: int) -> None:
+    real = trainer.optimizer_step
+
+    def optimizer_step() -> dict[str, float]:
+        if trainer.step == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real()
+
+    trainer.optimizer_step = optimizer_step
+
+
+@pytest.mark.parametrize("patience", [None, 2])
+def test_a_stage_that_signals_end_at_any_step_logs_and_learns_what_an_undisturbed_one_does(
+    tmp_path: Path, patience: int | None
+) -> None:
+    settings = config(steps=17, checkpoint_every=5, log_every=3, evaluate_every=7, patience=patience)
+
+    def stage_in(folder: Path) -> Stage:
+        stage = make_stage(folder)
+        # Another value at every step; the lowest one is that of step 7.
+        measured = {7: 0.1, 14: 0.2, 17: 0.3}
+        trainers: list[Trainer] = []
+        stage = replace(stage, evaluate=lambda: {HELD_OUT_KL: measured[trainers[-1].step]})
+        trainers.append(Trainer(settings, stage, lines.append))
+        started[folder] = trainers[-1]
+        return stage
+
+    lines: list[str] = []
+    started: dict[Path, Trainer] = {}
+    whole = stage_in(tmp_path / "whole")
+    started[tmp_path / "whole"].run()
+    rough = tmp_path / "rough"
+    with handled():
+        # Twice within one window of the log, and where a checkpoint, a line and an evaluation are due.
+        for step in (0, 1, 4, 6, 8, 13, 15):
+            stage_in(rough)
+            signal_before(started[rough], step)
+            with patiently_ended(f"test: stopped after step {step + 1} of 17; checkpoint in "):
+                started[rough].run()
+    again = stage_in(rough)
+    started[rough].run()
+    assert "test: continuing after step 16, 94% done" in lines
+    assert_same(weights(whole.student), weights(again.student))
+    assert [row["step"] for row in logged(rough)] == [3, 6, 7, 9, 12, 14, 15, 17]
+    assert logged(rough) == logged(tmp_path / "whole")
+
+
+@contextmanager
+def patiently_ended(line: str) -> Iterator[None]:
+    with pytest.raises(Interrupted, match=line), patiently():
+        yield
+    # The next start is another process.
+    stopping._request.signal = 0
+
+
+def test_a_stage_that_ends_with_the_step_of_the_signal_is_finished(tmp_path: Path) -> None:
+    trainer = Trainer(config(), make_stage(tmp_path), print)
+    signal_before(trainer, 5)
+    with handled(), patiently_ended("^$"):
+        trainer.run()
+        assert trainer.ended
+
+
+def test_the_newest_checkpoint_is_kept_beside_a_damaged_later_one(tmp_path: Path) -> None:
+    settings = config(keep_last=1, checkpoint_every=3)
+    stop_after(Trainer(settings, make_stage(tmp_path), print), 4)
+    damaged = tmp_path / "checkpoints" / "step_00000003"
+    (damaged / "model.safetensors").write_bytes(b"")
+    again = Trainer(settings, make_stage(tmp_path), print)
+    assert again.step == 0
+    signal_before(again, 1)
+    with handled(), patiently_ended("after step 2 of 6"):
+        again.run()
+    assert Trainer(settings, make_stage(tmp_path), print).step == 2
+
+
+def mixed_items(*images: int) -> list[TrainItem]:
+    every = {number: make_items(len(images), num_images=number) for number in set(images)}
+    return [every[number][index] for index, number in enumerate(images)]
+
+
+def test_prompts_without_images_train_nothing_where_the_language_is_frozen(tmp_path: Path) -> None:
+    trainable = Trainable(vision="frozen", language="frozen")
+    alone, mixed = (
+        make_stage(tmp_path / str(len(images)), items=mixed_items(*images))
+        for images in ((1, 1), (1, 1, 0, 0))
+    )
+    gradients = []
+    for stage in (alone, mixed):
+        size = len(stage.items)
+        trainer = Trainer(
+            config(batch_size=size, micro_batch_size=1, trainable=trainable, max_grad_norm=1e9), stage, print
+        )
+        trainer.optimizer.zero_grad = lambda: None
+        trainer.optimizer_step()
+        named = stage.student.model.named_parameters()
+        gradients.append({name: one.grad for name, one in named if one.requires_grad})
+    assert gradients[0].keys() == gradients[1].keys()
+    # Divided by all tokens of the step, so of the same direction.
+    for name, value in gradients[0].items():
+        torch.testing.assert_close(
+            gradients[1][name] / gradients[1][name].norm(), value / value.norm(), rtol=0, atol=1e-5
+        )
+    with pytest.raises(ConfigError, match="only parts that read images learn"):
+        Trainer(config(trainable=trainable), make_stage(tmp_path / "text", items=mixed_items(0, 0)), print)
 
 
 def test_a_damaged_last_checkpoint_is_reported_and_the_one_before_it_used(tmp_path: Path) -> None:
