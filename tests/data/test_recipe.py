@@ -55,6 +55,28 @@ def test_a_prepared_recipe_opens_as_it_was_returned(tmp_path: Path, questions: P
     assert made.held_out
 
 
+def test_the_log_names_the_columns_that_no_source_reads(tmp_path: Path, questions: Path) -> None:
+    lines: list[str] = []
+    prepare(recipe(questions), tmp_path / "data", lines.append)
+    assert lines[0] == "mine: columns not read: n, type"
+    columns = COLUMNS.model_copy(update={"ignore": ["n", "type"]})
+    silenced = RecipeSource(source=Files(name="mine", paths=str(questions), columns=columns))
+    prepare(recipe(questions, sources=[silenced]), tmp_path / "data", lines.append)
+    assert not any("not read" in line for line in lines[2:])
+
+
+def test_a_recipe_of_which_nothing_is_held_out_says_so(tmp_path: Path, write_jsonl: Write) -> None:
+    lines: list[str] = []
+    source = text_source(write_jsonl("t.jsonl", [{"id": "a", "q": "b?"}]))
+    made = {"name": "r", "sources": [source]}
+    prepare(decode(Recipe, {**made, "split": {"held_out": 0.01}}, where="r"), tmp_path / "few", lines.append)
+    assert "r: nothing is held out, for 1 examples are few; raise split.held_out" in lines
+    with pytest.raises(DataError, match=r"no example is left to train on: .* hold less out than 0.99"):
+        prepare(decode(Recipe, {**made, "split": {"held_out": 0.99}}, where="r"), tmp_path / "all", silent)
+    prepare(decode(Recipe, made, where="r"), tmp_path / "none", lines.append)
+    assert sum("nothing is held out" in line for line in lines) == 1
+
+
 def test_an_unchanged_recipe_is_not_prepared_again(tmp_path: Path, questions: Path) -> None:
     lines: list[str] = []
     first = prepare(recipe(questions), tmp_path / "data", lines.append)

@@ -12,6 +12,7 @@ from pydantic import Field
 from vlm_distill.config import Record
 from vlm_distill.data.absent import is_blank, is_null
 from vlm_distill.data.bad_rows import REASONS, OnBadRow, RowError
+from vlm_distill.data.columns import few, shown_column
 from vlm_distill.data.conversations import has_marker_word, place_images
 from vlm_distill.data.filters import Filters, drop_reason
 from vlm_distill.data.images import ImageStore
@@ -20,7 +21,7 @@ from vlm_distill.data.rows import Row, meta_text
 from vlm_distill.data.sources import Source
 from vlm_distill.data.unicode_text import is_unicode
 from vlm_distill.errors import ConfigError, DataError, shown
-from vlm_distill.progress import progress
+from vlm_distill.progress import Log, progress
 from vlm_distill.records import Example, Image, Message, Text
 
 _log = logging.getLogger(__name__)
@@ -51,12 +52,14 @@ def read_examples(
     *,
     on_bad_row: OnBadRow = "stop",
     owners: dict[str, str] | None = None,
+    log: Log | None = None,
 ) -> tuple[list[Example], Counter[str]]:
     """Return the examples of a source, their images stored in `images`, and counts of rows.
 
     Counts are `read`, `filtered_<filter>`, `no_question` (rows that may lack one, and nothing else is asked),
     the reasons of bad rows, the first of each of which is logged, and `without_references`. `owners` are the
-    sources that have an id already; this one is added with its ids.
+    sources that have an id already; this one is added with its ids. `log` is told of columns that rows fill
+    and nobody reads.
 
     Raises:
         RowError: a row cannot be used and `on_bad_row` is "stop".
@@ -71,8 +74,10 @@ def read_examples(
     )
     examples: list[Example] = []
     first: RowError | None = None
+    unread: Counter[str] = Counter()
     for row in progress(entry.source.rows(), label=f"reading {entry.source.label}"):
         reader.counts["read"] += 1
+        unread.update(row.unread if isinstance(row, Row) else ())
         try:
             example = reader.example(row)
         except RowError as error:
@@ -92,6 +97,8 @@ def read_examples(
         _require_usable(entry.source.label, reader.counts, first)
     if lacking := sum(not example.references for example in examples):
         reader.counts["without_references"] = lacking
+    if log is not None and unread:
+        log(f"{entry.source.label}: columns not read: {few(list(map(shown_column, unread)))}")
     return examples, reader.counts
 
 
@@ -150,10 +157,9 @@ class _Reader:
     def _check_id(self, row: Row) -> None:
         owner, label = self.owners.get(row.id, ""), self.entry.source.label
         if owner == label:
-            raise RowError(
-                f"{row.where}: an earlier row has the id {row.id!r} too; name a unique column as columns.id",
-                reason="repeated_id",
-            )
+            remedy = "name a unique column or a template as columns.id, or null, to number the rows"
+            message = f"{row.where}: an earlier row has the id {row.id!r} too; {remedy}"
+            raise RowError(message, reason="repeated_id")
         if owner:
             hint = f'write columns.id as a template, such as "{label}-{{column}}"'
             raise RowError(
@@ -176,7 +182,7 @@ def _messages(row: Row, template: jinja2.Template, *, system: str | None) -> tup
         text = _prompt(row, template)
         if is_blank(text) and row.question == "":
             return None
-        messages = (Message(role="user", content=(Text(text=text),) if text else ()),)
+        messages = (*row.before, Message(role="user", content=(Text(text=text),) if text else ()))
     messages = place_images(messages, num_images=len(row.images), where=row.where)
     if all(isinstance(part, Text) and is_blank(part.text) for part in messages[-1].content):
         raise RowError(f"{row.where}: expected a question, got empty text", reason="missing_cell")

@@ -1,66 +1,104 @@
-"""A recipe for a table of one's own, `data: {path: FILE.jsonl}`: columns are known by their usual names."""
+"""A recipe for a table of one's own, `data: {path: FILE.jsonl}`: columns are known by their usual names.
 
-from collections.abc import Iterator
+All of its rows say which columns there are. What they were taken as, and what is not read, is a line for the
+log. Which column is what: own_columns.py.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from vlm_distill.config import decode
-from vlm_distill.data.bad_rows import RowError
-from vlm_distill.data.columns import Columns
+from vlm_distill.data.columns import Columns, few, shown_column
 from vlm_distill.data.examples import RecipeSource
+from vlm_distill.data.own_columns import Taken, column_map, take_columns
 from vlm_distill.data.recipe import Recipe
 from vlm_distill.data.sources import Files
 from vlm_distill.data.split import Split
-from vlm_distill.data.tables import RawRow, read_table
+from vlm_distill.data.standard_names import Use, meant_by, use_of
+from vlm_distill.data.survey import Survey, survey_table
+from vlm_distill.data.tables import list_keys
 from vlm_distill.errors import DataError
 
-NAMES = {
-    "messages": ("messages", "conversations"),
-    "question": ("question", "prompt", "instruction", "query", "text"),
-    "image": ("image", "image_path"),
-    "images": ("images",),
-    "references": ("references", "answers", "answer", "response", "output"),
-    "id": ("id", "question_id"),
-}
 HELD_OUT = 0.1
+_METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
 
-def recipe_for_table(path: Path) -> Recipe:
-    """Return a recipe over one table, a tenth of it held out; its first row says which columns there are.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OwnTable:
+    """A recipe over one table, and a line that says what its columns were taken as."""
 
-    A column that later rows lack is a DataError there, except images and references, which may be missing.
+    recipe: Recipe
+    line: str
+
+
+def own_table(path: Path) -> OwnTable:
+    """Return a recipe over one table, or a folder of images with a table of metadata; a tenth is held out.
+
     For anything else, such as filters and mixtures, a recipe is written.
 
     Raises:
-        DataError: the table is missing, empty, or has neither messages nor a question.
+        DataError: the table is missing, empty or damaged, has no prompts, or a column could be two things.
     """
-    where, row = next(_readable(path), (str(path), None))
-    if row is None:
-        raise DataError(f"{path}: expected rows with prompts, found none")
-    if not isinstance(row, dict):
-        raise DataError(f"{where}: expected named columns, got a list; write a recipe with `columns`")
-    found = {use: next((name for name in names if name in row), None) for use, names in NAMES.items()}
-    prompt = "messages" if found["messages"] else "question"
-    if found[prompt] is None:
-        wanted = ", ".join([*NAMES["messages"], *NAMES["question"]])
-        raise DataError(f"{where}: expected a column of prompts ({wanted}), got {', '.join(row)}")
-    image = "image" if found["image"] else "images"
-    columns = {use: name for use, name in found.items() if name and use in ("id", prompt)}
-    columns |= {use: f"{name}?" for use, name in found.items() if name and use in (image, "references")}
-    source = Files(paths=str(path), columns=decode(Columns, columns, where=where))
-    return Recipe(
-        name=path.stem,
-        sources=[RecipeSource(source=source)],
-        split=Split(held_out=HELD_OUT),
-    )
+    table = _metadata(path) if path.is_dir() else path
+    state = table.stat() if table.is_file() else None
+    return _read(path, table, state and (state.st_size, state.st_mtime_ns))
 
 
-def _readable(path: Path) -> Iterator[tuple[str, RawRow]]:
-    """Yield the rows that can be read; RowError where there is none."""
-    broken: list[RowError] = []
-    for where, row in read_table(path):
-        if isinstance(row, RowError):
-            broken.append(row)
-        else:
-            yield where, row
-    if broken:
-        raise broken[0]
+# A run asks when it looks at its parts and when it prepares its data, and a table may be large.
+@lru_cache(maxsize=1)
+def _read(path: Path, table: Path, state: object) -> OwnTable:
+    """Return what a table holds; a change of the table changes `state`."""
+    list_key = _list_key(table)
+    survey = survey_table(table, list_key=list_key)
+    taken = take_columns(survey, where=str(table), is_metadata=table.name in _METADATA)
+    used = {name for names in taken.values() for name in names}
+    left = [name for name in survey.filled if name not in used]
+    columns = decode(Columns, column_map(taken, survey) | {"ignore": left}, where=str(table))
+    source = Files(paths=str(table), list_key=list_key, columns=columns)
+    name = path.absolute().stem
+    recipe = Recipe(name=name, sources=[RecipeSource(source=source)], split=Split(held_out=HELD_OUT))
+    named = f"{name}, list {shown_column(list_key)}" if list_key else name
+    return OwnTable(recipe=recipe, line=f"{named}: {_line(taken, left, survey)}")
+
+
+def _line(taken: Taken, left: Sequence[str], survey: Survey) -> str:
+    uses = few([_as(name, use) for use, names in taken.items() for name in names])
+    unread = [shown_column(name) + _remark(name, survey, taken) for name in left]
+    return f"columns taken: {uses}" + (f"; not read: {few(unread)}" if unread else "")
+
+
+def _as(name: str, use: Use) -> str:
+    return name if name == use else f"{shown_column(name)} as {use}"
+
+
+def _remark(name: str, survey: Survey, taken: Taken) -> str:
+    """Return how many rows fill a column that is not read, and why it is not where its name is known."""
+    remarks = []
+    if survey.filled[name] < survey.num_rows:
+        remarks.append(f"{survey.filled[name]:,} of {survey.num_rows:,} rows")
+    if use_of(name) == "id" and not taken["id"]:
+        remarks.append("not another one in every row: rows are numbered")
+    if meant_by(name):
+        remarks.append(f"did you mean {meant_by(name)!r}?")
+    return f" ({'; '.join(remarks)})" if remarks else ""
+
+
+def _metadata(folder: Path) -> Path:
+    tables = [folder / name for name in _METADATA if (folder / name).is_file()]
+    if len(tables) != 1:
+        raise DataError(
+            f"{folder}: expected a table, or a folder of images with one of {', '.join(_METADATA)} in it; "
+            "images without such a table need a recipe (data.recipe)"
+        )
+    return tables[0]
+
+
+def _list_key(table: Path) -> str | None:
+    keys = list_keys(table)
+    if len(keys) > 1:
+        named = ", ".join(map(shown_column, keys))
+        remedy = "keep one, or name it as list_key in a recipe (data.recipe)"
+        raise DataError(f"{table}: rows stand under several keys, {named}; {remedy}")
+    return keys[0] if keys else None

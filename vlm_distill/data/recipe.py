@@ -113,7 +113,7 @@ def prepare(recipe: Recipe, folder: Path, log: Log = print) -> Dataset:
         else:
             log(f"{recipe.name}: already prepared in {folder}")
             return dataset
-    train, held_out, counts = _collect(recipe, ImageStore(folder / "images"))
+    train, held_out, counts = _collect(recipe, ImageStore(folder / "images"), log=log)
     # What a reader of the folder is told of the sources, who may not have the package that a source is from.
     sources = [{"text": one.source.describe(), "hub_id": one.source.hub_id} for one in recipe.sources]
     write_dataset(
@@ -134,8 +134,10 @@ def counts_text(counts: Counter[str] | dict[str, int]) -> str:
     return ", ".join(f"{name} {count}" for name, count in counts.items())
 
 
-def _collect(recipe: Recipe, images: ImageStore) -> tuple[list[Example], list[Example], Counter[str]]:
-    groups, counts = _read_sources(recipe, images)
+def _collect(
+    recipe: Recipe, images: ImageStore, *, log: Log | None = None
+) -> tuple[list[Example], list[Example], Counter[str]]:
+    groups, counts = _read_sources(recipe, images, log=log)
     if recipe.deduplicate:
         _drop_duplicates(groups, counts)
     weights = {entry.source.label: entry.weight for entry in recipe.sources if entry.weight is not None}
@@ -145,18 +147,27 @@ def _collect(recipe: Recipe, images: ImageStore) -> tuple[list[Example], list[Ex
     counts.update(train=len(train), held_out=len(held_out))
     counts.update(train_images=len(used_images(train)), held_out_images=len(used_images(held_out)))
     if not train:
-        raise DataError(f"recipe {recipe.name}: no example is left to train on: {counts_text(counts)}")
+        remedy = f"; hold less out than {recipe.split.held_out:g} (split.held_out)" if held_out else ""
+        raise DataError(
+            f"recipe {recipe.name}: no example is left to train on: {counts_text(counts)}{remedy}"
+        )
+    if recipe.split.held_out and not held_out and log is not None:
+        log(f"{recipe.name}: nothing is held out, for {len(train)} examples are few; raise split.held_out")
     return train, held_out, counts
 
 
-def _read_sources(recipe: Recipe, images: ImageStore) -> tuple[dict[str, list[Example]], Counter[str]]:
+def _read_sources(
+    recipe: Recipe, images: ImageStore, *, log: Log | None = None
+) -> tuple[dict[str, list[Example]], Counter[str]]:
     groups: dict[str, list[Example]] = {}
     counts: Counter[str] = Counter()
     owners: dict[str, str] = {}
     for entry in recipe.sources:
         name = entry.source.label
         try:
-            groups[name], found = read_examples(entry, images, on_bad_row=recipe.on_bad_row, owners=owners)
+            groups[name], found = read_examples(
+                entry, images, on_bad_row=recipe.on_bad_row, owners=owners, log=log
+            )
         except RowError as error:
             raise DataError(f"{error} ({_WAY_OUT})") from None
         counts.update(found)

@@ -1,20 +1,25 @@
 """One row of a data set with its columns resolved: what every kind of source yields."""
 
 import json
-import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
-from datetime import date, time
-from decimal import Decimal
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from vlm_distill.data.absent import is_absent, is_null, is_unsaid
 from vlm_distill.data.bad_rows import RowError
-from vlm_distill.data.columns import Columns, cell
+from vlm_distill.data.columns import Columns, as_text, cell, one_of, unread
 from vlm_distill.data.conversations import parse_messages
+from vlm_distill.data.forms import (
+    Options,
+    name_choice,
+    read_answers,
+    read_earlier,
+    read_options,
+    read_question,
+)
 from vlm_distill.data.image_values import image_bytes, image_file
 from vlm_distill.data.tables import RawRow
 from vlm_distill.errors import DataError
@@ -27,16 +32,19 @@ class Row:
 
     `question` is empty where the row lacks one and may. Each of `images` returns the bytes of one image file
     when called, and raises DataError when they cannot be had: filters and limits come first, and a bad image
-    can be skipped. `meta` holds the values as they are, for prompts.
+    can be skipped. `before` are the turns in front of the question. `meta` holds the values as they are, for
+    prompts. `unread` names the columns that the row fills and nobody reads.
     """
 
     id: str
     where: str
     images: tuple[Callable[[], bytes], ...] = ()
     question: str | None = None
+    before: tuple[Message, ...] = ()
     messages: tuple[Message, ...] | None = None
     references: tuple[str, ...] = ()
     meta: dict[str, Any] = field(default_factory=dict)
+    unread: tuple[str, ...] = ()
 
     @property
     def asked(self) -> str:
@@ -53,12 +61,14 @@ def build_rows(
 
     A row that cannot be used is yielded as what is wrong with it.
     """
+    known = columns.known()
     for number, (where, raw, image_root) in enumerate(raw_rows):
         if isinstance(raw, RowError):
             yield raw
             continue
         try:
             row = build_row(raw, columns, default_id=f"{name}-{number}", image_root=image_root, where=where)
+            row = replace(row, unread=tuple(unread(raw, known)))
         except RowError as error:
             yield error
         except RecursionError:
@@ -73,23 +83,25 @@ def build_row(raw: RawRow, columns: Columns, *, default_id: str, image_root: Pat
     Raises:
         RowError: a column is missing, empty, or holds something else than its use needs.
     """
-    question = messages = answer = None
-    if columns.question is not None:
-        found = cell(raw, columns.question, use="question", where=where)
-        question = "" if found is None else _text(found, use="question", where=where)
-    if columns.messages is not None:
-        found = cell(raw, columns.messages, use="messages", where=where)
-        question = "" if found is None else None
-        messages, answer = (None, None) if found is None else parse_messages(found, where=where)
+    options = read_options(raw, columns, where=where)
+    question = read_question(raw, columns, options, where=where)
+    before = read_earlier(raw, columns, where=where)
+    messages, answer = _conversation(raw, columns, before, where=where)
+    if question is not None and messages is not None:
+        message = f"{where}: question and messages are filled; expected one of them"
+        raise RowError(message, reason="wrong_cell")
+    if question is None and messages is None and (columns.question, columns.messages) != (None, None):
+        question = ""
     row_id = None if columns.id is None else cell(raw, columns.id, use="id", where=where)
     images = _images(raw, columns, where=where)
     return Row(
-        id=default_id if row_id is None else _text(row_id, use="id", where=where),
+        id=default_id if row_id is None else as_text(row_id, use="id", where=where),
         where=where,
         images=tuple(partial(image_bytes, value, root=image_root, where=where) for value in images),
         question=question,
+        before=before,
         messages=messages,
-        references=_references(raw, columns, where=where) or (() if answer is None else (answer,)),
+        references=_references(raw, columns, options, where=where) or (() if answer is None else (answer,)),
         meta={
             name: cell(raw, column, use=f"meta {name}", where=where, lacks=is_null)
             for name, column in columns.meta.items()
@@ -118,47 +130,42 @@ def meta_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
-def _text(value: Any, *, use: str, where: str) -> str:
-    """Return the text of a cell: numbers as Python writes them, dates and times in ISO 8601."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, (date, time)):
-        return value.isoformat()
-    if isinstance(value, bool) or not (isinstance(value, (int, float, Decimal)) and math.isfinite(value)):
-        kind = type(value).__name__
-        raise RowError(f"{where}: expected text or a number as {use}, got {kind}", reason="wrong_cell")
-    return str(value)
+def _conversation(
+    raw: RawRow, columns: Columns, before: tuple[Message, ...], *, where: str
+) -> tuple[tuple[Message, ...] | None, str | None]:
+    """Return the turns of a conversation and its last answer, if any."""
+    value = one_of(raw, columns.messages, use="messages", where=where)
+    if value is None:
+        return None, None
+    messages, answer = parse_messages(value, where=where)
+    if before and messages[0].role == "system":
+        message = f"{where}: the conversation has a system message, and column {columns.system!r} another"
+        raise RowError(message, reason="bad_conversation")
+    return (*before, *messages), answer
 
 
-def _references(raw: RawRow, columns: Columns, *, where: str) -> tuple[str, ...]:
+def _references(raw: RawRow, columns: Columns, options: Options | None, *, where: str) -> tuple[str, ...]:
     if columns.references is None:
         return ()
-    value = cell(raw, columns.references, use="references", where=where, lacks=is_unsaid)
-    items = value if isinstance(value, (list, tuple)) else [value]
-    found = [_answer(item, where=where) for item in items]
+    value = one_of(raw, columns.references, use="references", where=where, lacks=is_unsaid)
+    found = [name_choice(item, options, where=where) for item in read_answers(value, where=where)]
     # True and False are answers, written as JSON writes them.
     return tuple(
-        str(item).lower() if isinstance(item, bool) else _text(item, use="references", where=where)
+        str(item).lower() if isinstance(item, bool) else as_text(item, use="references", where=where)
         for item in found
         if not is_absent(item)
     )
-
-
-def _answer(item: Any, *, where: str) -> Any:
-    if not isinstance(item, dict):
-        return item
-    if "answer" not in item:
-        known = ", ".join(map(str, item))
-        message = f"{where}: expected references with a key 'answer', got {known}"
-        raise RowError(message, reason="wrong_cell")
-    return item["answer"]
 
 
 def _images(raw: RawRow, columns: Columns, *, where: str) -> list[Any]:
     if columns.image is not None:
         values = [cell(raw, columns.image, use="image", where=where)]
     elif isinstance(columns.images, list):
-        values = [cell(raw, column, use="images", where=where) for column in columns.images]
+        values = []
+        for column in columns.images:
+            found = cell(raw, column, use="images", where=where)
+            is_list = isinstance(found, (list, tuple))
+            values += _listed_images(found, column=column, where=where) if is_list else [found]
     elif columns.images is not None:
         listed = cell(raw, columns.images, use="images", where=where, lacks=is_unsaid)
         return _listed_images(listed, column=columns.images, where=where)

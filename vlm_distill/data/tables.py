@@ -1,10 +1,12 @@
 """Rows of JSON, JSONL, CSV, TSV and Parquet files as they stand there. Columns are in columns.py."""
 
+import codecs
 import csv
 import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,6 +20,15 @@ TABLE_SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 # Images in base64 make cells far larger than the csv module's default of 128 KiB.
 _CELL_LIMIT = 1 << 30
 _NOT_A_NUMBER = ("nan", "NaN")
+# What spreadsheets separate cells by, which follows the language of the machine and not the name of the file.
+_DELIMITERS = (",", "\t", ";")
+# The longer mark first: that of UTF-16 is how the one of UTF-32 begins.
+_MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
 
 
 def read_table(path: Path, *, list_key: str | None = None) -> Iterator[tuple[str, RawRow | RowError]]:
@@ -57,28 +68,75 @@ def _rows(path: Path, *, suffix: str, list_key: str | None) -> Iterator[RawRow |
     return _csv_rows(path, delimiter="\t" if suffix == ".tsv" else ",")
 
 
+def list_keys(path: Path) -> list[str]:
+    """Return the keys of a JSON file whose top level is an object that hold rows, none for other files.
+
+    Raises:
+        DataError: it is not valid JSON.
+    """
+    if path.suffix.lower() != ".json" or not path.is_file():
+        return []
+    with path.open(encoding=_encoding(path), errors=KEEP_BYTES) as handle:
+        start = handle.read(1 << 10)
+    # A list of rows may be large; it is not read for this.
+    if not start.lstrip().startswith("{"):
+        return []
+    value = _json_value(path)
+    return [
+        key for key, rows in value.items() if isinstance(rows, list) and rows and isinstance(rows[0], dict)
+    ]
+
+
 def _json_rows(path: Path, *, list_key: str | None) -> Iterator[RawRow | RowError]:
-    text = path.read_text(encoding="utf-8-sig")
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not valid JSON: {error}") from None
+    value = _json_value(path)
     if list_key is not None:
         if not isinstance(value, dict) or list_key not in value:
             known = did_you_mean(list_key, value) if isinstance(value, dict) else "the top level is no object"
             raise DataError(f"{path}: no key {list_key!r} (list_key); {known}")
         value = value[list_key]
     if not isinstance(value, list):
-        hint = (
-            f"; name the key of the list as list_key: {', '.join(value)}" if isinstance(value, dict) else ""
-        )
+        keys = list(value) if isinstance(value, dict) else []
+        hint = f"; a recipe names the key of the list as list_key: {', '.join(keys[:20])}" if keys else ""
         raise DataError(f"{path}: expected a list of rows, got {type(value).__name__}{hint}")
     for number, row in enumerate(value):
         yield _checked(row, where=f"{path} row {number}")
 
 
+def _json_value(path: Path) -> Any:
+    text = path.read_text(encoding=_encoding(path))
+    try:
+        return _loads(text)
+    except (ValueError, RecursionError) as error:
+        lines = "; a file with an object on every line is a .jsonl file" if "Extra data" in str(error) else ""
+        raise DataError(f"{path}: not valid JSON: {error}{lines}") from None
+
+
+def _loads(text: str) -> Any:
+    return json.loads(text, object_pairs_hook=_object)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object of JSON, in which of two equal keys one would win without a word."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError(f"the key {_twice([key for key, _ in pairs])!r} stands twice in one object")
+    return found
+
+
+def _twice(names: list[str]) -> str | None:
+    """Return the first name that stands twice."""
+    return next((name for name, count in Counter(names).items() if count > 1), None)
+
+
+def _encoding(path: Path) -> str:
+    """Return the encoding that the first bytes of a file name, UTF-8 if they name none."""
+    with path.open("rb") as handle:
+        start = handle.read(4)
+    return next((name for mark, name in _MARKS.items() if start.startswith(mark)), "utf-8-sig")
+
+
 def _jsonl_rows(path: Path) -> Iterator[RawRow | RowError]:
-    with path.open(encoding="utf-8-sig", errors=KEEP_BYTES) as handle:
+    with path.open(encoding=_encoding(path), errors=KEEP_BYTES) as handle:
         for number, line in enumerate(handle, start=1):
             if line.strip():
                 yield _jsonl_row(line, where=f"{path} line {number}")
@@ -88,9 +146,10 @@ def _jsonl_row(line: str, *, where: str) -> RawRow | RowError:
     if not is_unicode(line):
         return _broken(f"{where}: expected UTF-8 text")
     try:
-        row = json.loads(line)
+        row = _loads(line)
     except (ValueError, RecursionError) as error:
-        return _broken(f"{where}: not valid JSON: {error}")
+        lines = "; a list over several lines is a .json file" if line.lstrip().startswith("[") else ""
+        return _broken(f"{where}: not valid JSON: {error}{lines}")
     return _checked(row, where=where)
 
 
@@ -107,18 +166,44 @@ def _broken(message: str) -> RowError:
 def _csv_rows(path: Path, *, delimiter: str) -> Iterator[RawRow | RowError]:
     before = csv.field_size_limit(_CELL_LIMIT)
     try:
-        with path.open(encoding="utf-8-sig", errors=KEEP_BYTES, newline="") as handle:
-            reader = csv.reader(handle, delimiter=delimiter, strict=True)
-            names = next(reader, [])
-            if not is_unicode("".join(names)):
-                raise DataError(f"{path} line 1: expected UTF-8 text")
-            if len(set(names)) != len(names):
-                raise DataError(f"{path}: column names stand twice in the first line: {', '.join(names)}")
+        with path.open(encoding=_encoding(path), errors=KEEP_BYTES, newline="") as handle:
+            delimiter, spaced = _dialect(handle, path, delimiter=delimiter)
+            reader = csv.reader(handle, delimiter=delimiter, skipinitialspace=spaced, strict=True)
+            names = _column_names(_first_line(reader), path=path)
             for cells in reader:
                 if cells:
                     yield _csv_row(names, cells, where=f"{path} line {reader.line_num}")
     finally:
         csv.field_size_limit(before)
+
+
+def _dialect(handle: TextIO, path: Path, *, delimiter: str) -> tuple[str, bool]:
+    """Return what separates the names in the first line, and whether a space follows it there.
+
+    The expected delimiter is tried first: a file of one column has none.
+    """
+    for tried in sorted(_DELIMITERS, key=lambda one: one != delimiter):
+        names = _first_line(csv.reader(handle, delimiter=tried))
+        handle.seek(0)
+        if len(names) > 1:
+            return tried, any(name.startswith(" ") for name in names[1:])
+    return delimiter, False
+
+
+def _first_line(lines: Iterable[list[str]]) -> list[str]:
+    """Return the cells of the first line that is not blank, none of an empty file."""
+    return next((cells for cells in lines if cells), [])
+
+
+def _column_names(names: list[str], *, path: Path) -> list[str]:
+    """Return the names in the first line; several columns without a name are numbered from 0."""
+    if not is_unicode("".join(names)) or "\0" in "".join(names):
+        raise DataError(f"{path} line 1: expected UTF-8 text; save the file in that encoding")
+    if names.count("") > 1:
+        names = [name or f"Unnamed: {number}" for number, name in enumerate(names)]
+    if twice := _twice(names):
+        raise DataError(f"{path}: the column name {twice!r} stands twice in the first line")
+    return names
 
 
 def _csv_row(names: list[str], cells: list[str], *, where: str) -> RawRow | RowError:
@@ -133,6 +218,8 @@ def _csv_row(names: list[str], cells: list[str], *, where: str) -> RawRow | RowE
 def _parquet_rows(path: Path) -> Iterator[RawRow | RowError]:
     number = 0
     with pq.ParquetFile(path) as file:
+        if twice := _twice(file.schema_arrow.names):
+            raise DataError(f"{path}: two columns are called {twice!r}")
         # Small batches: rows may hold whole images.
         for batch in file.iter_batches(batch_size=64):
             yield from _batch_rows(batch, path=path, first=number)

@@ -26,7 +26,7 @@ def headline(run: Run) -> Facts:
     parameters = f" ({_rounded(size)} parameters)" if size else ""
     facts.append(("Student", student_origin(run) + parameters))
     facts.append(("Method", _method(run)))
-    facts.append(("Data", str(run.setting("data.recipe") or run.setting("data.path"))))
+    facts.append(("Data", str(run.setting("data.path") or run.setting("data.recipe"))))
     facts += _times(run)
     return facts
 

@@ -16,7 +16,7 @@ from vlm_distill.runs.engines import about_live, require_engines
 from vlm_distill.runs.folder import require_plan
 from vlm_distill.runs.memory import MicroBatchShape, estimate, weightless
 from vlm_distill.runs.plan import Step, plan, tracks
-from vlm_distill.runs.prepare import millions, recipe_of, trains_tokenizer
+from vlm_distill.runs.prepare import about_data, millions, recipe_of, trains_tokenizer
 from vlm_distill.runs.teacher import load_options
 from vlm_distill.runs.usable import require_readable_prompts
 from vlm_distill.students.build import build_llava
@@ -57,6 +57,7 @@ def check(config: RunConfig) -> str:
     )
     lines = [dump_yaml(config.model_dump(mode="json")).rstrip()]
     lines.append(f"data: recipe {found.recipe.name} with {len(found.recipe.sources)} source(s)")
+    lines += about_data(config.data)
     lines.append(f"evaluation: {', '.join(found.tasks) or 'none'}")
     lines += [f"pair: {line}" for line in found.pair.lines()] if found.pair else []
     about = " (more with the tokens that the data will give it)" if trains_tokenizer(config.student) else ""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from vlm_distill.adapters.adapter import LoadedModel
 from vlm_distill.config import apply_overrides, decode, user_path
-from vlm_distill.data.own_table import recipe_for_table
+from vlm_distill.data.own_table import own_table
 from vlm_distill.data.recipe import Recipe, load_recipe, prepare
 from vlm_distill.files import hash_json
 from vlm_distill.models.fingerprint import require_as_written
@@ -30,7 +30,13 @@ class Made:
 
 def prepare_data(context: Context) -> None:
     # One process writes, the others read what it wrote.
-    on_main(lambda: prepare(recipe_of(context.config.data), context.folder / "data", context.log))
+    on_main(lambda: _prepare_data(context))
+
+
+def _prepare_data(context: Context) -> None:
+    for line in about_data(context.config.data):
+        context.log(line)
+    prepare(recipe_of(context.config.data), context.folder / "data", context.log)
 
 
 def prepare_student(context: Context) -> None:
@@ -78,10 +84,20 @@ def introduce(context: Context) -> None:
 def recipe_of(config: DataConfig) -> Recipe:
     """Return the recipe that a run prepares: the table at `path`, else the named one."""
     if config.path is not None:
-        table = recipe_for_table(user_path(config.path)).model_dump(mode="json")
+        table = own_table(user_path(config.path)).recipe.model_dump(mode="json")
         return decode(Recipe, apply_overrides(table, config.overrides), where=config.path)
     assert config.recipe is not None
     return load_recipe(config.recipe, config.overrides)
+
+
+def about_data(config: DataConfig) -> list[str]:
+    """Return what the columns of a table at `path` are taken as, and that it replaces a recipe."""
+    if config.path is None:
+        return []
+    lines = [own_table(user_path(config.path)).line]
+    if config.recipe is not None:
+        lines.append(f"data.path replaces the recipe {config.recipe!r}, which is not read")
+    return [f"data: {line}" for line in lines]
 
 
 def trains_tokenizer(config: StudentConfig) -> bool:

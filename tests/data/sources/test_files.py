@@ -96,6 +96,21 @@ def test_several_image_columns_may_be_empty_where_marked(
     assert len(good.images) == 2
 
 
+def test_a_column_of_one_image_or_a_list_stands_among_several(
+    write_jsonl: Callable[[str, list[Any]], Path], questions: Path
+) -> None:
+    rows = [
+        {"i": "images/0.png"},
+        {"l": ["images/0.png", "images/1.png"]},
+        {"i": None, "l": []},
+        {"l": ["", "a"]},
+    ]
+    source = files(write_jsonl("m.jsonl", rows), columns=Columns(images=["i?", "l?"]))
+    *good, bad = source.rows()
+    assert [len(row.images) for row in good] == [1, 2, 0]
+    assert "row 3: an image in column 'l?' (images) is empty" in str(bad)
+
+
 def test_llava_conversations_give_messages_and_the_last_answer(
     write_jsonl: Callable[[str, list[Any]], Path],
 ) -> None:
