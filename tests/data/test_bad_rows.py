@@ -13,6 +13,7 @@ from vlm_distill.config import Record, decode
 from vlm_distill.data.bad_rows import REASONS, RowError
 from vlm_distill.data.dataset import MANIFEST, Dataset
 from vlm_distill.data.examples import RecipeSource
+from vlm_distill.data.own_table import own_table
 from vlm_distill.data.recipe import Recipe, prepare
 from vlm_distill.data.rows import Row
 from vlm_distill.errors import ConfigError, DataError
@@ -89,6 +90,12 @@ def test_a_bad_row_is_refused_with_the_way_out_or_skipped_and_counted_by_reason(
     assert (data.counts["read"], data.counts["train"]) == (2, 1)
     assert read_json(tmp_path / "data" / MANIFEST)["counts"][reason] == 1
     assert f"{reason} 1" in lines[-1]
+
+
+def test_a_list_among_the_rows_of_ones_own_table_is_one_bad_row(tmp_path: Path) -> None:
+    made = own_table(lines_of(tmp_path / "t.jsonl", {"question": "Which?"}, ["Which?"])).recipe
+    data, _ = prepared(made.model_copy(update={"on_bad_row": "skip"}), tmp_path / "data")
+    assert (data.counts["read"], data.counts["missing_cell"]) == (2, 1)
 
 
 def test_the_prompt_of_one_row_may_fail(tmp_path: Path) -> None:

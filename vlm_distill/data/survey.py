@@ -73,7 +73,8 @@ def survey_table(path: Path, *, list_key: str | None) -> Survey:
         if isinstance(row, RowError):
             broken = broken or row
         elif isinstance(row, list):
-            raise DataError(f"{where}: expected named columns, got a list; write a recipe with `columns`")
+            message = f"{where}: expected named columns, got a list; write a recipe with `columns`"
+            broken = broken or RowError(message, reason="broken_row")
         else:
             try:
                 survey.add(row, where=where)
