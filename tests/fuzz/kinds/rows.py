@@ -99,7 +99,7 @@ def _plain(value: Any) -> str | None:
 
 def run_on(path: Path, random: Random, *, rows: int | None = None) -> Case:
     """Return the case that distils on a table of one's own, with rows that cannot be used skipped or not."""
-    overrides = [f"data.path={path.name}", f"output={OUTPUT}"]
+    overrides = [f"data.path={json.dumps(path.name)}", f"output={OUTPUT}"]
     if random.random() < 0.6:
         overrides.append('data.overrides=["on_bad_row=skip"]')
     return Case(commands=(("run", TABLE, *overrides),), rows=rows)
