@@ -100,12 +100,12 @@ def load_config(path: Path, name: str, *, trust_remote_code: bool = False) -> An
         config = AutoConfig.from_pretrained(
             **location(path), trust_remote_code=trust_remote_code, local_files_only=True
         )
-        found = {key: getattr(config.get_text_config(), key, None) for key in MOST}
-    for key, value in found.items():
-        if value is not None and not 0 < value <= MOST[key]:
-            raise AdapterError(
-                f"{name}: config.json: expected 1 to {MOST[key]:,} {key}, got {value}; {REMEDY}"
-            )
+        for key, most in MOST.items():
+            value = getattr(config.get_text_config(), key, None)
+            if value is not None and not 0 < value <= most:
+                raise AdapterError(
+                    f"{name}: config.json: expected 1 to {most:,} {key}, got {value}; {REMEDY}"
+                )
     _require_own_files(config, name, trust_remote_code=trust_remote_code)
     return config
 
