@@ -58,6 +58,7 @@ WEIGHTS = "model.safetensors"
 BEFORE_ANY_WEIGHT: dict[str, Edit] = {
     "no heads": settings("config.json", num_attention_heads=0),
     "no layers": settings("config.json", num_hidden_layers=0),
+    "an embedding for each atom": settings("config.json", vocab_size=10**12),
     "a billion layers": settings("config.json", num_hidden_layers=10**9),
     "a rope that nobody knows": settings("config.json", rope_parameters={"rope_type": "nope"}),
     "an activation that nobody knows": settings("config.json", hidden_act="nope"),
@@ -72,10 +73,11 @@ BEFORE_ANY_WEIGHT: dict[str, Edit] = {
         "chat_template.jinja", "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}"
     ),
     "a template that sums strings": content("chat_template.jinja", "{{ messages[0].content + 5 }}"),
+    "a string of ids to suppress": settings("generation_config.json", suppress_tokens="x"),
     "stop ids that are no numbers": settings("generation_config.json", eos_token_id=["x"]),
 }
 WITH_WEIGHTS: dict[str, Edit] = {
-    "an embedding for each atom": settings("config.json", vocab_size=10**12),
+    "many more embeddings than there are": settings("config.json", vocab_size=10**7),
     "a norm without a number": settings("config.json", rms_norm_eps=None),
     "weights that are cut": content(WEIGHTS, "{"),
     "weights that are not numbers": filled(float("nan")),

@@ -29,8 +29,8 @@ TRUST = (
     "it brings code of its own, which runs only where you trust it: `trust_remote_code: true` beside `model` "
     "in a config, `--trust-remote-code` for eval and export"
 )
-# Each is built as a module, even without weights, and no model has a tenth of them.
-MAX_LAYERS = 1000
+# Layers are built as modules and ids are listed, even without weights; no model has a tenth of these.
+MOST = {"num_hidden_layers": 1000, "vocab_size": 2**24}
 
 
 def load_model(
@@ -100,11 +100,12 @@ def load_config(path: Path, name: str, *, trust_remote_code: bool = False) -> An
         config = AutoConfig.from_pretrained(
             **location(path), trust_remote_code=trust_remote_code, local_files_only=True
         )
-        num_layers = getattr(config.get_text_config(), "num_hidden_layers", None)
-    if num_layers is not None and not 0 < num_layers <= MAX_LAYERS:
-        raise AdapterError(
-            f"{name}: config.json: expected 1 to {MAX_LAYERS:,} num_hidden_layers, got {num_layers}; {REMEDY}"
-        )
+        for key, most in MOST.items():
+            value = getattr(config.get_text_config(), key, None)
+            if value is not None and not 0 < value <= most:
+                raise AdapterError(
+                    f"{name}: config.json: expected 1 to {most:,} {key}, got {value}; {REMEDY}"
+                )
     _require_own_files(config, name, trust_remote_code=trust_remote_code)
     return config
 

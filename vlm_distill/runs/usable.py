@@ -10,7 +10,7 @@ from vlm_distill.adapters.chat import pad_id
 from vlm_distill.adapters.foreign import blaming
 from vlm_distill.errors import AdapterError
 from vlm_distill.forward import forward_prompts
-from vlm_distill.generation.decoding import evaluating
+from vlm_distill.generation.decoding import evaluating, own_suppressed_ids
 from vlm_distill.records import Example, Message, Text
 
 PLAIN = Example(id="hello", messages=(Message(role="user", content=(Text(text="Hello"),)),))
@@ -29,6 +29,8 @@ def require_readable_prompts(loaded: LoadedModel) -> None:
         # Tokenizers are extended without their models, by tokens that nobody writes.
         needed = {i for token, i in vocabulary.items() if token not in added}
         needed |= {pad_id(tokenizer), loaded.stop_ids[0]}
+    with blaming(f"{loaded.path}: generation_config.json: expected `suppress_tokens` to be a list of ids"):
+        torch.tensor(own_suppressed_ids(loaded), dtype=torch.long)
     try:
         prompts = loaded.adapter.encode(loaded.processor, [PLAIN], [[]])
     except AdapterError as error:
