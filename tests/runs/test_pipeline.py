@@ -14,6 +14,7 @@ import yaml
 from tests.commands import error_of, run
 from tests.engines import VLLM_INSTALLED
 from tests.scripted_engine import ScriptedEngine
+from tests.state_files import change_state
 from tests.tiny import tiny_llava, tiny_text_model
 from tests.tiny_run import write_run
 from tests.whole_runs import Copy, config_of
@@ -147,8 +148,8 @@ def test_interrupted_responses_are_kept_where_the_engine_is_missing(
     folder = copy(finished)
     manifest = folder / "responses" / "student_round_2" / "manifest.json"
     whole = json.loads(manifest.read_text())
-    interrupted = json.dumps({**whole, "complete": None})
-    manifest.write_text(interrupted)
+    change_state(manifest, complete=None)
+    interrupted = manifest.read_text()
     code = run(config_of(finished), "generate.engine={kind: vllm}", f"output={folder}")
     assert "vllm is not installed" in error_of(capsys, code)
     assert manifest.read_text() == interrupted

@@ -4,6 +4,8 @@ The config is compared in folder.py. Who answers (`generate.engine`) is no input
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from vlm_distill.data.recipe import fingerprint_now
@@ -33,42 +35,44 @@ def require_same_inputs(config: RunConfig, folder: Path, steps: Sequence[Step]) 
     if known is None:
         return
     with_results = [step for step in steps if _has_results(folder, step)]
-    for what, before, now, reads in _inputs(config, folder, steps, known):
-        used_by = [step.name for step in with_results if reads(step)]
-        if used_by and (found := now()) != before:
+    for one in _inputs(config, folder, steps, known):
+        used_by = [step.name for step in with_results if one.is_read_by(step)]
+        if used_by and (now := one.now()) != one.before:
             shown = ", ".join(used_by[:4]) + (", ..." if len(used_by) > 4 else "")
-            hashes = f"fingerprint {before[:12]}, now {found[:12]}"
             raise DataError(
-                f"{folder}: {what} changed ({hashes}) since it was used by {shown}; give the run another "
-                "`output`, or delete the folder to start anew"
+                f"{folder}: {one.what} changed (fingerprint {one.before[:12]}, now {now[:12]}) since it was "
+                f"used by {shown}; give the run another `output`, or delete the folder to start anew"
             )
 
 
-Input = tuple[str, str, Callable[[], str], Callable[[Step], bool]]
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Input:
+    """What is read from outside: its fingerprint `before`, and what computes that of `now`."""
+
+    what: str
+    before: str
+    now: Callable[[], str]
+    is_read_by: Callable[[Step], bool]
 
 
-def _inputs(config: RunConfig, folder: Path, steps: Sequence[Step], known: Provenance) -> Iterator[Input]:
-    """Yield what is read: its name, its fingerprint before, what computes that of now, and who reads it."""
+def _inputs(config: RunConfig, folder: Path, steps: Sequence[Step], known: Provenance) -> Iterator[_Input]:
+    """Yield what a run reads; a student that it has made itself is compared with its record instead."""
     teacher, student = config.teacher, config.student
     if teacher is not None and known.teacher is not None:
-        fingerprint = _fingerprint(teacher, config.device)
-        yield f"the teacher ({teacher.model})", known.teacher, fingerprint, _reads_teacher
+        what, now = f"the teacher ({teacher.model})", _fingerprint(teacher, config.device)
+        yield _Input(what=what, before=known.teacher, now=now, is_read_by=_reads_teacher)
     if student.model is not None:
         start = ModelConfig(model=student.model, trust_remote_code=student.trust_remote_code)
-        what = f"the student before training ({student.model})"
-        yield what, known.student, _fingerprint(start, config.device), _reads_student
+        what, now = f"the student before training ({student.model})", _fingerprint(start, config.device)
+        yield _Input(what=what, before=known.student, now=now, is_read_by=_reads_student)
     else:
         made = folder / next(step for step in steps if step.name == BASE[1]).folder
         if made.is_dir():
             require_as_written(made)
     recipe = recipe_of(config.data)
+    now = partial(fingerprint_now, recipe, folder / "data")
     # Last, because changed sources are read whole.
-    yield (
-        f"the data ({recipe.name})",
-        known.data,
-        lambda: fingerprint_now(recipe, folder / "data"),
-        _reads_data,
-    )
+    yield _Input(what=f"the data ({recipe.name})", before=known.data, now=now, is_read_by=_reads_data)
 
 
 def _fingerprint(model: ModelConfig, device: str) -> Callable[[], str]:

@@ -48,7 +48,7 @@ class Provenance(Environment):
     data_counts: Mapping[str, int]
     student: str
     teacher: str | None
-    unreadable_prompts: Mapping[str, int]
+    unreadable_prompts: Mapping[str, int] = field(default_factory=dict)
     steps: Mapping[str, Environment] = field(default_factory=dict)
     format_version: Literal[1] = 1
 
