@@ -96,8 +96,9 @@ def _eval(options: Namespace) -> None:
     if options.engine:
         kind, *overrides = options.engine
         settings["engine"] = apply_overrides({"kind": kind}, overrides)
+    model = {name: getattr(options, name) for name in ("model", "dtype", "trust_remote_code")}
     table = evaluate_model(
-        ModelConfig(model=options.model, dtype=options.dtype, trust_remote_code=options.trust_remote_code),
+        decode(ModelConfig, model, where="eval"),
         decode(EvaluateConfig, {**settings, "shuffle_images": options.shuffle_images}, where="eval"),
         folder=options.output or Path("eval_results") / name,
         device=options.device,
