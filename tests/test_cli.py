@@ -154,3 +154,25 @@ def test_a_mistake_in_the_engine_of_an_evaluation_is_one_line(
 ) -> None:
     assert main(["eval", "bundled:easy_vqa_teacher", "--suite", "easy_vqa", "--engine", *engine]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_names_break_out_of_no_line_of_the_log() -> None:
+    name = "a\n\x1b[31m\u202eb"
+    code = f"""
+import logging, sys
+from vlm_distill.cli import _show_log
+from vlm_distill.runs.folder import print_log
+_show_log()
+print_log({name!r})
+logging.getLogger("vlm_distill.x").info("read %s", {name!r})
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    lines = done.stderr.rstrip("\n").split("\n")
+    assert [line.partition(" ")[2] for line in lines] == [r"a\n\x1b[31m\u202eb"] * 2
+
+
+@pytest.mark.parametrize("limit", ["0", "-1", "٣", "1.5", "", "9" * 5000, "1e3"])
+def test_a_limit_is_a_whole_number_above_0(limit: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["eval", "model", "--suite", "easy_vqa", "--limit", limit])
+    assert len(capsys.readouterr().err.rstrip("\n").splitlines()[-1]) < 300

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1] / "vlm_distill"
 LAYERS = [
     {"errors", "faults", "files", "state", "records", "shards", "progress", "packages", "plugins", "stopping"}
-    | {"templates", "config"},
+    | {"templates", "markdown", "config"},
     {"batches", "processes"},
     {"losses", "data", "adapters"},
     {"models"},

@@ -1,6 +1,7 @@
 """The command line. Verbs import what they need when they run, so that --help and ls stay instant."""
 
 import argparse
+import logging
 import os
 import sys
 from argparse import Namespace
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from vlm_distill import __version__
-from vlm_distill.errors import UserError, one_line
+from vlm_distill.errors import UserError, one_line, printable, shown
 from vlm_distill.faults import explained
 from vlm_distill.stopping import end_at_once_on_signals, exit_code, handled, is_asked
 
@@ -27,14 +28,25 @@ def _load_run(options: Namespace) -> Any:
     return load_run(options.config, options.overrides)
 
 
-def _quiet_libraries() -> None:
-    """Show this package's log and others' warnings, without transformers' bars for every load and save."""
-    import logging
+class _OneLine(logging.Formatter):
+    """A message is a line, whatever the names in it hold."""
 
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (a hook of logging)
+        return printable(super().formatMessage(record))
+
+
+def _show_log() -> None:
+    """Show this package's log and others' warnings."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_OneLine("%(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
+    logging.getLogger("vlm_distill").setLevel(logging.INFO)
+
+
+def _quiet_libraries() -> None:
+    """Leave out transformers' bars for every load and save."""
     from transformers.utils.logging import disable_progress_bar
 
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    logging.getLogger("vlm_distill").setLevel(logging.INFO)
     disable_progress_bar()
 
 
@@ -84,8 +96,9 @@ def _eval(options: Namespace) -> None:
     if options.engine:
         kind, *overrides = options.engine
         settings["engine"] = apply_overrides({"kind": kind}, overrides)
+    model = {name: getattr(options, name) for name in ("model", "dtype", "trust_remote_code")}
     table = evaluate_model(
-        ModelConfig(model=options.model, dtype=options.dtype, trust_remote_code=options.trust_remote_code),
+        decode(ModelConfig, model, where="eval"),
         decode(EvaluateConfig, {**settings, "shuffle_images": options.shuffle_images}, where="eval"),
         folder=options.output or Path("eval_results") / name,
         device=options.device,
@@ -133,8 +146,8 @@ def _first_comment(path: Path) -> str:
 
 
 def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number above 0, got {text!r}")
+    if not (text.isascii() and text.isdecimal() and len(text) < 19) or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number above 0, got {shown(text)}")
     return int(text)
 
 
@@ -292,6 +305,7 @@ def _main(arguments: Sequence[str] | None) -> int:
     options = Namespace(continues=False)
     try:
         options = _parse(arguments)
+        _show_log()
         options.run(options)
     except KeyboardInterrupt as interrupted:
         return _interrupted(options, str(interrupted))
@@ -303,7 +317,7 @@ def _main(arguments: Sequence[str] | None) -> int:
         line = line or explained(error)
         if line is None:
             raise
-        print(f"vlm-distill: error: {' '.join(line.split())}", file=sys.stderr)
+        print(f"vlm-distill: error: {printable(' '.join(line.split()))}", file=sys.stderr)
         return 2
     return 0
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from packaging.utils import canonicalize_name
 
-from vlm_distill.errors import PluginError, one_line
+from vlm_distill.errors import PluginError, one_line, printable
 
 logger = logging.getLogger(__name__)
 PREFIX = "vlm_distill."
@@ -47,7 +47,7 @@ def find_part(group: str, name: str, *, instead_of: str | None) -> Part | None:
     if len(points) > 1:
         owners = " and ".join(sorted(_label(point.dist) for point in points))
         raise PluginError(f"{group}: {name!r} is brought by {owners}: uninstall one of them")
-    origin = f"{_label(points[0].dist)} ({group}: {name})"
+    origin = printable(f"{_label(points[0].dist)} ({group}: {name})")
     part = Part(value=_load(points[0], origin), origin=origin)
     if instead_of is not None:
         logger.warning("%s takes the place of the built-in %s", origin, instead_of)
@@ -67,7 +67,8 @@ def _entry_points() -> dict[str, dict[str, list[EntryPoint]]]:
             if PREFIX not in (distribution.read_text("entry_points.txt") or ""):
                 continue
             owner, points = canonicalize_name(distribution.name), distribution.entry_points
-        except (TypeError, ValueError) as error:
+        # Files of other packages, of which any may be torn: metadata without a name, no metadata at all.
+        except Exception as error:
             reason = one_line(error)
             logger.warning("%s: its entry_points.txt cannot be read: %s", _label(distribution), reason)
             continue
@@ -81,8 +82,10 @@ def _entry_points() -> dict[str, dict[str, list[EntryPoint]]]:
 def _load(point: EntryPoint, origin: str) -> Any:
     try:
         return point.load()
+    except KeyboardInterrupt:
+        raise
     # Another package's code runs here, so anything can be raised, also what would end the command.
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         reason = f"{type(error).__name__}: {one_line(error)}"
         raise PluginError(f"{origin} cannot be loaded: {reason}; mend or uninstall it") from None
 
@@ -91,6 +94,7 @@ def _label(distribution: Distribution | None) -> str:
     if distribution is None:
         return "a distribution without a name"
     try:
-        return f"{distribution.name} {distribution.version}"
-    except ValueError:
-        return f"a distribution in {distribution.locate_file('')}"
+        known = f"{distribution.name} {distribution.version}" if distribution.name else None
+    except Exception:  # As above.
+        known = None
+    return printable(known or f"a distribution in {distribution.locate_file('')}")

@@ -8,6 +8,8 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from vlm_distill.errors import printable
+
 T = TypeVar("T")
 Log = Callable[[str], None]
 """Takes one line for people: where a job is, what it left out."""
@@ -25,6 +27,7 @@ def progress(
     if os.environ.get("RANK", "0") != "0":
         yield from iterable
         return
+    label = printable(label)
     if total is None and isinstance(iterable, Sized):
         total = len(iterable)
     if sys.stderr.isatty():

@@ -121,6 +121,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
     """Return a function that installs a distribution with entry points `name=target` in the group."""
     (tmp_path / "my_sounds.py").write_text(MODULE)
     (tmp_path / "my_exit.py").write_text("raise SystemExit(0)")
+    (tmp_path / "my_end.py").write_text("raise GeneratorExit")
     monkeypatch.syspath_prepend(tmp_path)
 
     def installed(distribution: str, **entries: str) -> None:
@@ -193,6 +194,7 @@ def test_only_what_is_named_is_loaded(install: Install) -> None:
     [
         ("no_such_module:Horn", "cannot be loaded: ModuleNotFoundError: No module named 'no_such_module'"),
         ("my_exit:Horn", "cannot be loaded: SystemExit: 0; mend or uninstall it"),
+        ("my_end:Horn", "cannot be loaded: GeneratorExit: ; mend or uninstall it"),
         ("my_sounds:Harp", "cannot be loaded: AttributeError: module 'my_sounds' has no attribute 'Harp'"),
         ("my_sounds:THINGS", "expected a dataclass or model with `kind: Literal['broken']`"),
         ("my_sounds:Plain", "expected a dataclass or model with `kind: Literal['broken']`: Unable to"),
@@ -235,6 +237,21 @@ def test_the_unreadable_files_of_other_packages_end_no_command(
         decoded({"kind": "loud"})
     said = [line.partition(": its entry_points.txt cannot be read: ")[0] for line in caplog.messages]
     assert sorted(said) == ["latin 0.3", "torn 0.3"], "what mentions no group of ours is not taken apart"
+
+
+@pytest.mark.parametrize(
+    "metadata", [None, b"", b"Version: 1\n", b"\xff\xfe\x00Name", b"Name: \x1b[31m\nVersion: 1"]
+)
+def test_a_distribution_without_a_readable_name_ends_no_command(
+    install: Install, tmp_path: Path, metadata: bytes | None
+) -> None:
+    install("horns", horn="my_sounds:Horn")
+    declare(tmp_path, "torn", GROUP, loud="my_sounds:Loud", odd="my_sounds:Horn")
+    (tmp_path / "torn-0.3.dist-info" / "METADATA").unlink()
+    if metadata is not None:
+        (tmp_path / "torn-0.3.dist-info" / "METADATA").write_bytes(metadata)
+    assert decoded({"kind": "horn"}).play() == "toot"
+    assert decoded({"kind": "quiet"}) == Quiet()
 
 
 def test_of_a_distribution_that_stands_twice_on_the_path_the_first_is_taken(

@@ -14,8 +14,9 @@ from vlm_distill.evaluation.measures import MEASURES, Measure
 from vlm_distill.evaluation.results import Numbers, Provenance
 from vlm_distill.evaluation.statistics import clustered_mean
 from vlm_distill.generation.work import Counts
+from vlm_distill.markdown import inline_code
 from vlm_distill.publishing.export import choose_training
-from vlm_distill.publishing.model_card import CARD, Exported, Student, card_settings, code, model_card
+from vlm_distill.publishing.model_card import CARD, Exported, Student, card_settings, model_card
 from vlm_distill.reporting import write_report
 from vlm_distill.reporting.facts import open_run
 from vlm_distill.runs.summary import Summary
@@ -109,7 +110,7 @@ def test_names_break_out_of_neither_code_nor_front_matter(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("text", ["plain", "`", "``a`b", "a\nb", "``` `` `"])
 def test_inline_code_holds_any_text_on_one_line(text: str) -> None:
-    found = re.fullmatch(r"(`+) ?(.*?) ?\1", code(text))
+    found = re.fullmatch(r"(`+) ?(.*?) ?\1", inline_code(text))
     assert found is not None
     assert found[2] == " ".join(text.split())
     assert found[1] not in found[2]

@@ -100,8 +100,10 @@ def _made(part: Part, value: dict[str, Any]) -> Any:
         return read(value)
     except (ValidationError, UserError):
         raise
+    except KeyboardInterrupt:
+        raise
     # Another package's code runs here, so anything can be raised.
-    except Exception as error:
+    except BaseException as error:
         reason = f"{type(error).__name__}: {one_line(error)}"
         raise PluginError(f"{part.origin} cannot be made: {reason}; mend or uninstall it") from None
 

@@ -1,7 +1,9 @@
 """Plain tables for terminals, logs and Markdown files, and how the numbers in them are written."""
 
+import re
 from collections.abc import Mapping, Sequence
 
+from vlm_distill.errors import printable
 from vlm_distill.evaluation.statistics import Estimate
 
 
@@ -36,15 +38,18 @@ def words(key: str) -> str:
     return key.replace("_", " ")
 
 
+def _cell(value: object) -> str:
+    """Return a value that stays in its cell, on a terminal too."""
+    return re.sub(r"(?<!\\)\|", r"\\|", printable(" ".join(str(value).split("\n"))))
+
+
 def format_table(rows: Sequence[Mapping[str, object]]) -> str:
     """Return a Markdown table; its columns are those of all rows, in order, and a missing cell is empty."""
     columns = list(dict.fromkeys(column for row in rows for column in row))
-    cells = [
-        [str(row.get(column, "")).replace("|", r"\|").replace("\n", " ") for column in columns]
-        for row in rows
-    ]
-    widths = [max(len(text) for text in column) for column in zip(columns, *cells, strict=True)]
-    lines = [columns, ["-" * width for width in widths], *cells]
+    head = [_cell(column) for column in columns]
+    cells = [[_cell(row.get(column, "")) for column in columns] for row in rows]
+    widths = [max(len(text) for text in column) for column in zip(head, *cells, strict=True)]
+    lines = [head, ["-" * width for width in widths], *cells]
     return "\n".join(
         "| " + " | ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)) + " |"
         for line in lines

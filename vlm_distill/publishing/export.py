@@ -10,6 +10,7 @@ from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HTTPError  # type: ignore[attr-defined]
 
 from vlm_distill.adapters.adapter import LoadedModel, LoadOptions
+from vlm_distill.config import user_path
 from vlm_distill.errors import AdapterError, ConfigError, did_you_mean, one_line
 from vlm_distill.faults import writing
 from vlm_distill.files import atomic_path, read_json, take_name
@@ -63,7 +64,7 @@ def export(
         run = student.run if student is not None else None
         exported = _write(folder, files, options, title=title, name=push_to, run=run)
         with atomic_path(files / CARD) as card:
-            card.write_text(model_card(exported, student), encoding="utf-8")
+            card.write_text(model_card(exported, student), encoding="utf-8", errors="replace")
         # An empty folder may stand in its place.
         take_name(files, target)
     log(f"export: {folder} written to {target} ({exported.dtype}), checked, with a model card")
@@ -195,7 +196,7 @@ def _settings(folder: Path, run: Run | None) -> dict[str, Any]:
     if run is None:
         return card_settings(folder, (*LICENCE, "base_model", "datasets", "language"))
     start = run.setting("student.model")
-    return card_settings(Path(start).expanduser(), LICENCE) if start else {}
+    return card_settings(user_path(start), LICENCE) if start else {}
 
 
 def _require_login(push_to: str) -> None:

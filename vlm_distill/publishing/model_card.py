@@ -4,7 +4,6 @@ It is written for strangers: local paths of the machine that trained the model d
 is model_card.md.j2 beside this file.
 """
 
-import html
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from vlm_distill.config import dump_yaml, find_yaml
 from vlm_distill.data.recipe import Recipe, load_recipe
 from vlm_distill.evaluation.table import format_table, words
 from vlm_distill.evaluation.task import ALL
+from vlm_distill.markdown import fence_around, inline_code, plain, prose
 from vlm_distill.reporting.facts import Run, Training
 from vlm_distill.reporting.page import templates
 from vlm_distill.reporting.provenance import origins, student_origin, versions
@@ -31,7 +31,8 @@ from vlm_distill.training.config import MECHANICAL
 CARD = "README.md"
 HOME = "vlm-distill"
 LICENCE = ("license", "license_name", "license_link")
-HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
+HUB_ID = re.compile(r"^[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+\Z")
+_MAX_FRONT_MATTER = 64 << 10
 Values = dict[str, Any]
 
 
@@ -77,7 +78,8 @@ def model_card(exported: Exported, student: Student | None) -> str:
         facts |= {**_method(student), **_data(student), "own": own, "teacher": scores.of(TEACHER)}
     front |= exported.settings
     environment = templates(Path(__file__).parent)
-    environment.filters |= {"code": code, "prose": _prose, "table": _table, "yaml": _yaml}
+    environment.filters |= {"code": inline_code, "plain": _plain_cell, "prose": prose}
+    environment.filters |= {"table": _table, "yaml": _yaml}
     text = environment.get_template("model_card.md.j2").render(
         facts, exported=exported, student=student, licence=front.get("license"), home=HOME
     )
@@ -87,47 +89,44 @@ def model_card(exported: Exported, student: Student | None) -> str:
 def card_settings(folder: Path, keys: Sequence[str]) -> Values:
     """Return what the front matter of a folder's own card says under `keys`; nothing where there is none."""
     path = folder / CARD
-    text = path.read_text(encoding="utf-8-sig", errors="replace") if path.is_file() else ""
+    if not path.is_file():
+        return {}
+    with path.open("rb") as handle:
+        text = handle.read(_MAX_FRONT_MATTER).decode("utf-8-sig", errors="replace")
     found = REGEX_YAML_BLOCK.search(text)
     try:
         # Written by others, in either version of YAML: as plain texts, or Norwegian (`no`) would be false.
         values = yaml.load(found[2], Loader=yaml.BaseLoader) if found else {}
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         return {}
-    return {key: values[key] for key in keys if values.get(key)} if isinstance(values, dict) else {}
+    return {key: values[key] for key in keys if _is_text(values.get(key))} if isinstance(values, dict) else {}
+
+
+def _is_text(value: object) -> bool:
+    """Return whether a value is a text or a list of texts, of which front matter is made."""
+    items = value if isinstance(value, list) else [value]
+    return bool(items) and all(isinstance(one, str) and one for one in items)
 
 
 def public_name(name: str) -> Markup:
     """Return a model's name in public: a hub id or packaged model as it is, of a local path the last part."""
     if name.startswith(("bundled:", "package:")) or _is_on_the_hub(name):
-        return code(name)
-    return code(Path(name).name) + " (a local model)"
-
-
-def code(text: str) -> Markup:
-    """Return inline code from which no text breaks out: its fence is longer than every one in the text."""
-    plain = " ".join(text.split())
-    margin, fence = " " if "`" in plain else "", _fence(plain, 1)
-    return Markup(f"{fence}{margin}{plain}{margin}{fence}")
-
-
-def _fence(text: str, shortest: int) -> str:
-    """Return backticks, more than stand anywhere in the text side by side."""
-    return "`" * max([shortest, *(len(run) + 1 for run in re.findall("`+", text))])
-
-
-def _prose(text: str) -> Markup:
-    # As Markdown: quotation marks stay what they are.
-    return Markup(html.escape(text, quote=False))
+        return inline_code(name)
+    return inline_code(Path(name).name) + " (a local model)"
 
 
 def _table(rows: Sequence[Mapping[str, object]]) -> Markup:
-    return _prose(format_table(rows))
+    return Markup(format_table([{plain(key): _plain_cell(row[key]) for key in row} for row in rows]))
+
+
+def _plain_cell(value: object) -> Markup:
+    return value if isinstance(value, Markup) else plain(str(value)).replace("|", r"\|")
 
 
 def _yaml(values: Values) -> Markup:
     text = dump_yaml(values)
-    return Markup(f"{_fence(text, 3)}yaml\n{text}{_fence(text, 3)}")
+    fence = fence_around(text, 3)
+    return Markup(f"{fence}yaml\n{text}{fence}")
 
 
 def _is_on_the_hub(name: str) -> bool:
@@ -237,6 +236,6 @@ def _recipe_comment(run: Run) -> str:
 def _provenance(exported: Exported, run: Run | None) -> list[Mapping[str, object]]:
     hashes = [("weights and settings here", exported.fingerprint)]
     hashes += [("weights as trained", exported.source_fingerprint), *(origins(run) if run else [])]
-    facts = [(f"fingerprint, {what}", f"`{value}`") for what, value in hashes]
+    facts: list[tuple[str, str]] = [(f"fingerprint, {what}", inline_code(value)) for what, value in hashes]
     facts += [*(versions(run) if run else []), ("exported by", f"{HOME} {__version__}")]
     return [{"what": what, "value": value} for what, value in facts]

@@ -45,7 +45,7 @@ def write_report(folder: Path) -> Path:
     """
     html = _render(_contents(open_run(folder)))
     with atomic_path(folder / REPORT) as temporary:
-        temporary.write_text(html, encoding="utf-8")
+        temporary.write_text(html, encoding="utf-8", errors="replace")
     return folder / REPORT
 
 

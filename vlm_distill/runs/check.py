@@ -8,6 +8,7 @@ from vlm_distill.adapters.adapter import LoadedModel
 from vlm_distill.alignment.pair import PairReport, num_image_tokens, pair_report
 from vlm_distill.config import dump_yaml
 from vlm_distill.data.recipe import Recipe
+from vlm_distill.errors import printable
 from vlm_distill.evaluation.task import load_suite, load_task
 from vlm_distill.losses import ObjectiveConfig
 from vlm_distill.models.skeleton import load_skeleton
@@ -55,7 +56,7 @@ def check(config: RunConfig) -> str:
     require_engines(
         config, steps, teacher=found.teacher, student=found.student, suppressed_ids=found.suppressed_ids
     )
-    lines = [dump_yaml(config.model_dump(mode="json")).rstrip()]
+    lines = dump_yaml(config.model_dump(mode="json")).rstrip().split("\n")
     lines.append(f"data: recipe {found.recipe.name} with {len(found.recipe.sources)} source(s)")
     lines += about_data(config.data)
     lines.append(f"evaluation: {', '.join(found.tasks) or 'none'}")
@@ -70,7 +71,7 @@ def check(config: RunConfig) -> str:
         lines += _memory(config, found, "warm-up", config.warmup.train, config.warmup.objective)
     if config.rounds and config.train and config.objective:
         lines += _memory(config, found, "rounds", config.train, config.objective)
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 def _line(step: Step) -> str:

@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 from vlm_distill.config import decode, dump_yaml, read_yaml
 from vlm_distill.data.dataset import read_manifest
 from vlm_distill.data.store import all_stored
-from vlm_distill.errors import ConfigError, DataError
+from vlm_distill.errors import ConfigError, DataError, printable
 from vlm_distill.files import atomic_path, remove_temporaries, sha256_bytes
 from vlm_distill.processes import is_main, on_main, wait
 from vlm_distill.runs.config import RunConfig
@@ -53,7 +53,7 @@ def print_log(line: str) -> None:
     """Print one line of progress with the time of day, from the main process only."""
     if not is_main():
         return
-    print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr, flush=True)
+    print(f"{time.strftime('%H:%M:%S')} {printable(line)}", file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from vlm_distill.data.rows import Row, build_rows, image_files
 from vlm_distill.data.tables import RawRow, read_table
 from vlm_distill.errors import DataError
 from vlm_distill.files import hash_json
+from vlm_distill.markdown import inline_code
 
 
 class Files(Record):
@@ -44,7 +45,7 @@ class Files(Record):
         return [sizes_and_times(_files(self)), hash_json(sizes_and_times(sorted(set(pictures))))]
 
     def describe(self) -> str:
-        return f"local files `{self.name}`" if self.name else "local files"
+        return f"local files {inline_code(self.name)}" if self.name else "local files"
 
 
 def sizes_and_times(paths: Iterable[Path]) -> list[list[Any]]:

@@ -12,6 +12,7 @@ from vlm_distill.data.columns import Columns
 from vlm_distill.data.rows import Row, build_rows
 from vlm_distill.data.tables import RawRow
 from vlm_distill.errors import DataError, one_line
+from vlm_distill.markdown import inline_code, plain
 
 
 class Hub(Record):
@@ -44,8 +45,8 @@ class Hub(Record):
         return self.revision
 
     def describe(self) -> str:
-        revision = f" at revision {self.revision}" if self.revision else ""
-        return f"`{self.path}`, split {self.split}{revision}"
+        revision = f" at revision {plain(self.revision)}" if self.revision else ""
+        return f"{inline_code(self.path)}, split {plain(self.split)}{revision}"
 
 
 def _raw_rows(source: Hub) -> Iterator[tuple[str, RawRow, None]]:

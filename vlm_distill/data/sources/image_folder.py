@@ -18,6 +18,7 @@ from vlm_distill.data.rows import Row, build_rows
 from vlm_distill.data.sources.files import sizes_and_times
 from vlm_distill.data.tables import RawRow, read_table
 from vlm_distill.errors import DataError
+from vlm_distill.markdown import inline_code
 
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 # What Windows and macOS leave beside pictures; names with a dot in front are hidden anyway.
@@ -53,7 +54,7 @@ class ImageFolder(Record):
         return sizes_and_times(_files(user_path(self.path)))
 
     def describe(self) -> str:
-        return f"local image folder `{self.name}`" if self.name else "local image folder"
+        return f"local image folder {inline_code(self.name)}" if self.name else "local image folder"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -15,6 +15,7 @@ from vlm_distill.data.sources.files import sizes_and_times
 from vlm_distill.data.tables import RawRow, read_table
 from vlm_distill.errors import DataError
 from vlm_distill.files import hash_json, sha256_file
+from vlm_distill.markdown import inline_code
 from vlm_distill.packages import not_installed, package_folder
 
 
@@ -41,7 +42,7 @@ class PackageData(Record):
         return [sha256_file(_find(self)[1]), hash_json(sizes_and_times(sorted(set(pictures))))]
 
     def describe(self) -> str:
-        return f"`{self.file}` of the Python package `{self.package}`"
+        return f"{inline_code(self.file)} of the Python package {inline_code(self.package)}"
 
 
 def _raw_rows(source: PackageData) -> Iterator[tuple[str, RawRow | RowError, Path]]:
