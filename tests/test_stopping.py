@@ -4,12 +4,14 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
 from vlm_distill import processes, stopping
 from vlm_distill.stopping import Interrupted, end, exit_code, handled, is_asked, patiently, until_asked
 
+ROOT = Path(__file__).resolve().parents[1]
 SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 143}
 
 
@@ -104,6 +106,38 @@ def test_another_thread_than_the_main_one_takes_no_signals() -> None:
     thread.start()
     thread.join()
     assert found == [before]
+
+
+FAMILY = """
+import multiprocessing, os, signal, time
+from vlm_distill.stopping import children_without_interrupts, handled, is_asked, patiently
+
+def live(pipe):
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    pipe.send("ready")
+    time.sleep(0.5)
+    pipe.send("untouched")
+
+if __name__ == "__main__":
+    os.setsid()
+    ours, theirs = multiprocessing.Pipe()
+    with handled(), patiently():
+        with children_without_interrupts():
+            child = multiprocessing.get_context("spawn").Process(target=live, args=(theirs,))
+            child.start()
+            assert ours.recv() == "ready"
+            os.killpg(0, signal.SIGINT)
+        print(ours.recv(), is_asked(), flush=True)
+        child.join()
+"""
+
+
+def test_an_interrupt_of_all_processes_leaves_the_children_of_an_engine_alone(tmp_path: Path) -> None:
+    (tmp_path / "family.py").write_text(FAMILY)
+    command = [sys.executable, str(tmp_path / "family.py")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.stdout == "untouched True\n", done.stderr
 
 
 TWICE = """

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from types import FrameType
 from typing import NoReturn, TypeVar
 
@@ -86,6 +87,27 @@ def handled() -> Iterator[None]:
         _request.signal = _request.num_patient = 0
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def children_without_interrupts() -> Iterator[None]:
+    """Keep Ctrl-C, which a terminal sends to all processes of a command, from those that start in the block.
+
+    This process takes it as before, and ends its children when it has done so.
+    """
+    # It unblocks what it finds blocked when it starts.
+    resource_tracker.ensure_running()
+    is_over = threading.Event()
+    # A thread that does not block the signal takes it for the main one.
+    listener = threading.Thread(target=is_over.wait, daemon=True)
+    listener.start()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        is_over.set()
+        listener.join()
 
 
 def end_at_once_on_signals() -> None:

@@ -212,8 +212,14 @@ def told_without_times(place: Path) -> tuple[Run, str]:
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     for path in copy.glob("run/*/stage.json"):
         record = read_json(path) | {"seconds": {}}
-        record.pop("checksum", None)
+        del record["checksum"]
         path.write_text(json.dumps(record))
+    # What was prepared before models were loaded is not written down where a kill came in between.
+    path = copy / "run" / "provenance.json"
+    record = read_json(path)
+    record["steps"] = {name: one for name, one in record["steps"].items() if not name.endswith(".prepare")}
+    del record["checksum"]
+    path.write_text(json.dumps(record))
     for path in copy.rglob("*"):
         os.utime(path, (0, 0))
     # The report names the folder as it is given.

@@ -24,6 +24,7 @@ def provenance(**changes: object) -> Provenance:
     now = environment()
     facts = {name: getattr(now, name) for name in ("packages", "python", "machine", "num_processes")}
     facts |= {"seed": 0, "data": "d", "data_counts": {}, "student": "s", "teacher": None}
+    facts |= {"unreadable_prompts": {}}
     return Provenance(**{**facts, **changes})
 
 

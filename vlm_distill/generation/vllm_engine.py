@@ -47,6 +47,7 @@ from vlm_distill.models.names import resolve
 from vlm_distill.models.positions import max_positions
 from vlm_distill.packages import provider_version
 from vlm_distill.records import Example, Finish
+from vlm_distill.stopping import children_without_interrupts
 
 FINISHES: dict[str, Finish] = {"stop": "stop", "length": "length", "abort": "aborted", "error": "aborted"}
 
@@ -191,7 +192,8 @@ class VllmEngine:
             }
             if self.loaded.image_token_ids:
                 optional["limit_mm_per_prompt"] = {"image": config.limit_images}
-            with vllm_environment(), _vllm_errors(f"{self.loaded.path}: vllm cannot start"):
+            where = f"{self.loaded.path}: vllm cannot start"
+            with vllm_environment(), children_without_interrupts(), _vllm_errors(where):
                 if is_on_cpu():
                     optional["enable_chunked_prefill"] = False
                 folder = resolve(self.loaded.path, trust_remote_code=self.trust_remote_code)

@@ -183,6 +183,10 @@ def _walk(context: Context, steps: Sequence[Step]) -> list[Measured]:
         if step.kind != "prepare":
             introduce(context)
         made += on_main(functools.partial(_missing, context.folder, step))
+        if context.is_introduced:
+            # Before the step, which a kill may end in the moment when it is complete.
+            on_main(functools.partial(record_steps, context.folder, made))
+            made = []
         started = time.monotonic()
         if step.kind == "evaluate":
             measured.append(measure(context, step))
@@ -192,9 +196,6 @@ def _walk(context: Context, steps: Sequence[Step]) -> list[Measured]:
             BY_KIND[step.kind](context, step)
         context.seconds[step.name] = time.monotonic() - started
         context.keep_features()
-        if context.is_introduced:
-            on_main(functools.partial(record_steps, context.folder, made))
-            made = []
     return measured
 
 
