@@ -22,6 +22,14 @@ def test_all_rows_say_which_columns_there_are(tmp_path: Path) -> None:
     assert [set(pattern) for pattern in found.patterns] == [{"question"}, set(), {"answer"}]
 
 
+def test_columns_that_rows_fill_together_are_kept_with_the_first_such_row(tmp_path: Path) -> None:
+    found = surveyed(
+        tmp_path, {"question": "a"}, {"question": "b", "note": "c"}, {"question": "d", "image": "e"}
+    )
+    places = {tuple(sorted(pattern)): where.rpartition(" ")[2] for pattern, where in found.patterns.items()}
+    assert places == {("question",): "0", ("image", "question"): "2"}
+
+
 @pytest.mark.parametrize(
     ("ids", "is_unique"),
     [(["1", 2], True), (["1", "1"], False), (["1", 1], False), (["1", None], False), (["1", ["2"]], False)],
