@@ -14,7 +14,7 @@ from tests.whole_runs import once
 pytestmark = pytest.mark.slow
 # The cases follow from a seed, so that every run of a commit does the same ones; more of them by hand.
 SEED = os.environ.get("FUZZ_SEED", "1")
-NUM_CASES = int(os.environ.get("FUZZ_CASES", "136"))
+NUM_CASES = int(os.environ.get("FUZZ_CASES", "272"))
 NUM_SHARES = 4
 
 
