@@ -64,7 +64,13 @@ def test_a_prompt_without_an_answer_has_none() -> None:
     ("value", "message"),
     [
         ("hello", "expected a list of messages, or one in JSON, got the text 'hello'"),
-        ("3", "expected a list of messages, got int"),
+        ("3", "expected a list of messages, or one in JSON, got the text '3'"),
+        ("[]", "expected a list of messages, got an empty one"),
+        (
+            [{"role": "user", "content": "a"}, {"role": "assistant", "contnet": "b"}],
+            "message 1: expected text",
+        ),
+        ([CHAT[0], {"role": "assistant", "content": None}, CHAT[2]], "message 1: expected text"),
         ("[" * 100_000, "expected a list of messages, or one in JSON"),
         ([], "expected a list of messages, got an empty one"),
         (["a"], "message 0: expected {role, content} or {from, value}, got str"),
@@ -91,9 +97,15 @@ def test_what_is_no_conversation_is_an_error_that_names_the_row(value: Any, mess
     assert (caught.value.reason, len(str(caught.value)) < 250) == ("bad_conversation", True)
 
 
+@pytest.mark.parametrize("nothing", [None, float("nan")])
+def test_a_last_answer_and_a_system_message_may_be_null(nothing: object) -> None:
+    turns = [{"from": "system", "value": nothing}, CHAT[0], {"role": "assistant", "content": nothing}]
+    assert parse_messages(turns, where="row 2") == parse_messages(CHAT[:1], where="row 2")
+
+
 def test_a_marker_of_the_user_is_the_place_of_an_image_without_the_line_breaks_around_it() -> None:
     turn = user(Text(text="left <image>\nand\n<image>"))
-    (placed,) = place_images((turn,), num_images=2, where="row 2")
+    (placed,) = place_images((turn,), num_images=2, lacks_images=True, where="row 2")
     assert placed == user(Text(text="left "), Image(), Text(text="and"), Image())
 
 
@@ -102,7 +114,7 @@ def test_a_marker_of_the_user_is_the_place_of_an_image_without_the_line_breaks_a
 )
 def test_without_an_image_a_marker_is_a_word_like_others(text: str) -> None:
     messages = (user(Text(text=text)),)
-    assert place_images(messages, num_images=0, where="row 2") == messages
+    assert place_images(messages, num_images=0, lacks_images=True, where="row 2") == messages
 
 
 @pytest.mark.parametrize(
@@ -110,20 +122,33 @@ def test_without_an_image_a_marker_is_a_word_like_others(text: str) -> None:
 )
 def test_a_marker_alone_on_the_first_or_last_line_is_the_place_of_an_image_that_is_missing(text: str) -> None:
     with pytest.raises(RowError, match=r"row 2: 1 places for images .<image>., but 0 images"):
-        place_images((user(Text(text=text)),), num_images=0, where="row 2")
+        place_images((user(Text(text=text)),), num_images=0, lacks_images=True, where="row 2")
+
+
+def test_in_a_row_of_a_table_without_images_a_marker_is_a_word_wherever_it_stands() -> None:
+    messages = (user(Text(text="<image>\nWhich tag is this?")),)
+    assert place_images(messages, num_images=0, lacks_images=False, where="row 2") == messages
+
+
+def test_where_markers_are_more_than_images_those_alone_on_their_lines_are_the_places() -> None:
+    turn = user(Text(text="<image>\n<image>\nWhat does <image> mean?\n <image>"))
+    placed = place_images((turn,), num_images=3, lacks_images=True, where="row 2")
+    assert placed == (user(Image(), Image(), Text(text="What does <image> mean?"), Image()),)
+    with pytest.raises(RowError, match="row 2: 4 places for images"):
+        place_images((turn,), num_images=2, lacks_images=True, where="row 2")
 
 
 def test_a_marker_in_an_answer_or_a_system_message_is_a_word_beside_an_image_too() -> None:
     system = Message(role="system", content=(Text(text="Write <image> for a bitmap."),))
     answer = Message(role="assistant", content=(Text(text="Use\n<image>\nhere."),))
     messages = (system, user(Text(text="<image>\nHow?")), answer, user(Text(text="And in HTML?")))
-    placed = place_images(messages, num_images=1, where="row 2")
+    placed = place_images(messages, num_images=1, lacks_images=True, where="row 2")
     assert placed == (system, user(Image(), Text(text="How?")), answer, messages[3])
 
 
 def test_where_image_parts_serve_all_images_a_marker_is_a_word() -> None:
     messages = (user(Image(), Text(text="Is this an <image> element?")),)
-    assert place_images(messages, num_images=1, where="row 2") == messages
+    assert place_images(messages, num_images=1, lacks_images=True, where="row 2") == messages
 
 
 def test_the_last_answer_is_kept_to_the_letter() -> None:
@@ -134,16 +159,16 @@ def test_the_last_answer_is_kept_to_the_letter() -> None:
 
 def test_images_come_first_in_the_first_user_turn() -> None:
     system = Message(role="system", content=(Text(text="be brief"),))
-    placed = place_images((system, user(Text(text="which?"))), num_images=2, where="row 2")
+    placed = place_images((system, user(Text(text="which?"))), num_images=2, lacks_images=True, where="row 2")
     assert placed == (system, user(Image(), Image(), Text(text="which?")))
 
 
 def test_places_in_the_messages_win() -> None:
     messages = (user(Text(text="this: "), Image()),)
-    assert place_images(messages, num_images=1, where="row 2") == messages
+    assert place_images(messages, num_images=1, lacks_images=True, where="row 2") == messages
 
 
 @pytest.mark.parametrize("num_images", [0, 2])
 def test_another_number_of_places_than_images_is_an_error(num_images: int) -> None:
     with pytest.raises(RowError, match=f"row 2: 1 places for images .*, but {num_images} images"):
-        place_images((user(Image()),), num_images=num_images, where="row 2")
+        place_images((user(Image()),), num_images=num_images, lacks_images=True, where="row 2")

@@ -82,9 +82,7 @@ def test_a_question_that_names_the_marker_without_an_image_is_text(
 ) -> None:
     path = write_jsonl("t.jsonl", [{"q": "what does <image> mean?"}])
     (example,), _ = read(source(path, Columns(question="q")), store)
-    assert [one.message for one in caplog.records] == [
-        "t: in 1 rows without images <image> is kept as a word"
-    ]
+    assert [one.message for one in caplog.records] == ["t: in 1 rows <image> is kept as a word"]
     assert example.messages[0].content == (Text(text="what does <image> mean?"),)
 
 

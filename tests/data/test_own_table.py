@@ -12,7 +12,7 @@ from vlm_distill.config import apply_overrides, decode
 from vlm_distill.data.own_table import own_table
 from vlm_distill.data.recipe import Recipe, prepare
 from vlm_distill.errors import DataError
-from vlm_distill.records import Example
+from vlm_distill.records import Example, Text
 
 
 def write(path: Path, rows: list[Any]) -> Path:
@@ -161,7 +161,7 @@ def test_a_changed_table_is_read_again(tmp_path: Path) -> None:
         ("t.jsonl", '["a", "b"]', "expected named columns"),
         ("t.jsonl", '{"words": "x"}', r"expected a column of prompts \(messages, .*\), got words"),
         ("t.json", '{"a": [{"question": 1}], "b": [{"question": 1}]}', "rows stand under several keys, a, b"),
-        ("t.json", '{"question": {"0": "a"}}', "expected a list of rows, got dict"),
+        ("t.json", '{"question": {"0": "a"}}', "expected a list of rows, each an object, got dict"),
         ("t.csv", "question,question\na,b\n", "'question' stands twice"),
         ("t.txt", "question\n", "unknown kind of file"),
     ],
@@ -172,3 +172,31 @@ def test_a_table_without_prompts_says_what_was_expected(
     (tmp_path / name).write_text(text)
     with pytest.raises(DataError, match=message):
         own_table(tmp_path / name)
+
+
+@pytest.mark.parametrize("images", ['"[""0.png"", ""1.png""]"', "\"['0.png', '1.png']\""])
+@pytest.mark.parametrize("name", ["image", "images"])
+def test_lists_in_cells_of_csv_are_lists(tmp_path: Path, name: str, images: str) -> None:
+    for number in range(2):
+        picture(size=(8 + number, 8)).save(tmp_path / f"{number}.png")
+    header = f"question,{name},history,options\n"
+    history, options = '"[[""Hi"", ""Hello""]]"', '"[""red"", ""blue""]"'
+    (tmp_path / "t.csv").write_text(f"{header}Which?,{images},{history},{options}\nAnd?,,[],\n")
+    (first, second), _ = read(tmp_path / "t.csv", tmp_path)
+    assert [len(first.images), len(second.images)] == [2, 0]
+    assert [one.role for one in first.messages] == ["user", "assistant", "user"]
+    assert first.messages[2].content == (Text(text="Which?\nA. red\nB. blue"),)
+
+
+@pytest.mark.parametrize(
+    ("picture_of", "is_text"), [({}, True), ({"img": "0.png"}, False), ({"note": "a"}, True)]
+)
+def test_a_marker_on_its_own_line_is_a_word_where_no_column_may_hold_its_image(
+    tmp_path: Path, picture_of: dict[str, str], is_text: bool
+) -> None:
+    table = write(tmp_path / "t.jsonl", [{"question": "<image>\nWhich tag is this?", **picture_of}])
+    if is_text:
+        assert len(read(table, tmp_path)[0]) == 1
+    else:
+        with pytest.raises(DataError, match=r"row 0: 1 places for images .* 0 images"):
+            read(table, tmp_path)

@@ -4,6 +4,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -46,7 +47,7 @@ def test_the_list_of_a_json_object_is_named_by_its_key(tmp_path: Path) -> None:
     path = tmp_path / "t.json"
     path.write_text('{"info": 1, "questions": [{"q": 1}]}')
     assert [row for _, row in read_table(path, list_key="questions")] == [{"q": 1}]
-    with pytest.raises(DataError, match=r"expected a list of rows.*list_key: info, questions"):
+    with pytest.raises(DataError, match=r"expected a list of rows.*list_key: questions"):
         list(read_table(path))
     with pytest.raises(DataError, match="did you mean 'questions'"):
         list(read_table(path, list_key="question"))
@@ -118,7 +119,7 @@ def test_a_byte_order_mark_is_not_part_of_the_first_column(tmp_path: Path) -> No
     ("name", "content", "message"),
     [
         ("t.json", b"[{", "not valid JSON"),
-        ("t.json", b"3", "expected a list of rows, got int"),
+        ("t.json", b"3", "expected a list of rows, each an object, got int"),
         ("t.json", b"[" * 100_000, "not valid JSON"),
         ("t.json", b"[" + b"1" * 5000 + b"]", "not valid JSON"),
         ("t.json", b'[{"a": "\xff"}]', "expected UTF-8"),
@@ -172,6 +173,14 @@ def test_a_parquet_value_without_a_python_form_is_wrong_with_its_row_alone(tmp_p
     first, bad, last = [row for _, row in read_table(tmp_path / "t.parquet")]
     assert (first, last) == ({"day": date(1970, 1, 1)}, {"day": date(1970, 1, 2)})
     assert f"{tmp_path / 't.parquet'} row 1: a cell cannot be read: " in str(bad)
+
+
+@pytest.mark.parametrize("kind", [pa.float32(), pa.float16()])
+def test_short_floats_of_parquet_read_as_they_are_written(tmp_path: Path, kind: pa.DataType) -> None:
+    values = pa.array(np.array([0.1, 3], kind.to_pandas_dtype()), kind)
+    column = pa.concat_arrays([values, pa.nulls(1, kind)])
+    pq.write_table(pa.table({"a": column}), tmp_path / "t.parquet")
+    assert [row for _, row in read_table(tmp_path / "t.parquet")] == [{"a": 0.1}, {"a": 3.0}, {"a": None}]
 
 
 def test_in_csv_a_number_that_is_none_is_null(tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def read_examples(
             break
     if reader.num_words:
         label = entry.source.label
-        _log.warning("%s: in %d rows without images <image> is kept as a word", label, reader.num_words)
+        _log.warning("%s: in %d rows <image> is kept as a word", label, reader.num_words)
     if first is not None:
         _require_usable(entry.source.label, reader.counts, first)
     if lacking := sum(not example.references for example in examples):
@@ -119,7 +119,7 @@ def _require_usable(label: str, counts: Counter[str], first: RowError) -> None:
 class _Reader:
     """Makes the rows of a source examples, and counts those that it drops; `owners` grows by their ids.
 
-    `num_words` counts rows without images whose text says `<image>`.
+    `num_words` counts rows in which a `<image>` is no place of an image.
     """
 
     entry: RecipeSource
@@ -151,7 +151,7 @@ class _Reader:
         # Last, so that a row that is left out leaves no image behind.
         example = replace(example, images=_store_images(row, self.images))
         self.owners[row.id] = self.entry.source.label
-        self.num_words += not row.images and has_marker_word(messages)
+        self.num_words += has_marker_word(messages)
         return example
 
     def _check_id(self, row: Row) -> None:
@@ -183,7 +183,9 @@ def _messages(row: Row, template: jinja2.Template, *, system: str | None) -> tup
         if is_blank(text) and row.question == "":
             return None
         messages = (*row.before, Message(role="user", content=(Text(text=text),) if text else ()))
-    messages = place_images(messages, num_images=len(row.images), where=row.where)
+    messages = place_images(
+        messages, num_images=len(row.images), lacks_images=row.lacks_images, where=row.where
+    )
     if all(isinstance(part, Text) and is_blank(part.text) for part in messages[-1].content):
         raise RowError(f"{row.where}: expected a question, got empty text", reason="missing_cell")
     if system is None:

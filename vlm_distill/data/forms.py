@@ -14,6 +14,7 @@ from vlm_distill.data.bad_rows import RowError
 from vlm_distill.data.columns import Columns, as_text, cell, one_of
 from vlm_distill.data.conversations import parse_messages
 from vlm_distill.data.tables import RawRow
+from vlm_distill.data.text_lists import unpacked
 from vlm_distill.records import Message
 
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -58,7 +59,7 @@ def read_options(row: RawRow, columns: Columns, *, where: str) -> Options | None
     if isinstance(columns.options, list):
         cells = [cell(row, column, use="options", where=where) for column in columns.options]
         return _options(zip(_labels(len(cells)), cells, strict=True), where=where)
-    value = one_of(row, columns.options, use="options", where=where)
+    value = unpacked(one_of(row, columns.options, use="options", where=where))
     if value is None:
         return None
     if isinstance(value, dict):
@@ -126,7 +127,7 @@ def read_earlier(row: RawRow, columns: Columns, *, where: str) -> tuple[Message,
     system = _text(row, columns, "system", where=where)
     if system is not None:
         turns.append({"role": "system", "content": system})
-    history = one_of(row, columns.history, use="history", where=where)
+    history = unpacked(one_of(row, columns.history, use="history", where=where))
     if not isinstance(history, (list, tuple, type(None))):
         message = f"{where}: expected a list of turns as history, got {type(history).__name__}"
         raise RowError(message, reason="wrong_cell")

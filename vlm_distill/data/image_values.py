@@ -8,6 +8,7 @@ from typing import Any
 
 from PIL import Image
 
+from vlm_distill.data.image_formats import suffixes
 from vlm_distill.errors import DataError, one_line
 
 # The first characters of JPEG, PNG, GIF, WebP and TIFF files in base64. A path that begins so has a dot
@@ -15,6 +16,7 @@ from vlm_distill.errors import DataError, one_line
 _BASE64_STARTS = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR", "SUkqA", "TU0AK")
 MAX_BYTES = 200_000_000
 """Of a picture file: four bytes for each of the pixels that a picture may have (images.py)."""
+_LONGEST_SUFFIX = 20
 # Pictures of other modes are handed over as TIFF, which has them all.
 _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 
@@ -53,6 +55,21 @@ def image_file(value: Any, *, root: Path | None) -> Path | None:
     if value.startswith(_BASE64_STARTS) and "." not in value:
         return None
     return Path(value) if root is None else root / value
+
+
+def may_be_image(value: Any) -> bool:
+    """Return whether a cell looks like an image or a list of them."""
+    if isinstance(value, (list, tuple)):
+        return any(map(may_be_image, value))
+    if isinstance(value, dict):
+        return value.get("bytes") is not None or may_be_image(value.get("path"))
+    if isinstance(value, str):
+        return _is_data_url(value) or value.startswith(_BASE64_STARTS) or _has_suffix(value)
+    return isinstance(value, (bytes, Image.Image))
+
+
+def _has_suffix(name: str) -> bool:
+    return os.path.splitext(name[-_LONGEST_SUFFIX:])[1].lower() in suffixes()
 
 
 def _require_bytes(size: int, *, where: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from vlm_distill.data.absent import is_absent, is_null, is_unsaid
 from vlm_distill.data.bad_rows import RowError
-from vlm_distill.data.columns import Columns, as_text, cell, one_of, unread
+from vlm_distill.data.columns import Columns, as_text, cell, listed, one_of, unread
 from vlm_distill.data.conversations import parse_messages
 from vlm_distill.data.forms import (
     Options,
@@ -20,8 +20,9 @@ from vlm_distill.data.forms import (
     read_options,
     read_question,
 )
-from vlm_distill.data.image_values import image_bytes, image_file
+from vlm_distill.data.image_values import image_bytes, image_file, may_be_image
 from vlm_distill.data.tables import RawRow
+from vlm_distill.data.text_lists import unpacked
 from vlm_distill.errors import DataError
 from vlm_distill.records import Message, Text
 
@@ -33,7 +34,8 @@ class Row:
     `question` is empty where the row lacks one and may. Each of `images` returns the bytes of one image file
     when called, and raises DataError when they cannot be had: filters and limits come first, and a bad image
     can be skipped. `before` are the turns in front of the question. `meta` holds the values as they are, for
-    prompts. `unread` names the columns that the row fills and nobody reads.
+    prompts. `unread` names the columns that the row fills and nobody reads. A row without images
+    `lacks_images` where its source has a column of them, or a cell that nobody reads may hold one.
     """
 
     id: str
@@ -45,6 +47,7 @@ class Row:
     references: tuple[str, ...] = ()
     meta: dict[str, Any] = field(default_factory=dict)
     unread: tuple[str, ...] = ()
+    lacks_images: bool = True
 
     @property
     def asked(self) -> str:
@@ -62,19 +65,26 @@ def build_rows(
     A row that cannot be used is yielded as what is wrong with it.
     """
     known = columns.known()
+    used = known.difference(columns.ignore)
     for number, (where, raw, image_root) in enumerate(raw_rows):
         if isinstance(raw, RowError):
             yield raw
             continue
         try:
             row = build_row(raw, columns, default_id=f"{name}-{number}", image_root=image_root, where=where)
-            row = replace(row, unread=tuple(unread(raw, known)))
+            lacks_images = _lacks_images(raw, columns, others=unread(raw, used))
+            row = replace(row, unread=tuple(unread(raw, known)), lacks_images=lacks_images)
         except RowError as error:
             yield error
         except RecursionError:
             yield RowError(f"{where}: a cell is nested too deeply", reason="wrong_cell")
         else:
             yield row
+
+
+def _lacks_images(raw: RawRow, columns: Columns, *, others: Iterable[str]) -> bool:
+    cells = (raw[name] if isinstance(raw, dict) else raw[int(name)] for name in others)
+    return columns.image is not None or columns.images is not None or any(map(may_be_image, cells))
 
 
 def build_row(raw: RawRow, columns: Columns, *, default_id: str, image_root: Path | None, where: str) -> Row:
@@ -158,29 +168,25 @@ def _references(raw: RawRow, columns: Columns, options: Options | None, *, where
 
 
 def _images(raw: RawRow, columns: Columns, *, where: str) -> list[Any]:
-    if columns.image is not None:
-        values = [cell(raw, columns.image, use="image", where=where)]
-    elif isinstance(columns.images, list):
-        values = []
-        for column in columns.images:
-            found = cell(raw, column, use="images", where=where)
-            is_list = isinstance(found, (list, tuple))
-            values += _listed_images(found, column=column, where=where) if is_list else [found]
-    elif columns.images is not None:
-        listed = cell(raw, columns.images, use="images", where=where, lacks=is_unsaid)
-        return _listed_images(listed, column=columns.images, where=where)
-    else:
-        values = []
+    if columns.images is not None and not isinstance(columns.images, list):
+        value = cell(raw, columns.images, use="images", where=where, lacks=is_unsaid)
+        return _listed_images(unpacked(value), column=columns.images, where=where)
+    use = "images" if columns.image is None else "image"
+    values: list[Any] = []
+    for column in listed(columns.images if columns.image is None else columns.image):
+        value = unpacked(cell(raw, column, use=use, where=where))
+        is_list = isinstance(value, (list, tuple))
+        values += _listed_images(value, column=column, where=where) if is_list else [value]
     # None comes only from columns that rows may lack.
     return [value for value in values if value is not None]
 
 
-def _listed_images(listed: Any, *, column: int | str, where: str) -> list[Any]:
-    if not isinstance(listed, (list, tuple, type(None))):
-        kind = type(listed).__name__
+def _listed_images(given: Any, *, column: int | str, where: str) -> list[Any]:
+    if not isinstance(given, (list, tuple, type(None))):
+        kind = type(given).__name__
         message = f"{where}: expected a list in column {column!r} (images), got {kind}"
         raise RowError(message, reason="wrong_cell")
-    values = list(listed or [])
+    values = list(given or [])
     if any(map(is_absent, values)):
         message = f"{where}: an image in column {column!r} (images) is empty"
         raise RowError(message, reason="missing_cell")

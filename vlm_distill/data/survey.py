@@ -9,6 +9,7 @@ from vlm_distill.data.absent import is_absent
 from vlm_distill.data.bad_rows import RowError
 from vlm_distill.data.standard_names import meant_by, use_of
 from vlm_distill.data.tables import read_table
+from vlm_distill.data.text_lists import unpacked
 from vlm_distill.errors import DataError
 
 # Objects whose keys are data are no table, and what is remembered of columns stays small.
@@ -44,7 +45,9 @@ class Survey:
             raise DataError(f"{where}: expected at most {_MAX_COLUMNS:,} columns, the rows have more")
         known = frozenset(name for name in filled if use_of(name) or meant_by(name))
         for name in known:
-            self.kinds.setdefault(name, set()).add(_KINDS.get(type(row[name]), "other"))
+            # A history is a list, whatever the format has for one.
+            value = unpacked(row[name]) if use_of(name) == "history" else row[name]
+            self.kinds.setdefault(name, set()).add(_KINDS.get(type(value), "other"))
             if use_of(name) == "id":
                 self._add_id(name, row[name])
         self.patterns.setdefault(known, where)

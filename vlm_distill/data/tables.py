@@ -81,7 +81,10 @@ def list_keys(path: Path) -> list[str]:
     # A list of rows may be large; it is not read for this.
     if not start.lstrip().startswith("{"):
         return []
-    value = _json_value(path)
+    return _row_keys(_json_value(path))
+
+
+def _row_keys(value: dict[str, Any]) -> list[str]:
     return [
         key for key, rows in value.items() if isinstance(rows, list) and rows and isinstance(rows[0], dict)
     ]
@@ -95,9 +98,9 @@ def _json_rows(path: Path, *, list_key: str | None) -> Iterator[RawRow | RowErro
             raise DataError(f"{path}: no key {list_key!r} (list_key); {known}")
         value = value[list_key]
     if not isinstance(value, list):
-        keys = list(value) if isinstance(value, dict) else []
+        keys = _row_keys(value) if isinstance(value, dict) else []
         hint = f"; a recipe names the key of the list as list_key: {', '.join(keys[:20])}" if keys else ""
-        raise DataError(f"{path}: expected a list of rows, got {type(value).__name__}{hint}")
+        raise DataError(f"{path}: expected a list of rows, each an object, got {type(value).__name__}{hint}")
     for number, row in enumerate(value):
         yield _checked(row, where=f"{path} row {number}")
 
@@ -226,10 +229,20 @@ def _parquet_rows(path: Path) -> Iterator[RawRow | RowError]:
             number += batch.num_rows
 
 
+def _with_shown_floats(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Return a batch whose floats of 32 and 16 bits read as they are written: 0.1 has more digits in 64."""
+    for number, field in enumerate(batch.schema):
+        if pa.types.is_float32(field.type) or pa.types.is_float16(field.type):
+            short = field.type.to_pandas_dtype()
+            values = [one and float(str(short(one))) for one in batch.column(number).to_pylist()]
+            batch = batch.set_column(number, field.name, pa.array(values, pa.float64()))
+    return batch
+
+
 def _batch_rows(batch: pa.RecordBatch, *, path: Path, first: int) -> list[RawRow | RowError]:
     """Return the rows of a batch; where a value has no Python form (the year 10,000), the others are read."""
     try:
-        rows: list[RawRow | RowError] = batch.to_pylist()
+        rows: list[RawRow | RowError] = _with_shown_floats(batch).to_pylist()
     except (ValueError, OverflowError) as error:
         if batch.num_rows == 1:
             return [_broken(f"{path} row {first}: a cell cannot be read: {one_line(error)}")]
