@@ -6,6 +6,7 @@ from functools import lru_cache
 
 import torch
 from PIL import Image as Picture
+from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from vlm_distill.adapters.adapter import LoadedModel
@@ -78,6 +79,18 @@ def tiny_llava(seed: int = 0, *, hidden_size: int = 16, **settings: object) -> L
 def fresh(loaded: LoadedModel) -> LoadedModel:
     """Return a copy of a shared model, which may be trained."""
     return replace(loaded, model=copy.deepcopy(loaded.model))
+
+
+def add_statistics(loaded: LoadedModel) -> nn.BatchNorm1d:
+    """Normalise what a tiny LLaVA's tower reads over a batch of images, in place; return the layer."""
+    tower = loaded.model.model.vision_tower
+    tower.statistics = nn.BatchNorm1d(VISION["width"])
+    embeddings = next(module for name, module in tower.named_modules() if name.endswith("embeddings"))
+    # [image, token, width], normalised over images and tokens.
+    embeddings.register_forward_hook(
+        lambda module, args, states: tower.statistics(states.transpose(1, 2)).transpose(1, 2)
+    )
+    return tower.statistics
 
 
 def with_places(loaded: LoadedModel, places: torch.Tensor) -> LoadedModel:

@@ -26,6 +26,15 @@ WITHOUT_ANSWERS = (
     "{{ m['content'] }}<|eot|>{% endfor %}"
 )
 
+BEFORE_THE_NEXT = (
+    "{% for m in messages %}{% if not loop.first %}<|eot|>{% endif %}{{ m['content'] }}{% endfor %}"
+)
+BEFORE_A_PROMPT = (
+    "{% for m in messages %}{{ m['content'] }}"
+    "{% if not loop.last or add_generation_prompt %}<|eot|>{% endif %}{% endfor %}"
+)
+WITH_A_SYSTEM = "{% if messages[0]['role'] != 'system' %}{{ raise_exception('none') }}{% endif %}" + CHATML
+
 
 def tokenizer_with(template: object) -> Any:
     tokenizer = copy.deepcopy(tiny_text_model().tokenizer)
@@ -47,7 +56,7 @@ class Listing:
 def test_the_token_behind_the_answer_ends_a_turn_whatever_the_eos_token_is(template: object):
     tokenizer = tokenizer_with(template)
     end = tokenizer.convert_tokens_to_ids("<|eot|>")
-    assert end_of_turn(tokenizer) == end
+    assert end_of_turn(tokenizer, stop_ids=()) == end
     assert find_stop_ids(Listing(7, tokenizer.eos_token_id, end), tokenizer) == (
         end,
         tokenizer.eos_token_id,
@@ -58,7 +67,21 @@ def test_the_token_behind_the_answer_ends_a_turn_whatever_the_eos_token_is(templ
 
 def test_an_eos_token_that_the_template_writes_ends_a_turn():
     tokenizer = tokenizer_with(VICUNA)
-    assert end_of_turn(tokenizer) == tokenizer.eos_token_id
+    assert end_of_turn(tokenizer, stop_ids=()) == tokenizer.eos_token_id
+
+
+@pytest.mark.parametrize("template", [BEFORE_THE_NEXT, BEFORE_A_PROMPT])
+def test_an_end_that_stands_only_before_another_turn_is_found_among_the_stop_ids(template: str):
+    tokenizer = tokenizer_with(template)
+    end = tokenizer.convert_tokens_to_ids("<|eot|>")
+    assert find_stop_ids(Listing(tokenizer.eos_token_id, end), tokenizer) == (end, tokenizer.eos_token_id)
+    # It may as well begin a turn.
+    assert find_stop_ids(None, tokenizer) == (tokenizer.eos_token_id,)
+
+
+def test_a_template_that_wants_a_system_message_shows_its_end():
+    tokenizer = tokenizer_with(WITH_A_SYSTEM)
+    assert end_of_turn(tokenizer, stop_ids=()) == tokenizer.convert_tokens_to_ids("<|eot|>")
 
 
 @pytest.mark.parametrize(
@@ -66,16 +89,16 @@ def test_an_eos_token_that_the_template_writes_ends_a_turn():
 )
 def test_a_template_that_shows_no_end_leaves_it_to_the_eos_token(template: object):
     tokenizer = tokenizer_with(template)
-    assert end_of_turn(tokenizer) is None
+    assert end_of_turn(tokenizer, stop_ids=()) is None
     assert find_stop_ids(Listing(7), tokenizer) == (tokenizer.eos_token_id, 7)
 
 
 def test_a_processor_is_asked_with_the_parts_that_its_template_expects():
     processor = copy.deepcopy(tiny_llava().processor)
-    assert end_of_turn(processor) == tiny_llava().stop_ids[0]
+    assert end_of_turn(processor, stop_ids=()) == tiny_llava().stop_ids[0]
     processor.tokenizer = tokenizer_with(PLAIN)
     processor.chat_template = PARTS
-    assert end_of_turn(processor) == processor.tokenizer.convert_tokens_to_ids("<|eot|>")
+    assert end_of_turn(processor, stop_ids=()) == processor.tokenizer.convert_tokens_to_ids("<|eot|>")
 
 
 def test_a_model_without_any_end_is_refused_in_one_line_and_negative_ids_are_none():

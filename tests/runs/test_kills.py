@@ -191,6 +191,11 @@ def check_equal_end(calm: Path, rough: Path, *, num_models: int = 6) -> None:
     check_equal_reports(calm, rough)
 
 
+def by_id(response: Response) -> str:
+    """Order responses: which process stores a batch depends on what each had done before."""
+    return response.id
+
+
 def file_names(run: Path) -> set[str]:
     """Return the names of all files but those that depend on how often a run was written down."""
     paths = [path.relative_to(run) for path in run.rglob("*") if path.is_file()]

@@ -166,6 +166,17 @@ def test_a_language_config_that_makes_no_model_is_refused(language, message):
         build(language=language)
 
 
+@pytest.mark.parametrize(
+    "language", [{"model_type": "gpt2"}, {"model_type": "biogpt", "tie_word_embeddings": False}]
+)
+def test_a_family_whose_embeddings_or_head_llava_does_not_find_is_refused(language):
+    match = (
+        f"LLaVA cannot take a language model of {language['model_type']}: .*; choose another one, of llama"
+    )
+    with pytest.raises(AdapterError, match=match):
+        build(language={**LANGUAGE, **language})
+
+
 def test_a_family_with_scaled_logits_is_refused():
     with pytest.raises(AdapterError, match="LLaVA has a plain output layer, but cohere adds"):
         build(language={**LANGUAGE, "model_type": "cohere"})

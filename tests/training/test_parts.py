@@ -3,10 +3,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 from tests.stages import config, make_stage
-from tests.tiny import fresh, tiny_llava, tiny_text_model
+from tests.tiny import add_statistics, fresh, tiny_llava, tiny_text_model
 from tests.tiny_families import FAMILIES
 from vlm_distill.adapters.adapter import LoadedModel
 from vlm_distill.errors import AdapterError
@@ -97,14 +96,8 @@ def test_running_statistics_move_where_the_weights_learn_only(
     tmp_path: Path, vision: object, moves: bool
 ) -> None:
     student = fresh(tiny_llava())
-    tower = student.model.model.vision_tower
-    tower.statistics = nn.BatchNorm1d(16)
-    embeddings = next(module for name, module in tower.named_modules() if name.endswith("embeddings"))
-    # [image, token, width], normalised over images and tokens.
-    embeddings.register_forward_hook(
-        lambda module, args, states: tower.statistics(states.transpose(1, 2)).transpose(1, 2)
-    )
-    before = tower.statistics.running_mean.clone()
+    statistics = add_statistics(student)
+    before = statistics.running_mean.clone()
     stage = make_stage(tmp_path, student=student)
     Trainer(config(trainable=Trainable(vision=vision)), stage, print).optimizer_step()
-    assert (not torch.equal(tower.statistics.running_mean, before)) is moves
+    assert (not torch.equal(statistics.running_mean, before)) is moves

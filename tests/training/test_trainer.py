@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.stages import assert_same, config, make_items, make_stage, response, stop_after, weights
-from tests.tiny import example, fresh, tiny_llava, tiny_text_model, with_places
+from tests.tiny import add_statistics, example, fresh, tiny_llava, tiny_text_model, with_places
 from vlm_distill import stopping
 from vlm_distill.alignment.alignment import ALL_IDS, Alignment
 from vlm_distill.batches import TrainItem
@@ -96,6 +96,19 @@ def test_a_run_killed_between_checkpoints_ends_with_the_weights_of_an_undisturbe
         json.loads(line)["step"] for line in (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()
     ]
     assert steps == [1, 2, 3, 4, 5, 6]
+
+
+def test_running_statistics_of_what_learns_go_on_after_a_kill(tmp_path: Path) -> None:
+    ends = []
+    for name in ("whole", "cut"):
+        for steps in (5, None) if name == "cut" else (None,):
+            student = fresh(tiny_llava())
+            statistics = add_statistics(student)
+            trainer = Trainer(config(), make_stage(tmp_path / name, student=student), print)
+            trainer.run() if steps is None else stop_after(trainer, steps)
+        assert statistics.num_batches_tracked > 0
+        ends.append(weights(student))
+    assert_same(*ends)
 
 
 def logged(folder: Path) -> list[dict[str, object]]:

@@ -246,9 +246,10 @@ def find_stop_ids(generation_config: Any, processor: Any) -> tuple[int, ...]:
     of the generation config (or None), which may list other ends.
     """
     tokenizer = getattr(processor, "tokenizer", processor)
-    configured = configured_stops(generation_config)
-    ids = [end_of_turn(processor), tokenizer.eos_token_id, *configured]
-    found = dict.fromkeys(int(token_id) for token_id in ids if token_id is not None and token_id >= 0)
+    named = [tokenizer.eos_token_id, *configured_stops(generation_config)]
+    known = [int(token_id) for token_id in named if token_id is not None and token_id >= 0]
+    end = end_of_turn(processor, stop_ids=known)
+    found = dict.fromkeys(known if end is None else [end, *known])
     if not found:
         raise AdapterError(
             f"{tokenizer.name_or_path}: chat template, generation_config.json and tokenizer have no token "

@@ -308,7 +308,7 @@ def _live_evaluation(context: Context, student: LoadedModel) -> Evaluate | None:
 
 
 def _references(context: Context, student: LoadedModel) -> list[Response]:
-    if end_of_turn(student.processor) is None:
+    if end_of_turn(student.processor, stop_ids=student.stop_ids) is None:
         end = student.tokenizer.convert_ids_to_tokens(student.stop_ids[0])
         context.log(
             f"labels: the chat template of {student.path} shows no end of an answer; they end with {end}"

@@ -246,22 +246,27 @@ def _assemble(config: BuildConfig, parts: _Parts) -> LlavaForConditionalGenerati
     vision = parts.tower.model.config
     _require_layer(config, vision.num_hidden_layers)
     grid = vision.image_size // vision.patch_size
-    model = LlavaForConditionalGeneration(
-        LlavaConfig(
-            vision_config=vision,
-            text_config=language.config,
-            image_token_index=parts.image_token_id,
-            image_seq_length=grid**2 + (config.vision_feature_select_strategy == "full"),
-            projector_hidden_act=config.projector_act,
-            vision_feature_layer=config.vision_feature_layer,
-            vision_feature_select_strategy=config.vision_feature_select_strategy,
-            tie_word_embeddings=language.config.tie_word_embeddings,
+    family = language.config.model_type
+    with blaming(
+        f"student.build.language: LLaVA cannot take a language model of {family}",
+        remedy=f"choose another one, of {', '.join(COMMON)} for example",
+    ):
+        model = LlavaForConditionalGeneration(
+            LlavaConfig(
+                vision_config=vision,
+                text_config=language.config,
+                image_token_index=parts.image_token_id,
+                image_seq_length=grid**2 + (config.vision_feature_select_strategy == "full"),
+                projector_hidden_act=config.projector_act,
+                vision_feature_layer=config.vision_feature_layer,
+                vision_feature_select_strategy=config.vision_feature_select_strategy,
+                tie_word_embeddings=language.config.tie_word_embeddings,
+            )
         )
-    )
-    model.model.vision_tower.load_state_dict(parts.tower.model.state_dict())
-    model.model.language_model.load_state_dict(language.base_model.state_dict())
-    if not language.config.tie_word_embeddings:
-        model.lm_head.load_state_dict(language.lm_head.state_dict())
+        model.model.vision_tower.load_state_dict(parts.tower.model.state_dict())
+        model.model.language_model.load_state_dict(language.base_model.state_dict())
+        if not language.config.tie_word_embeddings:
+            model.lm_head.load_state_dict(language.lm_head.state_dict())
     model.generation_config = _generation_config(language, parts)
     return model
 

@@ -1,8 +1,8 @@
 """Training checkpoints: written under a temporary name, then renamed; the newest intact one is resumed.
 
-Learning rate, data order and random numbers are pure functions of the step, so the state is the learning
-weights, optimiser moments, the objective's schedules, the replay buffer and the step. Models are written
-elsewhere (models/save.py).
+Learning rate, data order and random numbers are pure functions of the step, so the state is what learns
+(weights, running statistics), optimiser moments, the objective's schedules, the replay buffer and the step.
+Models are written elsewhere (models/save.py).
 """
 
 import shutil

@@ -87,6 +87,16 @@ def training_mode(loaded: LoadedModel, trainable: Trainable) -> None:
             module.training = False
 
 
+def moving_statistics(model: nn.Module) -> set[str]:
+    """Return the names of the buffers that a model in training mode changes."""
+    return {
+        f"{name}.{buffer}"
+        for name, module in model.named_modules()
+        if module.training and getattr(module, "track_running_stats", False)
+        for buffer, _ in module.named_buffers(recurse=False)
+    }
+
+
 def learning_parts(loaded: LoadedModel) -> set[Part | None]:
     """Return the components that have a learning parameter, None for what belongs to no component."""
     parameters = loaded.model.named_parameters()

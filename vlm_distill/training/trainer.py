@@ -44,7 +44,13 @@ from vlm_distill.training.early_stop import EarlyStop
 from vlm_distill.training.items import TrainBatch, TrainOrder, collate
 from vlm_distill.training.metrics import THROUGHPUT, append_row, drop_rows_after, merge_steps
 from vlm_distill.training.micro_batches import count_prompt_tokens, cutter, padding_counts, sort_lengths
-from vlm_distill.training.parts import decay_groups, learning_parts, prepare_parts, training_mode
+from vlm_distill.training.parts import (
+    decay_groups,
+    learning_parts,
+    moving_statistics,
+    prepare_parts,
+    training_mode,
+)
 from vlm_distill.training.responses import Responses
 from vlm_distill.training.step import HELD_OUT_KL, Stage, StepModule, model_rows
 
@@ -70,6 +76,7 @@ class Trainer:
         training_mode(stage.student, config.trainable)
         self.budget = Budget.of(config, num_items=len(stage.items))
         module = StepModule(stage, config.loss_byte_budget)
+        self.statistics = moving_statistics(module)
         groups = decay_groups(module.named_parameters(), config.weight_decay)
         optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas)
         self.module, self.optimizer = self.accelerator.prepare(module, optimizer)
@@ -305,11 +312,11 @@ class Trainer:
             self.accelerator.log(row, step=self.step)
 
     def learned(self) -> dict[str, Any]:
-        """Return the weights that learn, whole and on the CPU; all processes call it together."""
+        """Return what learns, weights and running statistics, whole and on the CPU; all processes call it."""
         weights: dict[str, Any] = get_model_state_dict(self.module, options=LEARNING)
         # The alias of a frozen tied weight is not left out by torch.
         plain = self.accelerator.unwrap_model(self.module).named_parameters(remove_duplicate=False)
-        learning = {name for name, parameter in plain if parameter.requires_grad}
+        learning = {name for name, parameter in plain if parameter.requires_grad} | self.statistics
         return {name: value for name, value in weights.items() if name in learning}
 
     def _save(self, folder: Path, keep_last: int) -> None:
