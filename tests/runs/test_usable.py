@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
 from tests.commands import error_of
 from tests.tiny import tiny_text_model
@@ -117,6 +118,19 @@ def test_a_tokenizer_with_more_ids_than_embeddings_is_refused(odd: Path):
         AdapterError, match="has ids up to 10000, but the model 300 embeddings: 1 tokens cannot"
     ):
         require_readable_prompts(load_skeleton(str(odd)))
+
+
+@pytest.mark.parametrize("is_special", [True, False])
+def test_an_added_token_without_an_embedding_is_refused_where_text_is_read_as_it(odd: Path, is_special: bool):
+    tokenizer = AutoTokenizer.from_pretrained(odd)
+    tokenizer.add_tokens(["<think>"], special_tokens=is_special)
+    tokenizer.save_pretrained(odd)
+    skeleton = load_skeleton(str(odd))
+    if is_special:
+        require_readable_prompts(skeleton)
+    else:
+        with pytest.raises(AdapterError, match=r"1 tokens cannot be read \(first: \['<think>'\]\)"):
+            require_readable_prompts(skeleton)
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])

@@ -27,7 +27,7 @@ from vlm_distill.models.placement import (
 
 TRUST = (
     "it brings code of its own, which runs only where you trust it: `trust_remote_code: true` beside `model` "
-    "in a config, `--trust-remote-code` for eval and export"
+    "in a config, `--trust-remote-code` for eval and export, and nowhere for the parts of a build"
 )
 # Layers are built as modules and ids are listed, even without weights; no model has a tenth of these.
 MOST = {"num_hidden_layers": 1000, "vocab_size": 2**24}

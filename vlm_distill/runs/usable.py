@@ -8,6 +8,7 @@ import torch
 from vlm_distill.adapters.adapter import LoadedModel
 from vlm_distill.adapters.chat import pad_id
 from vlm_distill.adapters.foreign import blaming
+from vlm_distill.adapters.plain_text import names_of
 from vlm_distill.errors import AdapterError
 from vlm_distill.forward import forward_prompts
 from vlm_distill.generation.decoding import evaluating, own_suppressed_ids
@@ -25,9 +26,9 @@ def require_readable_prompts(loaded: LoadedModel) -> None:
     """
     num_rows, tokenizer = len(loaded.model.get_input_embeddings().weight), loaded.tokenizer  # type: ignore
     with blaming(f"{loaded.path}: its tokenizer cannot be used"):
-        vocabulary, added = tokenizer.get_vocab(), tokenizer.get_added_vocab()
-        # Tokenizers are extended without their models, by tokens that nobody writes.
-        needed = {i for token, i in vocabulary.items() if token not in added}
+        # Tokenizers are extended without their models, by special tokens, as which no text is read.
+        special = {*names_of(loaded.processor).names}
+        needed = {i for token, i in tokenizer.get_vocab().items() if token not in special}
         needed |= {pad_id(tokenizer), loaded.stop_ids[0]}
     with blaming(f"{loaded.path}: generation_config.json: expected `suppress_tokens` to be a list of ids"):
         torch.tensor(own_suppressed_ids(loaded), dtype=torch.long)
@@ -37,9 +38,10 @@ def require_readable_prompts(loaded: LoadedModel) -> None:
         raise AdapterError(f"{loaded.path}: it cannot read a plain prompt: {error}") from error
     outside = sorted(i for i in {*needed, *prompts.input_ids[0].tolist()} if i >= num_rows)
     if outside:
+        first = tokenizer.convert_ids_to_tokens(outside[:5])
         raise AdapterError(
             f"{loaded.path}: its tokenizer has ids up to {outside[-1]}, but the model {num_rows} embeddings: "
-            f"{len(outside)} tokens cannot be read; fetch both from the same place"
+            f"{len(outside)} tokens cannot be read (first: {first}); fetch both from the same place"
         )
 
 
