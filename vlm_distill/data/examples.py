@@ -13,7 +13,7 @@ from pydantic import Field
 from vlm_distill.config import Record
 from vlm_distill.data.absent import is_blank, is_null
 from vlm_distill.data.bad_rows import REASONS, OnBadRow, RowError
-from vlm_distill.data.columns import few, shown_column
+from vlm_distill.data.columns import shown_column
 from vlm_distill.data.conversations import has_marker_word, place_images
 from vlm_distill.data.filters import Filters, drop_reason
 from vlm_distill.data.images import ImageStore
@@ -21,7 +21,7 @@ from vlm_distill.data.prompts import DEFAULT_PROMPT, Prompt, compile_prompt, ren
 from vlm_distill.data.rows import Row, meta_text
 from vlm_distill.data.sources import Source
 from vlm_distill.data.unicode_text import is_unicode
-from vlm_distill.errors import ConfigError, DataError, shown
+from vlm_distill.errors import ConfigError, DataError, few, shown
 from vlm_distill.progress import Log, progress
 from vlm_distill.records import Example, Image, Message, Text
 

@@ -62,9 +62,9 @@ def _raw_rows(source: Hub) -> Iterator[tuple[str, RawRow, None]]:
             streaming=source.streaming,
         )
         for name, feature in (table.features or {}).items():
-            plain = _undecoded(feature)
-            if plain is not None:
-                table = table.cast_column(name, plain)
+            undecoded = _undecoded(feature)
+            if undecoded is not None:
+                table = table.cast_column(name, undecoded)
         # A streamed row is fetched here, so this can fail like the first line.
         for number, row in enumerate(table):
             yield f"hub data set {source.path} {source.split} row {number}", row, None

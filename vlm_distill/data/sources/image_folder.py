@@ -25,7 +25,7 @@ METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 _OF_THE_SYSTEM = {"__macosx", "thumbs.db", "desktop.ini"}
 # How many kinds a line names.
 _NAMED = 8
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class ImageFolder(Record):
@@ -136,7 +136,7 @@ def _say_others(folder: Path, others: Sequence[Path]) -> None:
     if others:
         kinds = Counter(map(_kind, others)).most_common(_NAMED)
         listed = ", ".join(f"{kind} {count}" for kind, count in kinds)
-        _log.info("%s: %d files are no images and left out: %s", folder, len(others), listed)
+        logger.info("%s: %d files are no images and left out: %s", folder, len(others), listed)
 
 
 def _kind(path: Path) -> str:
