@@ -86,8 +86,7 @@ def fingerprint_now(recipe: Recipe, folder: Path) -> str:
         with suppress(DataError):
             require_intact(folder, manifest)
             return manifest.fingerprint
-    train, held_out, _ = _collect(recipe, ImageStore(folder / "images", is_kept=False), log=silent)
-    return fingerprint_of(train, held_out)
+    return fingerprint_of(_collect(recipe, ImageStore(folder / "images", is_kept=False), log=silent)[0])
 
 
 def _key(recipe: Recipe) -> str:
@@ -113,13 +112,12 @@ def prepare(recipe: Recipe, folder: Path, log: Log = print) -> Dataset:
         else:
             log(f"{recipe.name}: already prepared in {folder}")
             return dataset
-    train, held_out, counts = _collect(recipe, ImageStore(folder / "images"), log=log)
+    examples, counts = _collect(recipe, ImageStore(folder / "images"), log=log)
     # What a reader of the folder is told of the sources, who may not have the package that a source is from.
     sources = [{"text": one.source.describe(), "hub_id": one.source.hub_id} for one in recipe.sources]
     write_dataset(
         folder,
-        train=train,
-        held_out=held_out,
+        examples,
         counts=dict(counts),
         key=key,
         recipe=recipe.model_dump(mode="json"),
@@ -136,7 +134,8 @@ def counts_text(counts: Counter[str] | dict[str, int]) -> str:
 
 def _collect(
     recipe: Recipe, images: ImageStore, *, log: Log
-) -> tuple[list[Example], list[Example], Counter[str]]:
+) -> tuple[dict[str, list[Example]], Counter[str]]:
+    """Return the examples of each part, and what became of the rows."""
     groups, counts = _read_sources(recipe, images, log=log)
     if recipe.deduplicate:
         _drop_duplicates(groups, counts)
@@ -153,7 +152,7 @@ def _collect(
         )
     if recipe.split.held_out and not held_out:
         log(f"{recipe.name}: nothing is held out, for {len(train)} examples are few; raise split.held_out")
-    return train, held_out, counts
+    return {"train": train, "held_out": held_out}, counts
 
 
 def _read_sources(

@@ -14,9 +14,9 @@ from vlm_distill.config import PathText, Record, user_path
 from vlm_distill.data.bad_rows import RowError
 from vlm_distill.data.columns import Columns
 from vlm_distill.data.image_formats import suffixes
-from vlm_distill.data.rows import Row, build_rows
+from vlm_distill.data.rows import RawRows, Row, build_rows
 from vlm_distill.data.sources.files import sizes_and_times
-from vlm_distill.data.tables import RawRow, read_table
+from vlm_distill.data.tables import read_table
 from vlm_distill.errors import DataError
 from vlm_distill.markdown import inline_code
 
@@ -154,7 +154,7 @@ def _with_file_names(columns: Columns, *, has_table: bool) -> Columns:
     return columns
 
 
-def _raw_rows(found: _Found) -> Iterator[tuple[str, RawRow | RowError, Path]]:
+def _raw_rows(found: _Found) -> RawRows:
     if not found.tables:
         for one in found.images:
             yield str(found.folder / one), {"file_name": one}, found.folder
