@@ -2,7 +2,7 @@
 
 import pickle
 
-from vlm_distill.errors import ConfigError, did_you_mean, one_line, printable, shown
+from vlm_distill.errors import ConfigError, did_you_mean, few, one_line, printable, shown
 
 NAME = "a\r\n\x1b[31mb\u202ec\u2028d\ud800"
 
@@ -43,3 +43,8 @@ def test_of_many_known_names_some_are_listed_and_the_others_counted() -> None:
 
 def test_the_message_of_another_library_is_cut() -> None:
     assert len(one_line(ValueError("x\n" * 5000))) == 300
+
+
+def test_many_names_are_counted_after_the_first() -> None:
+    assert few(["a", "b"]) == "a, b"
+    assert few([str(n) for n in range(1022)]).endswith(", 18, 19 and 1,002 more")

@@ -65,7 +65,7 @@ def test_a_reset_deletes_what_was_listed_and_keeps_its_new_key(shards: Shards) -
 def test_a_missing_or_changed_shard_is_named_with_what_to_do(shards: Shards) -> None:
     changed = shards.folder / "1.txt"
     changed.write_text("Second")
-    with pytest.raises(DataError, match=r"1\.txt: the shard is damaged; start anew"):
+    with pytest.raises(DataError, match=r"1\.txt: damaged \(not what was written\); start anew"):
         list(shards.verified())
     changed.unlink()
     with pytest.raises(DataError, match=r"1\.txt: the shard is missing; start anew"):

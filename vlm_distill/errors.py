@@ -1,9 +1,9 @@
 """Errors that a user can cause, and how their words are shown. Our own bugs are assertions."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
-_LONGEST_LINE, _LONGEST_NAME, _MOST_NAMES = 4000, 80, 60
+_LONGEST_LINE, _LONGEST_NAME = 4000, 80
 
 
 class UserError(ValueError):
@@ -42,9 +42,13 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     names = sorted(known)
     near = get_close_matches(name[:_LONGEST_NAME], names, n=1, cutoff=0.5)
     hint = f"did you mean {shown(near[0])}? " if near else ""
-    listed = ", ".join(cut(one, _LONGEST_NAME) for one in names[:_MOST_NAMES])
-    more = f" and {len(names) - _MOST_NAMES:,} more" if len(names) > _MOST_NAMES else ""
-    return f"{hint}known: {listed or 'none'}{more}"
+    return f"{hint}known: {few([cut(one, _LONGEST_NAME) for one in names], most=60) or 'none'}"
+
+
+def few(words: Sequence[str], *, most: int = 20) -> str:
+    """Return words in a line, or the first of them and how many more there are."""
+    more = f" and {len(words) - most:,} more" if len(words) > most else ""
+    return ", ".join(words[:most]) + more
 
 
 def one_line(error: BaseException) -> str:

@@ -15,6 +15,10 @@ Log = Callable[[str], None]
 """Takes one line for people: where a job is, what it left out."""
 
 
+def silent(_: str) -> None:
+    """Take a line that somebody has been told, or will be."""
+
+
 def progress(
     iterable: Iterable[T], *, label: str, total: int | None = None, interval: float = 5.0
 ) -> Iterator[T]:

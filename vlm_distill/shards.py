@@ -125,7 +125,7 @@ class Shards:
             yield path
 
     def damaged(self, path: Path) -> DataError:
-        return DataError(f"{path}: the shard is damaged; {self.remedy}")
+        return damaged(path, "not what was written", remedy=self.remedy)
 
 
 def part_folder(folder: Path, number: int) -> Path:

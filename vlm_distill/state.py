@@ -6,6 +6,7 @@ and what to do, whoever reads it. The records lie beside their owners. No torch.
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from functools import cache
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from vlm_distill.errors import DataError, UserError, one_line
+from vlm_distill.errors import DataError, one_line
 from vlm_distill.files import hash_json, read_json, write_json
 
 T = TypeVar("T")
@@ -40,14 +41,8 @@ def read_state(kind: type[T], path: Path, *, remedy: str) -> T:
     Raises:
         DataError: it is missing, cannot be read, or is not what was written.
     """
-    try:
+    with _readable(path, remedy=remedy):
         values = read_json(path)
-    except FileNotFoundError:
-        raise DataError(f"{path}: missing; {remedy}") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); {remedy}") from None
-    except (ValueError, RecursionError) as error:
-        raise damaged(path, one_line(error), remedy=remedy) from None
     checksum = values.pop(CHECKSUM, None) if isinstance(values, dict) else None
     record = _decoded(kind, values, path, remedy=remedy)
     if checksum is not None and checksum != hash_json(values):
@@ -60,18 +55,24 @@ def find_state(kind: type[T], path: Path, *, remedy: str) -> T | None:
     return read_state(kind, path, remedy=remedy) if path.exists() else None
 
 
-def read_rows(kind: type[T], path: Path, *, remedy: str) -> Iterator[T]:
-    """Yield the records in the lines of a JSONL file; DataError where it is missing or a line is none."""
+def read_rows(kind: type[T], path: Path, *, remedy: str) -> list[T]:
+    """Return the records in the lines of a JSONL file; DataError where it is missing or a line is none."""
+    with _readable(path, remedy=remedy), path.open(encoding="utf-8") as handle:
+        lines = [json.loads(line) for line in handle]
+    return [
+        _decoded(kind, values, Path(f"{path}:{number}"), remedy=remedy)
+        for number, values in enumerate(lines, start=1)
+    ]
+
+
+@contextmanager
+def _readable(path: Path, *, remedy: str) -> Iterator[None]:
     try:
-        with path.open(encoding="utf-8") as handle:
-            for number, line in enumerate(handle, start=1):
-                yield _decoded(kind, json.loads(line), Path(f"{path}:{number}"), remedy=remedy)
+        yield
     except FileNotFoundError:
         raise DataError(f"{path}: missing; {remedy}") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); {remedy}") from None
-    except UserError:
-        raise
     except (ValueError, RecursionError) as error:
         raise damaged(path, one_line(error), remedy=remedy) from None
 

@@ -1,7 +1,6 @@
 """Rows that cannot be used, from the file to the counts of a prepared recipe."""
 
 import json
-import logging
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
@@ -107,11 +106,11 @@ def test_the_prompt_of_one_row_may_fail(tmp_path: Path) -> None:
 
 
 def test_the_first_bad_row_of_a_reason_is_logged_with_its_place_and_why(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path,
 ) -> None:
     bad = [{"id": "b", "q": None}, {"id": "c"}, {"id": "good", "q": "Again?"}]
-    prepared(recipe(lines_of(tmp_path / "t.jsonl", GOOD, *bad), QUESTION), tmp_path / "data")
-    skipped = [one.message for one in caplog.records if one.levelno == logging.WARNING]
+    _, lines = prepared(recipe(lines_of(tmp_path / "t.jsonl", GOOD, *bad), QUESTION), tmp_path / "data")
+    skipped = [line for line in lines if line.startswith("skipped: ")]
     assert len(skipped) == 2
     assert "t.jsonl row 1: column 'q' (question) is empty" in skipped[0]
     assert "t.jsonl row 3: an earlier row has the id 'good' too" in skipped[1]

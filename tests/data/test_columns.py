@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from vlm_distill.config import decode
-from vlm_distill.data.columns import Column, Columns, OneOf, cell, few, one_of, unread
+from vlm_distill.data.columns import Column, Columns, OneOf, cell, one_of, unread
 from vlm_distill.errors import ConfigError, DataError
 
 RECORD = {"folder": "a", "name": "x", "n": 3, "empty": None, "list": [1]}
@@ -98,8 +98,3 @@ def test_what_no_column_reads_is_known_by_name_or_position() -> None:
     assert unread({**RECORD, "list": ["x"], "note": "", "other": 0}, columns.known()) == ["list", "other"]
     assert unread(RECORD, Columns(question="name", ignore=["folder", "n"]).known()) == ["list"]
     assert unread(CELLS, Columns(question=0, image="images/{2}.png").known()) == ["1"]
-
-
-def test_many_names_are_counted_after_the_first() -> None:
-    assert few(["a", "b"]) == "a, b"
-    assert few([str(n) for n in range(1022)]).endswith(", 18, 19 and 1,002 more")

@@ -17,6 +17,7 @@ from vlm_distill.data.examples import (
 from vlm_distill.data.images import ImageStore
 from vlm_distill.data.sources import Files, ImageFolder, Source
 from vlm_distill.errors import ConfigError, DataError
+from vlm_distill.progress import Log, silent
 from vlm_distill.records import Example, Image, Message, Text
 
 Write = Callable[[str, list[Any]], Path]
@@ -28,11 +29,16 @@ def source(path: Path, columns: Columns = COLUMNS) -> Files:
 
 
 def read(
-    source: Source, images: ImageStore, *, on_bad_row: OnBadRow = "stop", **settings: Any
+    source: Source,
+    images: ImageStore,
+    *,
+    on_bad_row: OnBadRow = "stop",
+    log: Log = silent,
+    **settings: Any,
 ) -> tuple[list[Example], dict[str, int]]:
     values = {"source": source.model_dump(), **settings}
     entry = decode(RecipeSource, values, where="recipe.yaml")
-    return read_examples(entry, images, on_bad_row=on_bad_row)
+    return read_examples(entry, images, log=log, on_bad_row=on_bad_row)
 
 
 def test_an_example_has_prompt_image_references_and_meta(questions: Path, store: ImageStore) -> None:
@@ -78,11 +84,11 @@ def test_an_image_marker_in_the_prompt_is_its_place(questions: Path, store: Imag
 
 
 def test_a_question_that_names_the_marker_without_an_image_is_text(
-    write_jsonl: Write, store: ImageStore, caplog: pytest.LogCaptureFixture
+    write_jsonl: Write, store: ImageStore
 ) -> None:
-    path = write_jsonl("t.jsonl", [{"q": "what does <image> mean?"}])
-    (example,), _ = read(source(path, Columns(question="q")), store)
-    assert [one.message for one in caplog.records] == ["t: in 1 rows <image> is kept as a word"]
+    path, lines = write_jsonl("t.jsonl", [{"q": "what does <image> mean?"}]), list[str]()
+    (example,), _ = read(source(path, Columns(question="q")), store, log=lines.append)
+    assert lines == ["t: in 1 rows <image> is kept as a word"]
     assert example.messages[0].content == (Text(text="what does <image> mean?"),)
 
 
@@ -115,16 +121,17 @@ def test_two_rows_with_one_id_are_an_error(questions: Path, store: ImageStore) -
 
 
 def test_a_bad_image_stops_or_is_skipped_and_counted(
-    tmp_path: Path, questions: Path, store: ImageStore, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, questions: Path, store: ImageStore
 ) -> None:
+    lines: list[str] = []
     (tmp_path / "images" / "1.png").write_bytes(b"broken")
     (tmp_path / "images" / "3.png").unlink()
     with pytest.raises(DataError, match=r"row 3 \(id .*\): not an image"):
         read(source(questions), store)
-    examples, counts = read(source(questions), store, on_bad_row="skip")
+    examples, counts = read(source(questions), store, on_bad_row="skip", log=lines.append)
     assert counts == {"read": 12, "bad_image": 6}
     assert [example.id for example in examples] == [f"questions-{n}" for n in (0, 1, 2, 6, 7, 8)]
-    assert [record.message.split(": ")[0] for record in caplog.records] == ["skipped"]
+    assert [line.split(": ")[0] for line in lines] == ["skipped"]
 
 
 @pytest.mark.parametrize(

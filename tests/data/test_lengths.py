@@ -58,7 +58,7 @@ def test_a_store_without_responses_has_none(tmp_path: Path) -> None:
 def test_damage_is_one_line_that_names_the_folder(tmp_path: Path, damage: str) -> None:
     ResponseStore.create_or_resume(tmp_path, "key").append(responses("first", (2,)), {})
     (tmp_path / {"shard": "responses-00000.parquet", "manifest": "manifest.json"}[damage]).write_text("?")
-    with pytest.raises(DataError, match=r"the shard is damaged|manifest.json: damaged") as caught:
+    with pytest.raises(DataError, match=r"(parquet|manifest.json): damaged") as caught:
         read_lengths(tmp_path)
     assert str(caught.value).startswith(str(tmp_path))
     assert "\n" not in str(caught.value)

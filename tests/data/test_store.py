@@ -135,9 +135,9 @@ def test_a_damaged_shard_or_manifest_is_an_error_that_names_the_file(store: Resp
     store.append([response(0)], ENGINE)
     shard = store.folder / "responses-00000.parquet"
     shard.write_bytes(shard.read_bytes()[:-1])
-    with pytest.raises(DataError, match=r"responses-00000.parquet: the shard is damaged; .*generate again"):
+    with pytest.raises(DataError, match=r"responses-00000.parquet: damaged .*generate again"):
         ResponseStore(store.folder).read()
-    with pytest.raises(DataError, match=r"responses-00000.parquet: the shard is damaged"):
+    with pytest.raises(DataError, match=r"responses-00000.parquet: damaged"):
         ResponseStore.create_or_resume(store.folder, "key one").ids()
     (store.folder / MANIFEST).write_text("{")
     with pytest.raises(DataError, match=r"manifest.json: damaged .*generate again"):
@@ -171,7 +171,7 @@ def test_a_part_under_another_key_is_none_and_a_damaged_one_is_an_error(store: R
     part.append([response(1)], ENGINE)
     shard = part.folder / "responses-00000.parquet"
     shard.write_bytes(shard.read_bytes()[:-1])
-    with pytest.raises(DataError, match=r"rank_1/responses-00000.parquet: the shard is damaged"):
+    with pytest.raises(DataError, match=r"rank_1/responses-00000.parquet: damaged"):
         ResponseStore(store.folder).read()
 
 

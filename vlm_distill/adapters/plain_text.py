@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from vlm_distill.errors import AdapterError
+from vlm_distill.errors import AdapterError, shown
 
 # Noncharacters, which Unicode keeps for use inside of programs.
 BREAK, OTHER = "\ufdd0", "\ufdd1"
@@ -186,7 +186,7 @@ def _encode_broken(tokenizer: Any, text: str, names: Names) -> list[int]:
         reader = PlainTextTokenizer(tokenizer, names)
         ids: list[int] = reader(names.broken(text), add_special_tokens=False)["input_ids"]
     except AdapterError as error:
-        raise AdapterError(f"{text[:60]!r}: {error}") from None
+        raise AdapterError(f"{shown(text)}: {error}") from None
     return ids
 
 

@@ -14,6 +14,7 @@ from vlm_distill.adapters.adapter import LoadedModel
 from vlm_distill.adapters.chat import configured_stops
 from vlm_distill.alignment.alignment import Alignment
 from vlm_distill.alignment.same_ids import same_ids, vocabulary_width
+from vlm_distill.errors import few
 from vlm_distill.models.placement import is_quantised, meta_model
 from vlm_distill.records import Example, Image, Message, Text
 
@@ -63,7 +64,7 @@ class PairReport:
         for role, tokens in (("teacher", aligned.only_teacher), ("student", aligned.only_student)):
             if tokens:
                 rows.append(
-                    f"added tokens that only the {role} has, outside the loss: {', '.join(tokens[:10])}"
+                    f"added tokens that only the {role} has, outside the loss: {few(tokens, most=10)}"
                 )
         if aligned.num_beyond:
             rows.append(

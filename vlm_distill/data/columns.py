@@ -2,10 +2,9 @@
 
 import math
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from datetime import date, time
 from decimal import Decimal
-from reprlib import repr as shown
 from typing import Any
 
 from pydantic import Field, model_validator
@@ -14,15 +13,13 @@ from vlm_distill.config import Record
 from vlm_distill.data.absent import is_absent, is_null
 from vlm_distill.data.bad_rows import RowError
 from vlm_distill.data.tables import RawRow
-from vlm_distill.errors import cut, did_you_mean
+from vlm_distill.errors import cut, did_you_mean, shown
 
 # A name, the position in a row that is a list, or a template of such in braces: "images/{2}.png",
 # "{folder}/{name}.jpg". A question mark at the end says that rows may lack it.
 Column = int | str
 # One column, or several of which a row fills one.
 OneOf = Column | list[Column]
-# How many columns a line names.
-_MOST_NAMES = 20
 _RESERVED = ("id", "question", "references")
 _AROUND_A_QUESTION = ("context", "input", "options", "history")
 
@@ -103,12 +100,6 @@ def is_optional(column: Column) -> bool:
     return isinstance(column, str) and column.endswith("?")
 
 
-def few(words: Sequence[str]) -> str:
-    """Return words in a line, or how many more there are after the first."""
-    more = f" and {len(words) - _MOST_NAMES:,} more" if len(words) > _MOST_NAMES else ""
-    return ", ".join(words[:_MOST_NAMES]) + more
-
-
 def shown_column(name: str) -> str:
     """Return the name of a column, in quotes if it would be misread."""
     is_plain = name.isprintable() and name == name.strip() and "," not in name and name
@@ -152,7 +143,7 @@ def cell(
     Raises:
         RowError: no such column, or it is empty.
     """
-    optional = isinstance(column, str) and column.endswith("?")
+    optional = is_optional(column)
     name = column.removesuffix("?") if isinstance(column, str) else column
     if isinstance(name, str) and "{" in name:
         return _fill(row, name, optional=optional, use=use, where=where)

@@ -61,24 +61,22 @@ class Dataset:
 
 def write_dataset(
     folder: Path,
+    examples: Mapping[str, Sequence[Example]],
     *,
-    train: Sequence[Example],
-    held_out: Sequence[Example],
     counts: Mapping[str, int],
     key: str,
     recipe: Mapping[str, Any],
     sources: Sequence[Mapping[str, str | None]],
 ) -> None:
-    """Write examples, then the manifest; the images are in `folder/images` already."""
+    """Write the examples of each part, then the manifest; the images are in `folder/images` already."""
     (folder / MANIFEST).unlink(missing_ok=True)
-    files = {}
-    for part, examples in zip(PARTS, (train, held_out), strict=True):
+    for part in PARTS:
         with (
             atomic_path(folder / f"{part}.jsonl") as temporary,
             temporary.open("w", encoding="utf-8") as handle,
         ):
-            handle.writelines(_lines(examples))
-        files[f"{part}.jsonl"] = _described(examples)
+            handle.writelines(_lines(examples[part]))
+    files = _described(examples)
     manifest = Manifest(
         key=key,
         recipe=recipe,
@@ -90,17 +88,20 @@ def write_dataset(
     write_state(folder / MANIFEST, manifest)
 
 
-def fingerprint_of(train: Sequence[Example], held_out: Sequence[Example]) -> str:
-    """Return the fingerprint that a data set of these examples has."""
-    parts = zip(PARTS, (train, held_out), strict=True)
-    return _hash({f"{part}.jsonl": _described(examples) for part, examples in parts})
+def fingerprint_of(examples: Mapping[str, Sequence[Example]]) -> str:
+    """Return the fingerprint that a data set of these parts has."""
+    return _hash(_described(examples))
 
 
 def _lines(examples: Iterable[Example]) -> Iterator[str]:
     return (json.dumps(example_to_json(example), ensure_ascii=False) + "\n" for example in examples)
 
 
-def _described(examples: Sequence[Example]) -> DataFile:
+def _described(examples: Mapping[str, Sequence[Example]]) -> dict[str, DataFile]:
+    return {f"{part}.jsonl": _data_file(examples[part]) for part in PARTS}
+
+
+def _data_file(examples: Sequence[Example]) -> DataFile:
     digest = hashlib.sha256()
     for line in _lines(examples):
         digest.update(line.encode("utf-8"))

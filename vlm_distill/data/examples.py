@@ -1,9 +1,10 @@
 """From rows to examples: prompts and images. One function for training data and benchmarks."""
 
-import logging
 import unicodedata
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Annotated, Any
 
 import jinja2
@@ -12,7 +13,7 @@ from pydantic import Field
 from vlm_distill.config import Record
 from vlm_distill.data.absent import is_blank, is_null
 from vlm_distill.data.bad_rows import REASONS, OnBadRow, RowError
-from vlm_distill.data.columns import few, shown_column
+from vlm_distill.data.columns import shown_column
 from vlm_distill.data.conversations import has_marker_word, place_images
 from vlm_distill.data.filters import Filters, drop_reason
 from vlm_distill.data.images import ImageStore
@@ -20,11 +21,9 @@ from vlm_distill.data.prompts import DEFAULT_PROMPT, Prompt, compile_prompt, ren
 from vlm_distill.data.rows import Row, meta_text
 from vlm_distill.data.sources import Source
 from vlm_distill.data.unicode_text import is_unicode
-from vlm_distill.errors import ConfigError, DataError, shown
+from vlm_distill.errors import ConfigError, DataError, few, shown
 from vlm_distill.progress import Log, progress
 from vlm_distill.records import Example, Image, Message, Text
-
-_log = logging.getLogger(__name__)
 
 
 class RecipeSource(Record):
@@ -50,15 +49,15 @@ def read_examples(
     entry: RecipeSource,
     images: ImageStore,
     *,
+    log: Log,
     on_bad_row: OnBadRow = "stop",
     owners: dict[str, str] | None = None,
-    log: Log | None = None,
 ) -> tuple[list[Example], Counter[str]]:
     """Return the examples of a source, their images stored in `images`, and counts of rows.
 
     Counts are `read`, `filtered_<filter>`, `no_question` (rows that may lack one, and nothing else is asked),
     the reasons of bad rows, the first of each of which is logged, and `without_references`. `owners` are the
-    sources that have an id already; this one is added with its ids. `log` is told of columns that rows fill
+    sources that have an id already; this one is added with its ids. The log also names columns that rows fill
     and nobody reads.
 
     Raises:
@@ -70,69 +69,75 @@ def read_examples(
         entry=entry,
         template=compile_prompt(entry.prompt),
         images=images,
+        on_bad_row=on_bad_row,
         owners={} if owners is None else owners,
+        log=log,
     )
-    examples: list[Example] = []
-    first: RowError | None = None
-    unread: Counter[str] = Counter()
-    for row in progress(entry.source.rows(), label=f"reading {entry.source.label}"):
-        reader.counts["read"] += 1
-        unread.update(row.unread if isinstance(row, Row) else ())
-        try:
-            example = reader.example(row)
-        except RowError as error:
-            if on_bad_row == "stop":
-                raise
-            first = first or error
-            _skip(error, reader.counts)
-            continue
-        if example is not None:
-            examples.append(example)
-        if len(examples) == entry.limit:
-            break
-    if reader.num_words:
-        label = entry.source.label
-        _log.warning("%s: in %d rows <image> is kept as a word", label, reader.num_words)
-    if first is not None:
-        _require_usable(entry.source.label, reader.counts, first)
+    examples = list(islice(reader.examples(), entry.limit))
+    reader.require_usable()
     if lacking := sum(not example.references for example in examples):
         reader.counts["without_references"] = lacking
-    if log is not None and unread:
-        log(f"{entry.source.label}: columns not read: {few(list(map(shown_column, unread)))}")
+    if reader.num_words:
+        log(f"{entry.source.label}: in {reader.num_words} rows <image> is kept as a word")
+    if reader.unread:
+        log(f"{entry.source.label}: columns not read: {few(list(map(shown_column, reader.unread)))}")
     return examples, reader.counts
-
-
-def _skip(error: RowError, counts: Counter[str]) -> None:
-    if not counts[error.reason]:
-        _log.warning("skipped: %s (later ones are only counted)", error)
-    counts[error.reason] += 1
-
-
-def _require_usable(label: str, counts: Counter[str], first: RowError) -> None:
-    """Refuse a source of which no row is good: what is wrong stands in the recipe, not in a row."""
-    if sum(counts[reason] for reason in REASONS) == counts["read"]:
-        found = ", ".join(f"{reason} {counts[reason]}" for reason in REASONS if counts[reason])
-        raise DataError(f"source {label}: none of its {counts['read']} rows can be used ({found}): {first}")
 
 
 @dataclass(kw_only=True, slots=True)
 class _Reader:
     """Makes the rows of a source examples, and counts those that it drops; `owners` grows by their ids.
 
-    `num_words` counts rows in which a `<image>` is no place of an image.
+    `num_words` counts rows in which a `<image>` is no place of an image, `unread` the columns that rows fill
+    and nobody reads. `first_error` is that of the first bad row.
     """
 
     entry: RecipeSource
     template: jinja2.Template
     images: ImageStore
+    on_bad_row: OnBadRow
     owners: dict[str, str]
+    log: Log
     counts: Counter[str] = field(default_factory=lambda: Counter(read=0))
+    unread: Counter[str] = field(default_factory=Counter)
     num_words: int = 0
+    first_error: RowError | None = None
 
-    def example(self, row: Row | RowError) -> Example | None:
+    def examples(self) -> Iterator[Example]:
+        """Yield the examples of the rows that are kept."""
+        for row in progress(self.entry.source.rows(), label=f"reading {self.entry.source.label}"):
+            self.counts["read"] += 1
+            try:
+                example = self._example(row)
+            except RowError as error:
+                if self.on_bad_row == "stop":
+                    raise
+                self._skip(error)
+                continue
+            if example is not None:
+                yield example
+
+    def _skip(self, error: RowError) -> None:
+        self.first_error = self.first_error or error
+        if not self.counts[error.reason]:
+            self.log(f"skipped: {error} (later ones are only counted)")
+        self.counts[error.reason] += 1
+
+    def require_usable(self) -> None:
+        """Refuse a source of which no row is good: what is wrong stands in the recipe, not in a row."""
+        found = {reason: self.counts[reason] for reason in REASONS if self.counts[reason]}
+        if found and sum(found.values()) == self.counts["read"]:
+            listed = ", ".join(f"{reason} {count}" for reason, count in found.items())
+            raise DataError(
+                f"source {self.entry.source.label}: none of its {self.counts['read']} rows can be used "
+                f"({listed}): {self.first_error}"
+            )
+
+    def _example(self, row: Row | RowError) -> Example | None:
         """Return the example of a row, None for one that is dropped and counted."""
         if isinstance(row, RowError):
             raise row
+        self.unread.update(row.unread)
         if row.messages is not None and self.entry.prompt != DEFAULT_PROMPT:
             where = f"{self.entry.source.label}: prompt has no effect"
             raise ConfigError(f"{where} beside columns.messages, which hold whole prompts")

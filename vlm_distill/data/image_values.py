@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from vlm_distill.data.image_formats import suffixes
-from vlm_distill.errors import DataError, one_line
+from vlm_distill.errors import DataError, cut, one_line, shown
 
 # The first characters of JPEG, PNG, GIF, WebP and TIFF files in base64. A path that begins so has a dot
 # somewhere.
@@ -92,7 +92,7 @@ def _from_text(text: str, *, root: Path | None, where: str) -> bytes:
     if _is_data_url(text):
         header, _, body = text.partition(",")
         if not header.lower().endswith(";base64"):
-            raise DataError(f"{where}: expected a data: URL in base64, got {header[:60]!r}")
+            raise DataError(f"{where}: expected a data: URL in base64, got {shown(header)}")
         return _decode_base64(body, where=where)
     if text.startswith(_BASE64_STARTS) and "." not in text:
         return _decode_base64(text, where=where)
@@ -114,31 +114,31 @@ def _decode_base64(text: str, *, where: str) -> bytes:
 
 
 def _read(name: str, *, root: Path | None, where: str) -> bytes:
-    shown = name if len(name) <= 120 else name[:117] + "..."
+    named = cut(name, 120)
     if "://" in name:
         raise DataError(
-            f"{where}: {shown} is a URL; images are not downloaded: store the files and name their paths"
+            f"{where}: {named} is a URL; images are not downloaded: store the files and name their paths"
         )
     path = Path(name)
     if not path.is_absolute():
         if root is None:
             raise DataError(
-                f"{where}: {shown} is a path, but this data set holds no such file; expected image bytes"
+                f"{where}: {named} is a path, but this data set holds no such file; expected image bytes"
             )
         path = inside(root, name, where=where)
     try:
         # A device or a pipe has no end.
         if path.is_file():
-            _require_bytes(path.stat().st_size, where=f"{where}: {shown}")
+            _require_bytes(path.stat().st_size, where=f"{where}: {named}")
             with path.open("rb") as handle:
                 # Some files have more than they say, such as those of the system.
                 data = handle.read(MAX_BYTES + 1)
-            _require_bytes(len(data), where=f"{where}: {shown}")
+            _require_bytes(len(data), where=f"{where}: {named}")
             return data
     except OSError as error:
-        raise DataError(f"{where}: {shown} cannot be read: {error.strerror}") from None
+        raise DataError(f"{where}: {named} cannot be read: {error.strerror}") from None
     if path.exists() and not path.is_dir():
-        raise DataError(f"{where}: {shown} is a device or a pipe; expected a file")
+        raise DataError(f"{where}: {named} is a device or a pipe; expected a file")
     raise DataError(
         f"{where}: no image file at {path}; set image_root if paths are relative to another folder"
     )

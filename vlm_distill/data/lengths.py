@@ -1,4 +1,4 @@
-"""How long stored responses are and how they ended, without reading them whole: for reports.
+"""How long stored responses are and how they ended, without their ids and texts: for reports.
 
 A stage of a real run has tens of millions of tokens; their number per response is all that is needed here.
 """

@@ -6,10 +6,10 @@ What could be two things, and a name that is nearly a known one, are refused.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from vlm_distill.data.columns import few, shown_column
+from vlm_distill.data.columns import shown_column
 from vlm_distill.data.standard_names import NAMES, PROMPTS, Use, letter_of, meant_by, standard_name, use_of
 from vlm_distill.data.survey import Survey
-from vlm_distill.errors import DataError
+from vlm_distill.errors import DataError, few
 
 Taken = dict[Use, Sequence[str]]
 """The columns for each use. Under `question` are those of `text` and `input` too where nothing else asks."""

@@ -10,19 +10,19 @@ from functools import lru_cache
 from pathlib import Path
 
 from vlm_distill.config import decode
-from vlm_distill.data.columns import Columns, few, shown_column
+from vlm_distill.data.columns import Columns, shown_column
 from vlm_distill.data.examples import RecipeSource
 from vlm_distill.data.own_columns import Taken, column_map, take_columns
 from vlm_distill.data.recipe import Recipe
 from vlm_distill.data.sources import Files
+from vlm_distill.data.sources.image_folder import METADATA
 from vlm_distill.data.split import Split
 from vlm_distill.data.standard_names import Use, meant_by, use_of
 from vlm_distill.data.survey import Survey, survey_table
 from vlm_distill.data.tables import list_keys
-from vlm_distill.errors import DataError
+from vlm_distill.errors import DataError, few
 
 HELD_OUT = 0.1
-_METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,7 +52,7 @@ def _read(path: Path, table: Path, state: object) -> OwnTable:
     """Return what a table holds; a change of the table changes `state`."""
     list_key = _list_key(table)
     survey = survey_table(table, list_key=list_key)
-    taken = take_columns(survey, where=str(table), is_metadata=table.name in _METADATA)
+    taken = take_columns(survey, where=str(table), is_metadata=table.name in METADATA)
     used = {name for names in taken.values() for name in names}
     left = [name for name in survey.filled if name not in used]
     columns = decode(Columns, column_map(taken, survey) | {"ignore": left}, where=str(table))
@@ -86,10 +86,10 @@ def _remark(name: str, survey: Survey, taken: Taken) -> str:
 
 
 def _metadata(folder: Path) -> Path:
-    tables = [folder / name for name in _METADATA if (folder / name).is_file()]
+    tables = [folder / name for name in METADATA if (folder / name).is_file()]
     if len(tables) != 1:
         raise DataError(
-            f"{folder}: expected a table, or a folder of images with one of {', '.join(_METADATA)} in it; "
+            f"{folder}: expected a table, or a folder of images with one of {', '.join(METADATA)} in it; "
             "images without such a table need a recipe (data.recipe)"
         )
     return tables[0]

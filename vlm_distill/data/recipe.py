@@ -28,7 +28,7 @@ from vlm_distill.data.mixture import mix
 from vlm_distill.data.split import Split, split_examples
 from vlm_distill.errors import DataError
 from vlm_distill.files import hash_json
-from vlm_distill.progress import Log
+from vlm_distill.progress import Log, silent
 from vlm_distill.records import Example
 
 # Overrides change a recipe and what `data.path` makes one of.
@@ -86,8 +86,7 @@ def fingerprint_now(recipe: Recipe, folder: Path) -> str:
         with suppress(DataError):
             require_intact(folder, manifest)
             return manifest.fingerprint
-    train, held_out, _ = _collect(recipe, ImageStore(folder / "images", is_kept=False))
-    return fingerprint_of(train, held_out)
+    return fingerprint_of(_collect(recipe, ImageStore(folder / "images", is_kept=False), log=silent)[0])
 
 
 def _key(recipe: Recipe) -> str:
@@ -113,13 +112,12 @@ def prepare(recipe: Recipe, folder: Path, log: Log = print) -> Dataset:
         else:
             log(f"{recipe.name}: already prepared in {folder}")
             return dataset
-    train, held_out, counts = _collect(recipe, ImageStore(folder / "images"), log=log)
+    examples, counts = _collect(recipe, ImageStore(folder / "images"), log=log)
     # What a reader of the folder is told of the sources, who may not have the package that a source is from.
     sources = [{"text": one.source.describe(), "hub_id": one.source.hub_id} for one in recipe.sources]
     write_dataset(
         folder,
-        train=train,
-        held_out=held_out,
+        examples,
         counts=dict(counts),
         key=key,
         recipe=recipe.model_dump(mode="json"),
@@ -135,8 +133,9 @@ def counts_text(counts: Counter[str] | dict[str, int]) -> str:
 
 
 def _collect(
-    recipe: Recipe, images: ImageStore, *, log: Log | None = None
-) -> tuple[list[Example], list[Example], Counter[str]]:
+    recipe: Recipe, images: ImageStore, *, log: Log
+) -> tuple[dict[str, list[Example]], Counter[str]]:
+    """Return the examples of each part, and what became of the rows."""
     groups, counts = _read_sources(recipe, images, log=log)
     if recipe.deduplicate:
         _drop_duplicates(groups, counts)
@@ -151,13 +150,13 @@ def _collect(
         raise DataError(
             f"recipe {recipe.name}: no example is left to train on: {counts_text(counts)}{remedy}"
         )
-    if recipe.split.held_out and not held_out and log is not None:
+    if recipe.split.held_out and not held_out:
         log(f"{recipe.name}: nothing is held out, for {len(train)} examples are few; raise split.held_out")
-    return train, held_out, counts
+    return {"train": train, "held_out": held_out}, counts
 
 
 def _read_sources(
-    recipe: Recipe, images: ImageStore, *, log: Log | None = None
+    recipe: Recipe, images: ImageStore, *, log: Log
 ) -> tuple[dict[str, list[Example]], Counter[str]]:
     groups: dict[str, list[Example]] = {}
     counts: Counter[str] = Counter()
@@ -166,7 +165,7 @@ def _read_sources(
         name = entry.source.label
         try:
             groups[name], found = read_examples(
-                entry, images, on_bad_row=recipe.on_bad_row, owners=owners, log=log
+                entry, images, log=log, on_bad_row=recipe.on_bad_row, owners=owners
             )
         except RowError as error:
             raise DataError(f"{error} ({_WAY_OUT})") from None

@@ -10,7 +10,7 @@ from typing import Any
 
 from vlm_distill.data.absent import is_absent, is_null, is_unsaid
 from vlm_distill.data.bad_rows import RowError
-from vlm_distill.data.columns import Columns, as_text, cell, listed, one_of, unread
+from vlm_distill.data.columns import Column, Columns, as_text, cell, listed, one_of, unread
 from vlm_distill.data.conversations import parse_messages
 from vlm_distill.data.forms import (
     Options,
@@ -25,6 +25,9 @@ from vlm_distill.data.tables import RawRow
 from vlm_distill.data.text_lists import unpacked
 from vlm_distill.errors import DataError
 from vlm_distill.records import Message, Text
+
+RawRows = Iterator[tuple[str, RawRow | RowError, Path | None]]
+"""Rows as they stand in a table, each behind its place for errors and before the folder of its images."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,10 +60,8 @@ class Row:
         return "".join(part.text for part in self.messages[-1].content if isinstance(part, Text))
 
 
-def build_rows(
-    raw_rows: Iterable[tuple[str, RawRow | RowError, Path | None]], columns: Columns, *, name: str
-) -> Iterator[Row | RowError]:
-    """Yield the row that `columns` see in each (where, row, image root), called `name`-number by default.
+def build_rows(raw_rows: RawRows, columns: Columns, *, name: str) -> Iterator[Row | RowError]:
+    """Yield the row that `columns` see in each raw one, called `name`-number by default.
 
     A row that cannot be used is yielded as what is wrong with it.
     """
@@ -119,9 +120,7 @@ def build_row(raw: RawRow, columns: Columns, *, default_id: str, image_root: Pat
     )
 
 
-def image_files(
-    raw_rows: Iterable[tuple[str, RawRow | RowError, Path | None]], columns: Columns
-) -> Iterator[Path]:
+def image_files(raw_rows: RawRows, columns: Columns) -> Iterator[Path]:
     """Yield the picture files that rows name, whether or not they are there."""
     if columns.image is None and columns.images is None:
         return
@@ -181,7 +180,7 @@ def _images(raw: RawRow, columns: Columns, *, where: str) -> list[Any]:
     return [value for value in values if value is not None]
 
 
-def _listed_images(given: Any, *, column: int | str, where: str) -> list[Any]:
+def _listed_images(given: Any, *, column: Column, where: str) -> list[Any]:
     if not isinstance(given, (list, tuple, type(None))):
         kind = type(given).__name__
         message = f"{where}: expected a list in column {column!r} (images), got {kind}"

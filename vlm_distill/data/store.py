@@ -53,7 +53,7 @@ class ResponseStore:
         if not (folder / MANIFEST).is_file():
             raise DataError(f"{folder}: no responses are stored here (no {MANIFEST}); generate them first")
         self.folder = folder
-        remedy = _remedy(folder)
+        remedy = remedy_for(folder)
         self._own = Shards.read(folder, remedy=remedy)
         self._parts = [part for part in read_parts(folder, remedy=remedy) if part.key == self.key]
         self._ids: set[str] | None = None
@@ -71,7 +71,7 @@ class ResponseStore:
             DataError: the folder holds responses that were made under another key.
         """
         if not (folder / MANIFEST).is_file():
-            Shards(folder=folder, key=key, remedy=_remedy(folder)).save()
+            Shards(folder=folder, key=key, remedy=remedy_for(folder)).save()
         store = cls(folder)
         if store.key != key:
             if len(store) or store.is_complete:
@@ -175,7 +175,7 @@ class ResponseStore:
         if twice:
             raise DataError(
                 f"{self.folder}: {len(twice)} response ids stand twice, the first is {twice[0]}; was it "
-                f"written by two jobs at once? {_remedy(self.folder)}"
+                f"written by two jobs at once? {remedy_for(self.folder)}"
             )
 
 
@@ -229,5 +229,6 @@ def _from_row(row: dict[str, Any]) -> Response:
     )
 
 
-def _remedy(folder: Path) -> str:
+def remedy_for(folder: Path) -> str:
+    """Return what to do about stored responses that cannot be used."""
     return f"delete {folder} and generate again"

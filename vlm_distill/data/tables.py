@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from vlm_distill.data.bad_rows import RowError
 from vlm_distill.data.unicode_text import KEEP_BYTES, is_unicode
-from vlm_distill.errors import DataError, did_you_mean, one_line
+from vlm_distill.errors import DataError, did_you_mean, few, one_line
 
 RawRow = dict[str, Any] | list[Any]
 TABLE_SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
@@ -55,7 +55,7 @@ def read_table(path: Path, *, list_key: str | None = None) -> Iterator[tuple[str
     except UnicodeDecodeError:
         raise DataError(f"{path}: expected UTF-8 text after row {number}") from None
     except (pa.ArrowException, csv.Error, OSError) as error:
-        raise DataError(f"{path}: damaged after row {number}: {' '.join(str(error).split())}") from None
+        raise DataError(f"{path}: damaged after row {number}: {one_line(error)}") from None
 
 
 def _rows(path: Path, *, suffix: str, list_key: str | None) -> Iterator[RawRow | RowError]:
@@ -99,7 +99,7 @@ def _json_rows(path: Path, *, list_key: str | None) -> Iterator[RawRow | RowErro
         value = value[list_key]
     if not isinstance(value, list):
         keys = _row_keys(value) if isinstance(value, dict) else []
-        hint = f"; a recipe names the key of the list as list_key: {', '.join(keys[:20])}" if keys else ""
+        hint = f"; a recipe names the key of the list as list_key: {few(keys)}" if keys else ""
         raise DataError(f"{path}: expected a list of rows, each an object, got {type(value).__name__}{hint}")
     for number, row in enumerate(value):
         yield _checked(row, where=f"{path} row {number}")

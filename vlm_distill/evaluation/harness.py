@@ -80,7 +80,7 @@ def evaluate_task(
         EngineError: the engine failed.
     """
     target = _target(folder, task, shuffle_images=selection.shuffle_images)
-    questions, data_counts = on_main(lambda: _questions(task, images, selection))
+    questions, data_counts = on_main(lambda: _questions(task, images, selection, log=log))
     job = _job(task, model, questions, label=f"eval {target.name}")
     provenance = _provenance(task, job, selection, questions=questions)
     saved = on_main(lambda: _saved(target, provenance.key, log=log, label=job.label))
@@ -160,10 +160,12 @@ def _predict(job: Job, open_engine: OpenEngine, *, folder: Path, log: Log) -> di
     return predictions
 
 
-def _questions(task: Task, images: ImageStore, selection: Selection) -> tuple[list[Question], dict[str, int]]:
+def _questions(
+    task: Task, images: ImageStore, selection: Selection, *, log: Log
+) -> tuple[list[Question], dict[str, int]]:
     """Return what is asked, and what became of the rows of the data set."""
     entry = RecipeSource(source=task.data, prompt=task.prompt, system=task.system)
-    examples, counts = read_examples(entry, images)
+    examples, counts = read_examples(entry, images, log=log)
     if not examples:
         raise DataError(f"task {task.name}: expected examples, got none; check its data")
     _check_references(task, examples)

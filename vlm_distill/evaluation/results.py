@@ -6,7 +6,7 @@ provenance.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -65,7 +65,7 @@ class Provenance:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TaskResult:
+class Scored:
     """The numbers of one model on one task.
 
     `metrics[metric][subset]` with the subset "all" for the whole set; `counts` has `examples`, `clusters`,
@@ -81,21 +81,19 @@ class TaskResult:
     metrics: Mapping[str, Mapping[str, Estimate]]
     counts: Mapping[str, int]
     provenance: Provenance
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TaskResult(Scored):
+    """The numbers with the samples that they follow from."""
+
     samples: tuple[Sample, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Numbers:
-    """What results.json holds: the fields of a `TaskResult` without its samples, and what names these."""
+class Numbers(Scored):
+    """What results.json holds: the numbers, and what names their samples."""
 
-    task: str
-    version: int
-    task_hash: str
-    verified: bool
-    scorers: Mapping[str, Mapping[str, Any]]
-    counts: Mapping[str, int]
-    metrics: Mapping[str, Mapping[str, Estimate]]
-    provenance: Provenance
     predictions_hash: str
     samples_sha256: str | None = None
     format: Literal[2] = 2
@@ -113,14 +111,7 @@ def write_result(folder: Path, result: TaskResult) -> None:
     with atomic_path(folder / "samples.jsonl") as temporary, temporary.open("w", encoding="utf-8") as handle:
         handle.writelines(json.dumps(asdict(sample), ensure_ascii=False) + "\n" for sample in result.samples)
     numbers = Numbers(
-        task=result.task,
-        version=result.version,
-        task_hash=result.task_hash,
-        verified=result.verified,
-        scorers=result.scorers,
-        counts=result.counts,
-        metrics=result.metrics,
-        provenance=result.provenance,
+        **_scored(result),
         predictions_hash=predictions_hash(result.samples),
         samples_sha256=sha256_file(folder / "samples.jsonl"),
     )
@@ -142,17 +133,11 @@ def read_result(folder: Path) -> TaskResult:
             f"{folder / 'results.json'}: does not belong to the predictions in samples.jsonl beside it; "
             "evaluate again"
         )
-    return TaskResult(
-        task=numbers.task,
-        version=numbers.version,
-        task_hash=numbers.task_hash,
-        verified=numbers.verified,
-        scorers=numbers.scorers,
-        metrics=numbers.metrics,
-        counts=numbers.counts,
-        provenance=numbers.provenance,
-        samples=samples,
-    )
+    return TaskResult(**_scored(numbers), samples=samples)
+
+
+def _scored(result: Scored) -> dict[str, Any]:
+    return {field.name: getattr(result, field.name) for field in fields(Scored)}
 
 
 def read_numbers(folder: Path) -> Numbers:

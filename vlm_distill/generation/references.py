@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vlm_distill.adapters.plain_text import encode_texts
-from vlm_distill.errors import DataError
+from vlm_distill.errors import DataError, shown
 from vlm_distill.records import Example, Response, response_id
 
 
@@ -77,10 +77,10 @@ def _without_ends(examples: Sequence[Example], ends: Sequence[str]) -> list[str]
 
 
 def _without_end(text: str, ends: Sequence[str]) -> str:
-    for shown in (text, text.rstrip()):
+    for trimmed in (text, text.rstrip()):
         for end in ends:
-            if end and shown.endswith(end):
-                return _without_end(shown.removesuffix(end), ends)
+            if end and trimmed.endswith(end):
+                return _without_end(trimmed.removesuffix(end), ends)
     return text
 
 
@@ -99,7 +99,7 @@ def _refuse_placeholders(
     if holding:
         name, text = holding[0]
         raise DataError(
-            f"example {name!r}: expected a reference without image tokens, got {text!r}, which the "
+            f"example {name!r}: expected a reference without image tokens, got {shown(text)}, which the "
             f"student's tokenizer reads as the place of an image ({len(holding)} of {len(examples)} examples "
             "have one); change the reference or leave the example out"
         )

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from vlm_distill.data.store import ResponseStore, engine_name
+from vlm_distill.data.store import ResponseStore, engine_name, remedy_for
 from vlm_distill.errors import DataError, EngineError
 from vlm_distill.files import hash_json
 from vlm_distill.generation.engine import Engine, Identity, OpenEngine, Sampling
@@ -194,16 +194,12 @@ def generate_responses(job: Job, open_engine: OpenEngine, *, folder: Path, log: 
 
 def read_counts(folder: Path) -> Counts:
     """Return the counts of a finished stage; DataError where they are missing or damaged."""
-    return read_state(Counts, folder / COUNTS, remedy=_remedy(folder))
+    return read_state(Counts, folder / COUNTS, remedy=remedy_for(folder))
 
 
 def find_counts(folder: Path) -> Counts | None:
     """Return the counts of a stage, None before its end; DataError where they are damaged."""
-    return find_state(Counts, folder / COUNTS, remedy=_remedy(folder))
-
-
-def _remedy(folder: Path) -> str:
-    return f"delete {folder} and generate again"
+    return find_state(Counts, folder / COUNTS, remedy=remedy_for(folder))
 
 
 def _complete(folder: Path, key: str) -> str | None:
@@ -258,7 +254,7 @@ def _open(folder: Path, job: Job, *, plan: Sequence[Batch], engine: dict[str, st
 
 def _read_dropped(folders: Iterable[Path], key: str) -> dict[str, Drop]:
     """Return why which responses are not stored."""
-    found = [find_state(_Dropped, folder / DROPPED, remedy=_remedy(folder)) for folder in folders]
+    found = [find_state(_Dropped, folder / DROPPED, remedy=remedy_for(folder)) for folder in folders]
     dropped = [item for one in found if one and one.key == key for item in one.dropped.items()]
     # Another process may have been answered with nothing where one was aborted.
     return dict(sorted(dropped, key=lambda item: item[1] == "empty"))

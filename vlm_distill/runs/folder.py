@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 from vlm_distill.config import decode, dump_yaml, read_yaml
 from vlm_distill.data.dataset import read_manifest
 from vlm_distill.data.store import all_stored
-from vlm_distill.errors import ConfigError, DataError, printable
+from vlm_distill.errors import ConfigError, DataError, few, printable
 from vlm_distill.files import atomic_path, remove_temporaries, sha256_bytes
 from vlm_distill.processes import is_main, on_main, wait
 from vlm_distill.runs.config import RunConfig
@@ -195,9 +195,8 @@ def _require_same_config(config: RunConfig, folder: Path) -> None:
     if (folder / CONFIG).exists() and any(True for pattern in ARTEFACTS for _ in folder.glob(pattern)):
         changed = sorted(_differences(read_config(folder), config.model_dump(mode="json")))
         if changed:
-            shown = ", ".join(changed[:5]) + (", ..." if len(changed) > 5 else "")
             raise ConfigError(
-                f"{folder}: was started with another config ({shown} changed); "
+                f"{folder}: was started with another config ({few(changed, most=5)} changed); "
                 "give the run another `output`, or delete the folder to start anew"
             )
 

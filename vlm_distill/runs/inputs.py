@@ -10,7 +10,7 @@ from pathlib import Path
 
 from vlm_distill.data.recipe import fingerprint_now
 from vlm_distill.data.store import all_stored
-from vlm_distill.errors import DataError
+from vlm_distill.errors import DataError, few
 from vlm_distill.models.fingerprint import model_fingerprint, require_as_written
 from vlm_distill.models.names import resolve
 from vlm_distill.runs.config import ModelConfig, RunConfig
@@ -38,10 +38,10 @@ def require_same_inputs(config: RunConfig, folder: Path, steps: Sequence[Step]) 
     for one in _inputs(config, folder, steps, known):
         used_by = [step.name for step in with_results if one.is_read_by(step)]
         if used_by and (now := one.now()) != one.before:
-            shown = ", ".join(used_by[:4]) + (", ..." if len(used_by) > 4 else "")
             raise DataError(
                 f"{folder}: {one.what} changed (fingerprint {one.before[:12]}, now {now[:12]}) since it was "
-                f"used by {shown}; give the run another `output`, or delete the folder to start anew"
+                f"used by {few(used_by, most=4)}; give the run another `output`, or delete the folder to "
+                "start anew"
             )
 
 

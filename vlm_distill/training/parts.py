@@ -6,12 +6,9 @@ from typing import Any
 from torch import nn
 
 from vlm_distill.adapters.adapter import LoadedModel, Part
-from vlm_distill.errors import AdapterError
+from vlm_distill.errors import AdapterError, few
 from vlm_distill.models.lora import Lora, add_lora, part_of
 from vlm_distill.training.config import Trainable, Treatment
-
-# How many names of modules an error line has.
-SHOWN = 8
 
 
 def prepare_parts(loaded: LoadedModel, trainable: Trainable, *, seed: int) -> list[nn.Parameter]:
@@ -65,7 +62,7 @@ def _require_parts(loaded: LoadedModel) -> None:
         )
         raise AdapterError(
             f"{loaded.path}: parts.{part} of family {loaded.adapter.name!r}: expected {expected}, found "
-            f"{', '.join([*there][:SHOWN])}; correct the family's record"
+            f"{few([*there], most=8)}; correct the family's record"
         )
 
 

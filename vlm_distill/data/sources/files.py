@@ -11,8 +11,8 @@ from pydantic import Field
 from vlm_distill.config import PathText, Record, user_path
 from vlm_distill.data.bad_rows import RowError
 from vlm_distill.data.columns import Columns
-from vlm_distill.data.rows import Row, build_rows, image_files
-from vlm_distill.data.tables import RawRow, read_table
+from vlm_distill.data.rows import RawRows, Row, build_rows, image_files
+from vlm_distill.data.tables import read_table
 from vlm_distill.errors import DataError
 from vlm_distill.files import hash_json
 from vlm_distill.markdown import inline_code
@@ -41,8 +41,7 @@ class Files(Record):
         return build_rows(_raw_rows(self), self.columns, name=self.label)
 
     def state(self) -> Any:
-        pictures = image_files(_raw_rows(self), self.columns)
-        return [sizes_and_times(_files(self)), hash_json(sizes_and_times(sorted(set(pictures))))]
+        return [sizes_and_times(_files(self)), pictures_state(_raw_rows(self), self.columns)]
 
     def describe(self) -> str:
         return f"local files {inline_code(self.name)}" if self.name else "local files"
@@ -54,6 +53,11 @@ def sizes_and_times(paths: Iterable[Path]) -> list[list[Any]]:
     return [[str(path), at and at.st_size, at and at.st_mtime_ns] for path, at in found]
 
 
+def pictures_state(raw_rows: RawRows, columns: Columns) -> str:
+    """Return a hash of name, bytes and time of the picture files that rows name."""
+    return hash_json(sizes_and_times(sorted(set(image_files(raw_rows, columns)))))
+
+
 def _stat(path: Path) -> os.stat_result | None:
     """Return what the disk knows of a file, None where there is none or can be none of such a name."""
     try:
@@ -62,7 +66,7 @@ def _stat(path: Path) -> os.stat_result | None:
         return None
 
 
-def _raw_rows(source: Files) -> Iterator[tuple[str, RawRow | RowError, Path]]:
+def _raw_rows(source: Files) -> RawRows:
     for file in _files(source):
         root = file.parent if source.image_root is None else user_path(source.image_root)
         for where, raw in read_table(file, list_key=source.list_key):

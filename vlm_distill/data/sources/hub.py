@@ -9,8 +9,7 @@ from pydantic import Field
 from vlm_distill.config import PathText, Record
 from vlm_distill.data.bad_rows import RowError
 from vlm_distill.data.columns import Columns
-from vlm_distill.data.rows import Row, build_rows
-from vlm_distill.data.tables import RawRow
+from vlm_distill.data.rows import RawRows, Row, build_rows
 from vlm_distill.errors import DataError, one_line
 from vlm_distill.markdown import inline_code, plain
 
@@ -49,7 +48,7 @@ class Hub(Record):
         return f"{inline_code(self.path)}, split {plain(self.split)}{revision}"
 
 
-def _raw_rows(source: Hub) -> Iterator[tuple[str, RawRow, None]]:
+def _raw_rows(source: Hub) -> RawRows:
     """Yield the rows as they stand there; images come as {bytes, path}."""
     import datasets
 
@@ -62,9 +61,9 @@ def _raw_rows(source: Hub) -> Iterator[tuple[str, RawRow, None]]:
             streaming=source.streaming,
         )
         for name, feature in (table.features or {}).items():
-            plain = _undecoded(feature)
-            if plain is not None:
-                table = table.cast_column(name, plain)
+            undecoded = _undecoded(feature)
+            if undecoded is not None:
+                table = table.cast_column(name, undecoded)
         # A streamed row is fetched here, so this can fail like the first line.
         for number, row in enumerate(table):
             yield f"hub data set {source.path} {source.split} row {number}", row, None

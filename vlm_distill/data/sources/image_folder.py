@@ -14,9 +14,9 @@ from vlm_distill.config import PathText, Record, user_path
 from vlm_distill.data.bad_rows import RowError
 from vlm_distill.data.columns import Columns
 from vlm_distill.data.image_formats import suffixes
-from vlm_distill.data.rows import Row, build_rows
+from vlm_distill.data.rows import RawRows, Row, build_rows
 from vlm_distill.data.sources.files import sizes_and_times
-from vlm_distill.data.tables import RawRow, read_table
+from vlm_distill.data.tables import read_table
 from vlm_distill.errors import DataError
 from vlm_distill.markdown import inline_code
 
@@ -25,7 +25,7 @@ METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 _OF_THE_SYSTEM = {"__macosx", "thumbs.db", "desktop.ini"}
 # How many kinds a line names.
 _NAMED = 8
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class ImageFolder(Record):
@@ -136,7 +136,7 @@ def _say_others(folder: Path, others: Sequence[Path]) -> None:
     if others:
         kinds = Counter(map(_kind, others)).most_common(_NAMED)
         listed = ", ".join(f"{kind} {count}" for kind, count in kinds)
-        _log.info("%s: %d files are no images and left out: %s", folder, len(others), listed)
+        logger.info("%s: %d files are no images and left out: %s", folder, len(others), listed)
 
 
 def _kind(path: Path) -> str:
@@ -154,7 +154,7 @@ def _with_file_names(columns: Columns, *, has_table: bool) -> Columns:
     return columns
 
 
-def _raw_rows(found: _Found) -> Iterator[tuple[str, RawRow | RowError, Path]]:
+def _raw_rows(found: _Found) -> RawRows:
     if not found.tables:
         for one in found.images:
             yield str(found.folder / one), {"file_name": one}, found.folder

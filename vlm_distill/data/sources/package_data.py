@@ -10,11 +10,11 @@ from vlm_distill.config import PathText, Record
 from vlm_distill.data.bad_rows import RowError
 from vlm_distill.data.columns import Columns
 from vlm_distill.data.image_values import inside
-from vlm_distill.data.rows import Row, build_rows, image_files
-from vlm_distill.data.sources.files import sizes_and_times
-from vlm_distill.data.tables import RawRow, read_table
+from vlm_distill.data.rows import RawRows, Row, build_rows
+from vlm_distill.data.sources.files import pictures_state
+from vlm_distill.data.tables import read_table
 from vlm_distill.errors import DataError
-from vlm_distill.files import hash_json, sha256_file
+from vlm_distill.files import sha256_file
 from vlm_distill.markdown import inline_code
 from vlm_distill.packages import not_installed, package_folder
 
@@ -38,14 +38,13 @@ class PackageData(Record):
         return build_rows(_raw_rows(self), self.columns, name=self.label)
 
     def state(self) -> Any:
-        pictures = image_files(_raw_rows(self), self.columns)
-        return [sha256_file(_find(self)[1]), hash_json(sizes_and_times(sorted(set(pictures))))]
+        return [sha256_file(_find(self)[1]), pictures_state(_raw_rows(self), self.columns)]
 
     def describe(self) -> str:
         return f"{inline_code(self.file)} of the Python package {inline_code(self.package)}"
 
 
-def _raw_rows(source: PackageData) -> Iterator[tuple[str, RawRow | RowError, Path]]:
+def _raw_rows(source: PackageData) -> RawRows:
     folder, file = _find(source)
     return ((where, raw, folder) for where, raw in read_table(file, list_key=source.list_key))
 
