@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from vlm_distill.cli import VERBS, main, parser
-from vlm_distill.errors import ConfigError
+from vlm_distill.errors import AdapterError, ConfigError
 from vlm_distill.runs.config import load_run
 
 
@@ -99,7 +99,7 @@ def test_an_interrupt_says_that_the_command_continues(
         ),
     ],
 )
-@pytest.mark.parametrize("turned_into", [None, ImportError])
+@pytest.mark.parametrize("turned_into", [None, ImportError, AdapterError])
 def test_a_signal_in_any_verb_is_one_line(
     arguments: list[str],
     line: str,
@@ -111,7 +111,7 @@ def test_a_signal_in_any_verb_is_one_line(
         try:
             os.kill(os.getpid(), signal.SIGTERM)
         except KeyboardInterrupt:
-            # As a library does that was interrupted inside an import.
+            # As a library does that was interrupted inside an import, and as its guard puts it.
             if turned_into is not None:
                 raise turned_into("half\nimported") from None
             raise
@@ -119,7 +119,7 @@ def test_a_signal_in_any_verb_is_one_line(
     monkeypatch.setitem(VERBS, arguments[0], replace(VERBS[arguments[0]], run=interrupted))
     assert main(arguments) == 143
     if turned_into is not None:
-        line = "vlm-distill: interrupted (ImportError: half imported)\n"
+        line = f"vlm-distill: interrupted ({turned_into.__name__}: half imported)\n"
     assert capsys.readouterr().err == line
     monkeypatch.setenv("RANK", "1")
     assert main(arguments) == 143

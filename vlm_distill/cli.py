@@ -310,11 +310,10 @@ def _main(arguments: Sequence[str] | None) -> int:
     except KeyboardInterrupt as interrupted:
         return _interrupted(options, str(interrupted))
     except Exception as error:
-        line = str(error) if isinstance(error, UserError) else None
-        # Libraries turn an interrupt into an error of theirs, for example inside an import.
-        if line is None and is_asked():
+        # Libraries turn an interrupt into an error of theirs, which a guard may have put into words.
+        if is_asked():
             return _interrupted(options, f"interrupted ({type(error).__name__}: {one_line(error)})")
-        line = line or explained(error)
+        line = str(error) if isinstance(error, UserError) else explained(error)
         if line is None:
             raise
         print(f"vlm-distill: error: {printable(' '.join(line.split()))}", file=sys.stderr)

@@ -16,6 +16,8 @@ from vlm_distill.faults import writing
 
 # Far above what a run or a model writes (an index of 140,000 weights has 13 MB), and held by any machine.
 _MAX_BYTES, _MAX_VALUES, _MAX_DEPTH = 64 << 20, 2_000_000, 100
+# Stands in the folder of a job and is held as long as it works there.
+LOCK = ".lock"
 # What `temporary_path` makes.
 TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
 
@@ -26,8 +28,12 @@ def temporary_path(path: Path) -> Path:
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Delete what killed processes have left anywhere in `folder` under temporary names."""
+    """Delete what killed processes have left anywhere in `folder` under temporary names.
+
+    A folder in it with a lock of its own belongs to another job, which may be writing there.
+    """
     for place, folders, files in os.walk(folder):
+        folders[:] = [one for one in folders if not Path(place, one, LOCK).exists()]
         for name in [one for one in folders if TEMPORARY.fullmatch(one)]:
             shutil.rmtree(Path(place, name))
             folders.remove(name)

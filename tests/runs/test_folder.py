@@ -37,6 +37,28 @@ def test_an_evaluation_waits_for_no_other_in_its_folder_or_in_the_run_around_it(
     )
 
 
+@pytest.mark.parametrize("place", [".", "eval", "eval/round_2", "eval/round_2/tiny", "round_1/scores"])
+def test_an_evaluation_replaces_no_results_of_a_run(
+    finished: Path, capsys: pytest.CaptureFixture[str], place: str
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.name != ".lock"}
+    model, suite = str(finished / "round_1" / "model"), str(finished.parent / "suite.yaml")
+    out = ["--output", str(finished / place), "--device", "cpu"]
+    line = error_of(capsys, main(["eval", model, "--suite", suite, *out]))
+    assert f"{finished / place}: is where the run {finished} keeps results of its own" in line
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_an_evaluation_leaves_the_files_of_jobs_below_its_folder(tmp_path: Path) -> None:
+    writes = tmp_path / "another" / ".results.json.123.tmp"
+    with held(writes.parent):
+        writes.touch()
+        with hold(tmp_path):
+            assert writes.exists()
+    with hold(writes.parent):
+        assert not writes.exists()
+
+
 def test_two_exports_to_one_folder_are_refused_and_what_a_killed_one_left_is_removed(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

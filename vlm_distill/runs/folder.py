@@ -14,11 +14,11 @@ from vlm_distill.config import decode, dump_yaml, read_yaml
 from vlm_distill.data.dataset import read_manifest
 from vlm_distill.data.store import all_stored
 from vlm_distill.errors import ConfigError, DataError, few, printable
-from vlm_distill.files import atomic_path, remove_temporaries, sha256_bytes
+from vlm_distill.files import LOCK, atomic_path, remove_temporaries, sha256_bytes
 from vlm_distill.processes import is_main, on_main, wait
 from vlm_distill.runs.config import RunConfig
 from vlm_distill.runs.evaluator import has_agreement, has_answers
-from vlm_distill.runs.plan import HELD_OUT, STAGES, Kind, Step, plan_format, write_plan
+from vlm_distill.runs.plan import HELD_OUT, STAGES, Kind, Step, plan_format, read_plan, write_plan
 from vlm_distill.state import damaged, find_state
 from vlm_distill.training.config import MECHANICAL
 from vlm_distill.training.train import find_trained
@@ -87,19 +87,33 @@ def hold(folder: Path) -> Iterator[None]:
     """Hold the folder of an evaluation in the main process, and the run that it lies in; others wait for it.
 
     Raises:
+        ConfigError: a run keeps its own results there.
         DataError: another process has one of them.
     """
     with ExitStack() as held:
 
         def claim() -> None:
-            around = (one for one in folder.resolve().parents if (one / STAGES).is_file())
-            for one in (folder, *around):
+            around = [one for one in (folder, *folder.resolve().parents) if (one / STAGES).is_file()]
+            for run in around:
+                _require_apart(folder, run)
+            for one in dict.fromkeys((folder, *around)):
                 held.enter_context(locked(one))
             remove_temporaries(folder)
 
         on_main(claim)
         yield
         wait()
+
+
+def _require_apart(folder: Path, run: Path) -> None:
+    """Refuse a folder inside a run in which a step of the run has results, or would look for them."""
+    place = folder.resolve().relative_to(run.resolve())
+    for step in read_plan(run):
+        if place in (own := Path(step.folder), *own.parents) or own in place.parents:
+            raise ConfigError(
+                f"{folder}: is where the run {run} keeps results of its own ({step.name}); give another "
+                "`--output`"
+            )
 
 
 @contextmanager
@@ -110,7 +124,7 @@ def locked(folder: Path, *, shown: Path | None = None) -> Iterator[None]:
         DataError: another one has it; the line names the folder as `shown`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
+    lock = FileLock(folder / LOCK)
     try:
         lock.acquire(blocking=False)
     except Timeout:

@@ -41,9 +41,14 @@ def read_log(path: Path) -> tuple[list[dict[str, Any]], int]:
     return rows, len(lines) - len(rows)
 
 
-def drop_rows_after(path: Path, step: int) -> None:
-    """Drop log lines of steps that will be done again, and a last line that a kill cut short."""
-    kept = [row for row in read_log(path)[0] if row["step"] <= step]
+def drop_rows_after(path: Path, step: int) -> int:
+    """Drop log lines of steps that will be done again, and return how many lines more: those that are none.
+
+    A kill cuts the last one short.
+    """
+    rows, num_unreadable = read_log(path)
+    kept = [row for row in rows if row["step"] <= step]
     with atomic_path(path) as temporary:
         temporary.touch()
         append_jsonl(temporary, kept)
+    return num_unreadable

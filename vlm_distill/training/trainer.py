@@ -350,8 +350,8 @@ class Trainer:
             if self.accelerator.scaler is not None:
                 self.accelerator.scaler.load_state_dict(found.state["scaler"])
             self.log(f"{self.stage.label}: continuing after step {self.step}, {self.fraction:.0%} done")
-        if self.accelerator.is_main_process:
-            drop_rows_after(metrics, self.step)
+        if self.accelerator.is_main_process and (lost := drop_rows_after(metrics, self.step)):
+            self.log(f"{self.stage.label}: {lost:,} damaged lines of {metrics} are dropped")
         # All read the same checkpoint before any of them writes the next.
         wait()
         if self.accelerator.is_main_process:

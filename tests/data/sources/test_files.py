@@ -1,3 +1,4 @@
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -170,6 +171,18 @@ def test_the_state_of_a_source_changes_with_its_file(questions: Path) -> None:
     with questions.open("a") as handle:
         handle.write("\n")
     assert files(questions).state() != before
+
+
+def test_the_state_of_a_source_changes_with_a_file_that_keeps_size_and_time(questions: Path) -> None:
+    for path, old, new in (
+        (questions, b"question 4", b"question 5"),
+        (next(questions.parent.rglob("*.png")), b"P", b"Q"),
+    ):
+        before, found = files(questions).state(), path.stat()
+        path.write_bytes(path.read_bytes().replace(old, new))
+        os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
+        assert path.stat().st_size == found.st_size
+        assert files(questions).state() != before
 
 
 def test_a_missing_file_is_an_error_that_says_where_it_was_looked_for(tmp_path: Path) -> None:
