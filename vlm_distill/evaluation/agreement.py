@@ -3,7 +3,7 @@
 Agreement of generated texts needs no model and is in compare.py.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -98,20 +98,12 @@ def agreement(
     kl_sums: list[float] = []
     num_equal = num_tokens = 0
     with torch.inference_mode(), evaluating(student.model), evaluating(teacher.model):
-        for start in range(0, len(given), batch_size):
-            batch = _with_room(student, teacher, answers, given[start : start + batch_size])
-            if batch is None:
-                continue
+        for batch in _fitting(student, teacher, answers, given, batch_size=batch_size):
             rows = _batch_rows(student, teacher, batch, cache=answers.cache, alignment=alignment)
             kl, equal = _compare_rows(divergence, *rows)
             # [token] -> one sum a response: how responses are batched changes no rounding.
             kl_sums += [float(one.sum()) for one in kl.split(batch.padded.num_tokens.tolist())]
             num_equal, num_tokens = num_equal + int(equal.sum()), num_tokens + len(kl)
-    if not num_tokens:
-        raise DataError(
-            f"agreement: none of {len(given)} responses fits with its prompt into the positions of "
-            f"{student.path} and {teacher.path}; choose models with more positions, or shorter prompts"
-        )
     return Agreement(
         token_kl=sum(kl_sums) / num_tokens,
         top1=num_equal / num_tokens,
@@ -139,6 +131,29 @@ class _Batch:
     padded: ResponseBatch
     student: PromptBatch
     teacher: PromptBatch | None
+
+
+def _fitting(
+    student: LoadedModel,
+    teacher: LoadedModel,
+    answers: Answers,
+    given: Sequence[Example],
+    *,
+    batch_size: int,
+) -> Iterator[_Batch]:
+    """Yield batches of what fits both models; DataError where nothing does."""
+    starts = range(0, len(given), batch_size)
+    batches = (_with_room(student, teacher, answers, given[at : at + batch_size]) for at in starts)
+    num_batches = 0
+    for batch in batches:
+        if batch is not None:
+            num_batches += 1
+            yield batch
+    if not num_batches:
+        raise DataError(
+            f"agreement: none of {len(given)} responses fits with its prompt into the positions of "
+            f"{student.path} and {teacher.path}; choose models with more positions, or shorter prompts"
+        )
 
 
 def _with_room(
