@@ -2,12 +2,20 @@
 
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from vlm_distill.errors import DataError
-from vlm_distill.files import parse_json, read_json, read_text, remove_temporaries, temporary_path
+from vlm_distill.files import (
+    atomic_folder,
+    parse_json,
+    read_json,
+    read_text,
+    remove_temporaries,
+    temporary_path,
+)
 
 BAD = {
     "empty": (b"", "not valid JSON"),
@@ -74,3 +82,18 @@ def test_what_killed_processes_were_writing_is_removed_and_nothing_else(tmp_path
     remove_temporaries(tmp_path)
     assert {path for path in tmp_path.rglob("*") if path.is_file()} == set(kept)
     assert not folder.exists()
+
+
+def test_a_folder_takes_the_place_of_the_old_one_whole_or_not_at_all(tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    for name in ("first", "second"):
+        with atomic_folder(target) as temporary:
+            (temporary / name).touch()
+            assert not (target / name).exists()
+    with suppress(DataError), atomic_folder(target) as temporary:
+        (temporary / "third").touch()
+        raise DataError("refused")
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")] == [
+        "model",
+        "model/second",
+    ]

@@ -61,6 +61,42 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary sibling folder that takes the name of `path`, and its place, at the end of the block.
+
+    Its files are flushed to disk before. On an error what was there before is there still.
+    """
+    temporary = temporary_path(path)
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        with writing(path):
+            temporary.mkdir(parents=True)
+            yield temporary
+            for file in filter(Path.is_file, temporary.rglob("*")):
+                with file.open("rb") as handle:
+                    os.fsync(handle.fileno())
+            _take_place(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _take_place(temporary: Path, path: Path) -> None:
+    if not path.exists():
+        take_name(temporary, path)
+        return
+    # A folder cannot be replaced in one step; the old one steps aside first.
+    previous = temporary_path(path.with_name(f"{path.name}.old"))
+    os.replace(path, previous)
+    try:
+        take_name(temporary, path)
+    finally:
+        if not path.exists():
+            os.replace(previous, path)
+    # A file may stand where the folder was.
+    shutil.rmtree(previous) if previous.is_dir() else previous.unlink()
+
+
 def take_name(temporary: Path, path: Path) -> None:
     """Rename a complete file or folder, so that its name too survives a crash of the machine."""
     os.replace(temporary, path)

@@ -1,7 +1,6 @@
 """A model in memory to a folder that plain transformers and vLLM load."""
 
 import os
-import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -11,8 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from vlm_distill.adapters.adapter import LoadedModel
-from vlm_distill.faults import writing
-from vlm_distill.files import read_json, take_name, temporary_path, write_json
+from vlm_distill.files import atomic_folder, read_json, write_json
 from vlm_distill.models.fingerprint import record_of, write_record
 from vlm_distill.models.names import WEIGHTS_INDEX
 
@@ -25,8 +23,14 @@ def save_model(loaded: LoadedModel, folder: Path) -> None:
     Raises:
         StorageError: it cannot be written; an existing folder is as it was.
     """
-    with writing(folder):
-        _save(loaded, folder)
+    with atomic_folder(folder) as temporary:
+        model: Any = loaded.model
+        model.save_pretrained(temporary)
+        loaded.processor.save_pretrained(temporary)
+        if loaded.adapter.state_dict_names is not None:
+            _rename_weights(temporary, partial(loaded.adapter.state_dict_names, model.config))
+        for path in filter(Path.is_file, temporary.rglob("*")):
+            path.chmod(0o644)  # safetensors writes for the owner alone
 
 
 def save_recorded(loaded: LoadedModel, folder: Path, *, delete: Literal[".", ".."]) -> None:
@@ -37,39 +41,6 @@ def save_recorded(loaded: LoadedModel, folder: Path, *, delete: Literal[".", "..
     record_of(folder).unlink(missing_ok=True)
     save_model(loaded, folder)
     write_record(folder, delete=delete)
-
-
-def _save(loaded: LoadedModel, folder: Path) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_path(folder)
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    try:
-        model: Any = loaded.model
-        model.save_pretrained(temporary)
-        loaded.processor.save_pretrained(temporary)
-        if loaded.adapter.state_dict_names is not None:
-            _rename_weights(temporary, partial(loaded.adapter.state_dict_names, model.config))
-        for path in temporary.rglob("*"):
-            if path.is_file():
-                path.chmod(0o644)  # safetensors writes for the owner alone
-                with path.open("rb") as handle:
-                    os.fsync(handle.fileno())
-        if folder.exists():
-            # A folder cannot be replaced in one step; the old one steps aside first.
-            previous = temporary_path(folder.with_name(f"{folder.name}.old"))
-            os.replace(folder, previous)
-            try:
-                take_name(temporary, folder)
-            finally:
-                if not folder.exists():
-                    os.replace(previous, folder)
-            # A file may stand where the folder was.
-            shutil.rmtree(previous) if previous.is_dir() else previous.unlink()
-        else:
-            take_name(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _rename_weights(folder: Path, name_on_disk: Callable[[str], str]) -> None:

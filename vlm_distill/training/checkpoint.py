@@ -16,8 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vlm_distill.errors import DataError, StorageError
-from vlm_distill.faults import writing
-from vlm_distill.files import sha256_file, take_name, temporary_path
+from vlm_distill.files import atomic_folder, sha256_file
 from vlm_distill.progress import Log
 from vlm_distill.state import OtherVersionError, read_state, write_state
 
@@ -52,26 +51,19 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, key: str, keep_last
         StorageError: it cannot be written, for example because the disk is full; the older ones stay.
     """
     target = folder / _name(checkpoint.step)
-    temporary = temporary_path(target)
-    shutil.rmtree(temporary, ignore_errors=True)
     try:
-        with writing(target):
+        with atomic_folder(target) as temporary:
             _write(temporary, checkpoint, key=key)
-            shutil.rmtree(target, ignore_errors=True)
-            take_name(temporary, target)
     except StorageError as error:
         kept = _steps(folder)
         rest = f"{kept[-1].name} is kept and will be continued" if kept else "there is no older checkpoint"
         raise StorageError(f"{error}; {rest}") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     for old in _steps(folder)[:-keep_last]:
         shutil.rmtree(old)
     return target
 
 
 def _write(temporary: Path, checkpoint: Checkpoint, *, key: str) -> None:
-    temporary.mkdir(parents=True)
     save_file(_unshared(checkpoint.weights), temporary / WEIGHTS)
     torch.save(checkpoint.optimizer, temporary / OPTIMIZER)
     checksums = {name: sha256_file(temporary / name) for name in (WEIGHTS, OPTIMIZER)}
