@@ -18,7 +18,7 @@ from vlm_distill.runs.folder import CONFIG, read_config, require_plan
 from vlm_distill.runs.plan import HELD_OUT, ROUNDS, STUDENT, WARMUP, Step, read_plan
 from vlm_distill.runs.provenance import Provenance, find_provenance
 from vlm_distill.runs.summary import Summary, find_summary
-from vlm_distill.training.metrics import read_log
+from vlm_distill.training.metrics import is_number, read_log
 from vlm_distill.training.train import Trained, find_trained
 
 Values = Mapping[str, Any]
@@ -201,10 +201,6 @@ def _trainings(folder: Path, steps: Sequence[Step]) -> Iterator[Training]:
         )
         start = one.end
         yield one
-
-
-def is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _evaluation(folder: Path, step: Step) -> Evaluation:

@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from vlm_distill.files import append_jsonl, atomic_path
 
@@ -36,9 +36,13 @@ def read_log(path: Path) -> tuple[list[dict[str, Any]], int]:
         except (ValueError, RecursionError):
             continue
         step = row.get("step") if isinstance(row, dict) else None
-        if isinstance(step, int | float) and not isinstance(step, bool) and math.isfinite(step):
+        if is_number(step) and math.isfinite(step):
             rows.append(row)
     return rows, len(lines) - len(rows)
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def drop_rows_after(path: Path, step: int) -> int:

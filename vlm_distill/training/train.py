@@ -107,6 +107,14 @@ def train(
         too_long=too_long,
         seconds={"responses": seconds_before, "training": time.monotonic() - started},
     )
+    _write(config, stage, trainer, trained)
+    wait()
+    log(f"{stage.label}: {trained.tokens:,} response tokens trained in {time.monotonic() - started:.0f} s")
+    return trained
+
+
+def _write(config: TrainConfig, stage: Stage, trainer: Trainer, trained: Trained) -> None:
+    """Write the student and then its record, from the main process; all processes call it together."""
     learned = trainer.learned() if trainer.is_sharded else {}
     if trainer.accelerator.is_main_process:
         student = _whole(config, stage, learned) if trainer.is_sharded else stage.student
@@ -114,9 +122,6 @@ def train(
         save_recorded(student, stage.folder / MODEL, delete="..")
         write_state(stage.folder / RECORD, trained)
         _remove_checkpoints(stage.folder)
-    wait()
-    log(f"{stage.label}: {trained.tokens:,} response tokens trained in {time.monotonic() - started:.0f} s")
-    return trained
 
 
 def _remove_checkpoints(folder: Path) -> None:
