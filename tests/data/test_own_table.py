@@ -200,3 +200,27 @@ def test_a_marker_on_its_own_line_is_a_word_where_no_column_may_hold_its_image(
     else:
         with pytest.raises(DataError, match=r"row 0: 1 places for images .* 0 images"):
             read(table, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["{}.png", "./{}.png", ".\\{}.PNG", "{folder}/{}.png"])
+def test_pictures_of_a_folder_are_found_by_the_names_of_its_table(tmp_path: Path, name: str) -> None:
+    for number in range(2):
+        picture(size=(8 + number, 8)).save(tmp_path / f"{number}.png")
+    rows = [{"file_name": name.format(n, folder=tmp_path), "question": f"Q{n}?"} for n in range(2)]
+    write(tmp_path / "metadata.jsonl", [*rows, {"file_name": None, "question": "No picture?"}])
+    found, _ = read(tmp_path, tmp_path / "prepared")
+    assert [(one.id, len(one.images)) for one in found] == [
+        ("metadata-0", 1),
+        ("metadata-1", 1),
+        ("metadata-2", 0),
+    ]
+
+
+def test_pictures_of_a_folder_that_its_table_does_not_name_are_said(tmp_path: Path) -> None:
+    for number in range(2):
+        picture(size=(8 + number, 8)).save(tmp_path / f"{number}.png")
+    write(tmp_path / "metadata.jsonl", [{"file_name": "0.png", "question": "Which?"}])
+    with pytest.raises(
+        DataError, match=r"1 images of the folder have no row, one is 1\.png .*on_bad_row=skip"
+    ):
+        read(tmp_path, tmp_path / "prepared")

@@ -1,6 +1,7 @@
 """Prompts that are too long for a model: left out of every stage and counted, refused where all are."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,13 @@ import pytest
 from tests.commands import error_of, run
 from tests.tiny import LANGUAGE, example, picture, tiny_llava
 from tests.tiny_run import QUESTIONS, STAGE, write_run
+from vlm_distill.adapters.adapter import LoadedModel
+from vlm_distill.data.images import ImageLoader
+from vlm_distill.generation.prompts import prompt_lengths
 from vlm_distill.models.save import save_model
+from vlm_distill.records import Example
 from vlm_distill.reporting import write_report
+from vlm_distill.runs import context
 
 
 def positions(*, of_question: int) -> int:
@@ -106,3 +112,22 @@ def test_the_cache_holds_what_fits_the_teacher(tmp_path: Path) -> None:
     )
     assert run(config) == 0
     assert stage_of(tmp_path, "warmup")["too_long"] == 9
+
+
+def test_a_finished_run_is_continued_without_encoding_a_prompt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = write(tmp_path, student=256)
+    assert run(config) == 0
+    counted: list[int] = []
+
+    def count(loaded: LoadedModel, load_images: ImageLoader, examples: list[Example]) -> list[int]:
+        counted.append(len(examples))
+        return prompt_lengths(loaded, load_images, examples)
+
+    monkeypatch.setattr(context, "prompt_lengths", count)
+    assert run(config) == 0
+    assert counted == []
+    shutil.rmtree(tmp_path / "run" / "warmup")
+    assert run(config) == 0
+    assert len(counted) == 1

@@ -14,7 +14,7 @@ from vlm_distill.data.columns import Columns, shown_column
 from vlm_distill.data.examples import RecipeSource
 from vlm_distill.data.own_columns import Taken, column_map, take_columns
 from vlm_distill.data.recipe import Recipe
-from vlm_distill.data.sources import Files
+from vlm_distill.data.sources import Files, ImageFolder
 from vlm_distill.data.sources.image_folder import METADATA
 from vlm_distill.data.split import Split
 from vlm_distill.data.standard_names import Use, meant_by, use_of
@@ -56,7 +56,12 @@ def _read(path: Path, table: Path, state: object) -> OwnTable:
     used = {name for names in taken.values() for name in names}
     left = [name for name in survey.filled if name not in used]
     columns = decode(Columns, column_map(taken, survey) | {"ignore": left}, where=str(table))
-    source = Files(paths=str(table), list_key=list_key, columns=columns)
+    source: Files | ImageFolder
+    if path.is_dir() and "file_name" in taken["image"]:
+        # Its rows are called as those of the table alone are.
+        source = ImageFolder(name=table.stem, path=str(path), columns=columns)
+    else:
+        source = Files(paths=str(table), list_key=list_key, columns=columns)
     name = path.absolute().stem
     recipe = Recipe(name=name, sources=[RecipeSource(source=source)], split=Split(held_out=HELD_OUT))
     named = f"{name}, list {shown_column(list_key)}" if list_key else name

@@ -174,6 +174,7 @@ class Context:
 
     def _read_by(self, loaded: LoadedModel, examples: list[Example], *, what: str) -> list[Example]:
         lengths, refusal = on_main(lambda: readable_lengths(loaded, self.load_images, examples))
+        self._prompt_lengths.setdefault(self._is_teacher(loaded), {}).update(lengths)
         if refusal is None:
             return examples
         if not lengths:
@@ -188,12 +189,15 @@ class Context:
 
         All students of a run read prompts in the same way, so that they are counted once.
         """
-        is_teacher = self.teacher is not None and loaded is self.teacher.loaded
-        if is_teacher not in self._prompt_lengths:
-            counted = on_main(lambda: prompt_lengths(loaded, self.load_images, self.examples))
-            ids = (example.id for example in self.examples)
-            self._prompt_lengths[is_teacher] = dict(zip(ids, counted, strict=True))
-        return self._prompt_lengths[is_teacher]
+        known = self._prompt_lengths.setdefault(self._is_teacher(loaded), {})
+        # Where bad rows are skipped, they were counted when it was tried whether the model can read them.
+        if missing := [example for example in self.examples if example.id not in known]:
+            counted = on_main(lambda: prompt_lengths(loaded, self.load_images, missing))
+            known.update(zip((example.id for example in missing), counted, strict=True))
+        return known
+
+    def _is_teacher(self, loaded: LoadedModel) -> bool:
+        return self.teacher is not None and loaded is self.teacher.loaded
 
     def asked_teacher(self) -> Asked:
         """Return the teacher as an engine is opened with it."""

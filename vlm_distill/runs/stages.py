@@ -40,7 +40,7 @@ from vlm_distill.training.config import TrainConfig
 from vlm_distill.training.items import build_items
 from vlm_distill.training.reference import reference_log_probs
 from vlm_distill.training.step import HELD_OUT_KL, Evaluate, Sample, Stage
-from vlm_distill.training.train import MODEL, finished, read_trained, train
+from vlm_distill.training.train import MODEL, find_trained, finished, read_trained, train
 
 
 def generate(context: Context, step: Step) -> None:
@@ -57,7 +57,8 @@ def generate(context: Context, step: Step) -> None:
 def cache(context: Context, step: Step) -> None:
     """Store what the teacher says about the responses that a step trains on."""
     track = track_of(context.config, step)
-    work = _work(context, step, context.student(step.starts_from), track.objective.build())
+    student, objective = context.student(step.starts_from), track.objective.build()
+    work = _with_room(context, step, student, objective, _work(context, step, student, objective))
     context.caches[step.name] = cached_by_author(context.cache_plan(), work.items, names=step.settings["of"])
     context.release_teacher()
     context.mark_cached(step, num_items=len(work.items))
@@ -86,9 +87,13 @@ def train_student(context: Context, step: Step) -> None:
     if work.num_without_response:
         of_all = f"{work.num_without_response:,} of {len(context.examples):,}"
         context.log(f"{step.label}: {of_all} prompts have no usable response and are left out")
-    key = hash_json(
-        [_inputs_hash(context, student, work.items), config.decisive(), _settings(context, step, track)]
-    )
+    settings = [config.decisive(), _settings(context, step, track)]
+    key = hash_json([_inputs_hash(context, student, work.items), *settings])
+    trained = find_trained(context.folder / step.folder)
+    # A student that was trained on all of them has room for them: no prompt is encoded to count its tokens.
+    if trained is None or trained.key != key:
+        work = _with_room(context, step, student, objective, work)
+        key = hash_json([_inputs_hash(context, student, work.items), *settings])
     if finished(context.folder / step.folder, key=key):
         context.log(
             f"{step.label}: unchanged, the trained student in {context.folder / step.folder / MODEL} is used"
@@ -153,10 +158,11 @@ class _Work:
 
     items: Sequence[TrainItem]
     num_without_response: int
-    num_too_long: int
+    num_too_long: int = 0
 
 
 def _work(context: Context, step: Step, student: LoadedModel, objective: Objective) -> _Work:
+    """Return all prompts with their responses, however long they are."""
     authors, stored = objective.stored_authors, list[Response]()
     if "reference" in authors:
         stored += _references(context, student)
@@ -164,13 +170,21 @@ def _work(context: Context, step: Step, student: LoadedModel, objective: Objecti
         # They are complete: whoever wrote them, they are what is trained on.
         stored += ResponseStore(context.folder / one.folder).read()
     items, missing = build_items(context.examples, stored, authors=authors)
-    new_tokens = 0 if authors == objective.authors else context.config.generate.sampling.max_new_tokens
+    return _Work(items=items, num_without_response=missing)
+
+
+def _with_room(
+    context: Context, step: Step, student: LoadedModel, objective: Objective, work: _Work
+) -> _Work:
+    """Return what of the work fits into the positions of those that read it."""
+    is_stored = objective.stored_authors == objective.authors
+    new_tokens = 0 if is_stored else context.config.generate.sampling.max_new_tokens
     readers = [student]
     if objective.needs_teacher:
         assert context.teacher is not None
         readers.append(context.teacher.loaded)
-    fitting = with_room(context, items, readers=readers, new_tokens=new_tokens, label=step.label)
-    return _Work(items=fitting, num_without_response=missing, num_too_long=len(items) - len(fitting))
+    items = with_room(context, work.items, readers=readers, new_tokens=new_tokens, label=step.label)
+    return replace(work, items=items, num_too_long=len(work.items) - len(items))
 
 
 def _response_steps(context: Context, step: Step) -> list[Step]:

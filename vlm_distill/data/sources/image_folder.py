@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from vlm_distill.config import PathText, Record, user_path
+from vlm_distill.data.absent import is_absent
 from vlm_distill.data.bad_rows import RowError
 from vlm_distill.data.columns import Columns
 from vlm_distill.data.image_formats import suffixes
 from vlm_distill.data.rows import RawRows, Row, build_rows
 from vlm_distill.data.sources.files import sizes_and_times
-from vlm_distill.data.tables import read_table
+from vlm_distill.data.tables import RawRow, read_table
 from vlm_distill.errors import DataError
 from vlm_distill.markdown import inline_code
 
@@ -69,8 +70,11 @@ class _Found:
     def on_disk(self, name: str, *, below: str) -> str | None:
         """Return the path of the image that a table in the subfolder `below` calls `name`, None for none.
 
-        It may be written with backslashes, another case or other code points for an accented letter.
+        It may be absolute, or written with backslashes, another case or other code points for an accented
+        letter.
         """
+        if name.startswith(root := f"{self.folder.absolute().as_posix()}/"):
+            name, below = name.removeprefix(root), "."
         for path in (name, name.replace("\\", "/")):
             clean = posixpath.normpath(posixpath.join(below, path))
             alike = self.by_spelling.get(_spelling(clean), ())
@@ -154,6 +158,11 @@ def _with_file_names(columns: Columns, *, has_table: bool) -> Columns:
     return columns
 
 
+def _is_empty(raw: RawRow) -> bool:
+    """Return whether a row has the column of its image and nothing in it, which its columns may allow."""
+    return isinstance(raw, dict) and "file_name" in raw and is_absent(raw["file_name"])
+
+
 def _raw_rows(found: _Found) -> RawRows:
     if not found.tables:
         for one in found.images:
@@ -164,11 +173,11 @@ def _raw_rows(found: _Found) -> RawRows:
         below = table.parent.relative_to(found.folder).as_posix()
         for where, raw in read_table(table):
             named = raw.get("file_name") if isinstance(raw, dict) else None
-            if isinstance(raw, dict) and isinstance(named, str):
+            if isinstance(raw, dict) and isinstance(named, str) and not _is_empty(raw):
                 on_disk = found.on_disk(named, below=below)
                 unnamed.discard(on_disk or "")
                 raw = {**raw, "file_name": posixpath.relpath(on_disk, below) if on_disk else named}
-            elif not isinstance(raw, RowError):
+            elif not isinstance(raw, RowError) and not _is_empty(raw):
                 message = f"{where}: expected a column 'file_name' with the path of the image"
                 raw = RowError(message, reason="missing_cell")
             yield where, raw, table.parent
