@@ -167,6 +167,21 @@ def test_a_second_interrupt_ends_at_once(rank: str) -> None:
     )
 
 
+def test_a_signal_inside_an_import_ends_at_once_in_one_line(tmp_path: Path) -> None:
+    # C++ that runs Python while a library is imported knows no exceptions.
+    for number, code in SIGNALS.items():
+        (tmp_path / "imported.py").write_text(
+            f"import os\ntry:\n    os.kill(os.getpid(), {int(number)})\nfinally:\n    print('never')"
+        )
+        program = "from vlm_distill.stopping import handled\nwith handled():\n    import imported"
+        environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
+        done = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=False
+        )
+        assert (done.returncode, done.stdout) == (code, "")
+        assert done.stderr == "\nvlm-distill: interrupted; start the same command again\n"
+
+
 def test_signals_before_and_after_a_job_end_the_process_without_a_traceback() -> None:
     for number, code in SIGNALS.items():
         program = (

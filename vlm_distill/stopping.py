@@ -129,8 +129,18 @@ def _ask(number: int, frame: FrameType | None) -> None:
         return
     _request.signal = number
     if not _request.num_patient:
+        if _is_importing(frame):
+            _say("interrupted; start the same command again")
+            _end_at_once(number, frame)
         raise Interrupted
     _say(f"{signal.Signals(number).name}: ends after this step or batch; Ctrl-C now ends at once")
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    """Say whether a module is being imported: what is raised inside of torch's aborts the process."""
+    while frame is not None and not frame.f_code.co_filename.startswith("<frozen importlib"):
+        frame = frame.f_back
+    return frame is not None
 
 
 def _end_at_once(number: int, _: FrameType | None) -> None:

@@ -169,7 +169,7 @@ def test_user_errors_name_the_cause(tmp_path: Path) -> None:
         generate(scripted(), tmp_path, examples=[*EXAMPLES, EXAMPLES[0]])
     engine = scripted()
     engine.too_long = tuple(one.id for one in EXAMPLES)
-    with pytest.raises(EngineError, match=r"none of the 7 prompts fits.*lower max_new_tokens"):
+    with pytest.raises(EngineError, match=r"none of the 7 prompts fits.*lower generate\.sampling\.max_new_"):
         generate(engine, tmp_path)
     assert not list(tmp_path.iterdir())  # a store would bind the folder to this question
 

@@ -152,7 +152,8 @@ def _fitting(
     if not num_batches:
         raise DataError(
             f"agreement: none of {len(given)} responses fits with its prompt into the positions of "
-            f"{student.path} and {teacher.path}; choose models with more positions, or shorter prompts"
+            f"{student.path} and {teacher.path}; lower evaluate.agreement_tokens, or choose shorter prompts "
+            "or models with more positions"
         )
 
 

@@ -120,6 +120,7 @@ def _job(task: Task, model: Answerer, questions: Sequence[Question], *, label: s
         author="student",
         round=0,
         label=label,
+        bound=f"output.max_new_tokens of task {task.name}",
     )
 
 

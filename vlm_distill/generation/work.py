@@ -66,7 +66,10 @@ class _Dropped:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
-    """Which responses are wanted: to `examples`, by one author in one round. `label` names it in the log."""
+    """Which responses are wanted: to `examples`, by one author in one round.
+
+    `label` names it in the log, and `bound` the setting that bounds the length of a response.
+    """
 
     examples: Sequence[Example]
     sampling: Sampling
@@ -74,6 +77,7 @@ class Job:
     author: Author
     round: int
     label: str
+    bound: str = "generate.sampling.max_new_tokens"
 
     def key(self) -> str:
         """Return the hash of the question that the responses answer."""
@@ -226,7 +230,7 @@ def _open(folder: Path, job: Job, *, plan: Sequence[Batch], engine: dict[str, st
     if job.examples and not plan and not is_kept:
         raise EngineError(
             f"{job.label}: none of the {len(job.examples)} prompts fits the model's context with "
-            f"{job.sampling.max_new_tokens} new tokens; lower max_new_tokens or shorten the prompts"
+            f"{job.sampling.max_new_tokens} new tokens; lower {job.bound} or shorten the prompts"
         )
     store = ResponseStore.create_or_resume(folder, key) if stored is None else stored
     # What a kill left of a reset.

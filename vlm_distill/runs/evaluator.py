@@ -111,6 +111,7 @@ class Evaluator:
             author=author,
             round=0,
             label=f"held-out answers of the {author}",
+            bound="evaluate.agreement_tokens",
         )
         engine = self.config.answers_with
         responses = generate_responses(
