@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from vlm_distill.errors import DataError, one_line
+from vlm_distill.faults import explained
 from vlm_distill.files import hash_json, read_json, write_json
 
 T = TypeVar("T")
@@ -72,7 +73,7 @@ def _readable(path: Path, *, remedy: str) -> Iterator[None]:
     except FileNotFoundError:
         raise DataError(f"{path}: missing; {remedy}") from None
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); {remedy}") from None
+        raise DataError(str(explained(error))) from None  # Nothing is to be deleted.
     except (ValueError, RecursionError) as error:
         raise damaged(path, one_line(error), remedy=remedy) from None
 

@@ -16,7 +16,7 @@ from vlm_distill.data.examples import (
 )
 from vlm_distill.data.images import ImageStore
 from vlm_distill.data.sources import Files, ImageFolder, Source
-from vlm_distill.errors import ConfigError, DataError
+from vlm_distill.errors import ConfigError, DataError, StorageError
 from vlm_distill.progress import Log, silent
 from vlm_distill.records import Example, Image, Message, Text
 
@@ -132,6 +132,12 @@ def test_a_bad_image_stops_or_is_skipped_and_counted(
     assert counts == {"read": 12, "bad_image": 6}
     assert [example.id for example in examples] == [f"questions-{n}" for n in (0, 1, 2, 6, 7, 8)]
     assert [line.split(": ")[0] for line in lines] == ["skipped"]
+
+
+def test_a_picture_that_cannot_be_stored_is_no_bad_row(questions: Path, store: ImageStore) -> None:
+    store.root.touch()
+    with pytest.raises(StorageError, match="cannot be written"):
+        read(source(questions), store, on_bad_row="skip")
 
 
 @pytest.mark.parametrize(

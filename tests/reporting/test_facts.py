@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.plain_run import CONTROLS, config_of, finish, write_folder
-from tests.state_files import change_state
+from tests.state_files import change_state, without_checksum
 from tests.whole_runs import Copy
 from vlm_distill.errors import DataError
 from vlm_distill.reporting import write_report
@@ -78,9 +78,17 @@ def test_the_config_names_the_student_before_training(finished: Path, text_only:
 def test_a_run_of_an_earlier_version_is_refused_in_one_line(finished: Path, copy: Copy) -> None:
     run = copy(finished)
     (run / "stages.json").unlink()
+    (run / "config.yaml").write_text(without_checksum(run / "config.yaml"))
     with pytest.raises(DataError, match=r"earlier version .*commit 0720526 .*another `output`") as caught:
         open_run(run)
     assert "\n" not in str(caught.value)
+
+
+def test_a_run_whose_plan_is_gone_is_not_of_an_earlier_version(finished: Path, copy: Copy) -> None:
+    run = copy(finished)
+    (run / "stages.json").unlink()
+    with pytest.raises(DataError, match=r"stages.json: missing; start the run again in this folder"):
+        open_run(run)
 
 
 def test_results_with_permuted_images_are_no_scores_whatever_their_folder_is_called(

@@ -130,6 +130,40 @@ def test_a_flipped_bit_of_a_trained_student_is_one_line_wherever_it_is_loaded(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("lost", ["model", "model/config.json", "model/model.safetensors"])
+def test_a_trained_student_that_was_deleted_is_one_line_with_the_folder_of_its_stage(
+    small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], lost: str
+) -> None:
+    copied = Path(shutil.copytree(small / "run", tmp_path / "run"))
+    gone, stage = copied / "round_1" / lost, copied / "round_1"
+    shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
+    for arguments in (
+        ["run", str(small / "config.yaml"), f"output={copied}"],
+        [
+            "eval",
+            str(stage / "model"),
+            "--suite",
+            str(small / "suite.yaml"),
+            "--output",
+            str(tmp_path / "out"),
+        ],
+        ["export", str(copied), str(tmp_path / "out")],
+    ):
+        line = error_of(capsys, main(arguments))
+        assert str(gone) in line
+        assert f"missing); delete {stage} and start the run again" in line or f"delete {stage} to" in line
+    shutil.rmtree(stage)
+    assert run(small / "config.yaml", f"output={copied}") == 0
+
+
+def test_a_run_whose_plan_is_gone_writes_it_anew(small: Path, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(small / "run", tmp_path / "run"))
+    plan = (copied / "stages.json").read_bytes()
+    (copied / "stages.json").unlink()
+    assert run(small / "config.yaml", f"output={copied}") == 0
+    assert (copied / "stages.json").read_bytes() == plan
+
+
 def test_a_stage_that_is_deleted_is_trained_again_and_ends_alike(small: Path, tmp_path: Path) -> None:
     copied = Path(shutil.copytree(small / "run", tmp_path / "run"))
     shutil.rmtree(copied / "round_1")

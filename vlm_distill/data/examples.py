@@ -21,7 +21,7 @@ from vlm_distill.data.prompts import DEFAULT_PROMPT, Prompt, compile_prompt, ren
 from vlm_distill.data.rows import Row, meta_text
 from vlm_distill.data.sources import Source
 from vlm_distill.data.unicode_text import is_unicode
-from vlm_distill.errors import ConfigError, DataError, few, shown
+from vlm_distill.errors import ConfigError, DataError, StorageError, few, shown
 from vlm_distill.progress import Log, progress
 from vlm_distill.records import Example, Image, Message, Text
 
@@ -176,6 +176,8 @@ class _Reader:
 def _store_images(row: Row, images: ImageStore) -> tuple[str, ...]:
     try:
         return tuple(images.add(load(), f"{row.where} (id {row.id!r})") for load in row.images)
+    except StorageError:
+        raise  # A full disk is no fault of the row.
     except DataError as error:
         raise RowError(str(error), reason="bad_image") from None
 

@@ -15,9 +15,10 @@ import torch
 from torch import nn
 
 from vlm_distill.adapters.adapter import LoadOptions
+from vlm_distill.config import user_path
 from vlm_distill.files import hash_json, sha256_file
 from vlm_distill.models.gguf import is_gguf
-from vlm_distill.models.names import SETTINGS_FILES, weight_files
+from vlm_distill.models.names import SETTINGS_FILES, resolve, weight_files
 from vlm_distill.state import damaged, find_state, write_state
 
 
@@ -57,7 +58,8 @@ def require_as_written(folder: Path) -> None:
     if changed:
         where = folder if found.delete == "." else folder.parent
         remedy = f"delete {where} and start the run again, which makes it anew"
-        raise damaged(folder / changed[0], "not what was written", remedy=remedy)
+        reason = "not what was written" if changed[0] in now else "missing"
+        raise damaged(folder / changed[0], reason, remedy=remedy)
 
 
 def fingerprint(path: Path) -> str:
@@ -87,16 +89,21 @@ def _hash_once(path: Path, *state: int) -> str:
     return sha256_file(path)
 
 
-def model_fingerprint(path: Path, options: LoadOptions) -> str:
-    """Return the fingerprint of a model that is loaded from `path` with `options`.
+def locate(name: str, options: LoadOptions) -> tuple[Path, str]:
+    """Return where the model of a name is (`names.resolve`), and its fingerprint if loaded with `options`.
 
     Raises:
+        AdapterError: as `resolve`.
         DataError: the model of a run is not what was written.
     """
+    # Before it is looked for: one that a run wrote may be gone.
+    if Path(f"{user_path(name)}.files.json").is_file():
+        require_as_written(user_path(name))
+    path = resolve(name, trust_remote_code=options.trust_remote_code)
     require_as_written(path)
     known = fingerprint(path)
     # Quantised weights answer differently.
-    return known if options.quantisation is None else hash_json([known, dict(options.quantisation)])
+    return path, known if options.quantisation is None else hash_json([known, dict(options.quantisation)])
 
 
 def weights_fingerprint(model: nn.Module) -> str:

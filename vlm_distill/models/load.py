@@ -14,7 +14,7 @@ from vlm_distill.adapters.chat import find_image_token_ids, find_stop_ids
 from vlm_distill.adapters.foreign import REMEDY, blaming
 from vlm_distill.errors import AdapterError, one_line, shown
 from vlm_distill.files import read_json
-from vlm_distill.models.fingerprint import model_fingerprint, weights_fingerprint
+from vlm_distill.models.fingerprint import locate, weights_fingerprint
 from vlm_distill.models.gguf import is_gguf, load_gguf, location
 from vlm_distill.models.names import SETTINGS_FILES, resolve, weight_files
 from vlm_distill.models.placement import (
@@ -47,8 +47,7 @@ def load_model(
         AdapterError: the name means nothing, the folder is incomplete, or no adapter knows its family.
         DataError: the model of a run is not what was written.
     """
-    path = resolve(name, trust_remote_code=options.trust_remote_code)
-    known = model_fingerprint(path, options)
+    path, known = locate(name, options)
     config = load_config(path, name, trust_remote_code=options.trust_remote_code)
     adapter = adapter or find_adapter(config.model_type)
     remedy = remedy_for(path, trust_remote_code=options.trust_remote_code)

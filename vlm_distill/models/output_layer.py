@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from vlm_distill.adapters.adapter import LoadedModel, LoadOptions
 from vlm_distill.adapters.foreign import blaming
 from vlm_distill.errors import AdapterError
-from vlm_distill.models.fingerprint import model_fingerprint
+from vlm_distill.models.fingerprint import locate
 from vlm_distill.models.gguf import is_gguf
 from vlm_distill.models.load import load_model
-from vlm_distill.models.names import resolve, weight_files
+from vlm_distill.models.names import weight_files
 from vlm_distill.models.placement import require_dtype
 from vlm_distill.models.skeleton import load_skeleton
 
@@ -32,8 +32,7 @@ def light_model(name: str, options: LoadOptions) -> LoadedModel:
         AdapterError: see `load_model`, or the files have no output layer that fits the config.
     """
     require_dtype(name, options)
-    path = resolve(name, trust_remote_code=options.trust_remote_code)
-    known = model_fingerprint(path, options)
+    path, known = locate(name, options)
     light = load_skeleton(name, trust_remote_code=options.trust_remote_code)
     if is_gguf(path):
         whole = load_model(name, LoadOptions(dtype=options.dtype))

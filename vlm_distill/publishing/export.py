@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +65,9 @@ def export(
         exported = _write(folder, files, options, title=title, name=push_to, run=run)
         with atomic_path(files / CARD) as card:
             card.write_text(model_card(exported, student), encoding="utf-8", errors="replace")
-        # An empty folder may stand in its place.
-        take_name(files, target)
+        with writing(target):
+            # An empty folder may stand in its place.
+            take_name(files, target)
     log(f"export: {folder} written to {target} ({exported.dtype}), checked, with a model card")
     if push_to is not None:
         _push(target, push_to, log)
@@ -85,7 +86,10 @@ def _workplace(target: Path) -> Iterator[Path]:
         StorageError: it cannot be written.
     """
     place = target.with_name(f".{target.name}.export.tmp")
-    with writing(target), locked(place, shown=target):
+    with ExitStack() as held:
+        # Not around the block, which also reads.
+        with writing(target):
+            held.enter_context(locked(place, shown=target))
         try:
             _require_empty(target)
             shutil.rmtree(place / "model", ignore_errors=True)

@@ -14,7 +14,7 @@ from vlm_distill.config import decode, dump_yaml, read_yaml
 from vlm_distill.data.dataset import read_manifest
 from vlm_distill.data.store import all_stored
 from vlm_distill.errors import ConfigError, DataError, few, printable
-from vlm_distill.files import LOCK, atomic_path, remove_temporaries, sha256_bytes
+from vlm_distill.files import LOCK, atomic_path, read_text, remove_temporaries, sha256_bytes
 from vlm_distill.processes import is_main, on_main, wait
 from vlm_distill.runs.config import RunConfig
 from vlm_distill.runs.evaluator import has_agreement, has_answers
@@ -143,9 +143,11 @@ def require_plan(folder: Path) -> None:
     Raises:
         DataError: it was made by an earlier version.
     """
-    version = plan_format(folder)
-    if not (folder / CONFIG).exists() or version not in LAST_READERS:
+    version, config = plan_format(folder), folder / CONFIG
+    if version not in LAST_READERS or not config.exists():
         return
+    if version is None and read_text(config).startswith(HEADER):
+        return  # Its plan is gone, and written anew.
     found = f"config.yaml without {STAGES}" if version is None else f"{STAGES} in format {version}"
     raise DataError(
         f"{folder}: is the folder of a run by an earlier version ({found}), which commit "

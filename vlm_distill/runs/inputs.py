@@ -11,8 +11,7 @@ from pathlib import Path
 from vlm_distill.data.recipe import fingerprint_now
 from vlm_distill.data.store import all_stored
 from vlm_distill.errors import DataError, few
-from vlm_distill.models.fingerprint import model_fingerprint, require_as_written
-from vlm_distill.models.names import resolve
+from vlm_distill.models.fingerprint import locate, require_as_written
 from vlm_distill.runs.config import ModelConfig, RunConfig
 from vlm_distill.runs.evaluator import AGREEMENT
 from vlm_distill.runs.plan import BASE, TEACHER, Step
@@ -77,8 +76,7 @@ def _inputs(config: RunConfig, folder: Path, steps: Sequence[Step], known: Prove
 
 def _fingerprint(model: ModelConfig, device: str) -> Callable[[], str]:
     def compute() -> str:
-        path = resolve(model.model, trust_remote_code=model.trust_remote_code)
-        return model_fingerprint(path, load_options(model, device))
+        return locate(model.model, load_options(model, device))[1]
 
     return compute
 

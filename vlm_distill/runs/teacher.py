@@ -7,9 +7,8 @@ import torch
 
 from vlm_distill.adapters.adapter import LoadedModel, LoadOptions
 from vlm_distill.models.feature_store import FeatureStore
-from vlm_distill.models.fingerprint import model_fingerprint
+from vlm_distill.models.fingerprint import locate
 from vlm_distill.models.load import load_model
-from vlm_distill.models.names import resolve
 from vlm_distill.models.output_layer import light_model
 from vlm_distill.models.skeleton import load_skeleton
 from vlm_distill.models.vision_cache import with_vision_cache
@@ -36,9 +35,8 @@ def load_options(config: ModelConfig, device: str) -> LoadOptions:
 
 def without_weights(config: ModelConfig, options: LoadOptions) -> LoadedModel:
     """Return the model that a config names without weights, but with the fingerprint of its files."""
-    path = resolve(config.model, trust_remote_code=config.trust_remote_code)
     # Before anything of it is read: what was damaged since a run wrote it is said as that.
-    known = model_fingerprint(path, options)
+    known = locate(config.model, options)[1]
     skeleton = load_skeleton(config.model, trust_remote_code=config.trust_remote_code)
     require_readable_prompts(skeleton)
     return replace(skeleton, fingerprint=known)

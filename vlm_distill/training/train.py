@@ -62,9 +62,11 @@ def finished(folder: Path, *, key: str) -> Trained | None:
     """Return the result of a stage that is complete under `key`, None where it still has to run.
 
     Raises:
-        DataError: the folder holds the result of another student, teacher, data set or config.
+        DataError: the folder holds the result of another student, teacher, data set or config, or no model.
     """
     found = find_trained(folder)
+    if found is not None and not (folder / MODEL).is_dir():
+        raise DataError(f"{folder / MODEL}: missing; {_remedy(folder)}")
     if found is not None and found.key != key:
         raise DataError(
             f"{folder}: holds a student that was trained from another start, with other data or with another "

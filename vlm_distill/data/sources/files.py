@@ -14,7 +14,7 @@ from vlm_distill.data.columns import Columns
 from vlm_distill.data.rows import RawRows, Row, build_rows, image_files
 from vlm_distill.data.tables import read_table
 from vlm_distill.errors import DataError
-from vlm_distill.files import hash_json, sha256_file
+from vlm_distill.files import hash_json
 from vlm_distill.markdown import inline_code
 
 
@@ -41,16 +41,14 @@ class Files(Record):
         return build_rows(_raw_rows(self), self.columns, name=self.label)
 
     def state(self) -> Any:
-        # A change may leave size and time as they were, and the tables are read whole for their pictures.
-        tables = [[str(path), sha256_file(path)] for path in _files(self)]
-        return [tables, pictures_state(_raw_rows(self), self.columns)]
+        return [sizes_and_times(_files(self)), pictures_state(_raw_rows(self), self.columns)]
 
     def describe(self) -> str:
         return f"local files {inline_code(self.name)}" if self.name else "local files"
 
 
 def sizes_and_times(paths: Iterable[Path]) -> list[list[Any]]:
-    """Return name, bytes and times of the last change of every file: what can be set, and what cannot."""
+    """Return name, bytes and times of the last change of every file: that which `touch` sets, and its own."""
     found = [(path, _stat(path)) for path in paths]
     return [[str(path), at and [at.st_size, at.st_mtime_ns, at.st_ctime_ns]] for path, at in found]
 
