@@ -17,6 +17,7 @@ from transformers import Cache
 from transformers.utils import chat_template_utils
 
 from vlm_distill.adapters.foreign import blaming
+from vlm_distill.adapters.pixel_bounds import require_few_pixels
 from vlm_distill.adapters.plain_text import with_plain_text
 from vlm_distill.adapters.turns import end_of_turn
 from vlm_distill.batches import Head, PromptBatch
@@ -28,6 +29,7 @@ from vlm_distill.templates import BoundedEnvironment
 # input ids.
 PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 Encoding = Mapping[str, Tensor]
+_MOST_STOPS = 1000
 # Chat templates are a stranger's programs, which transformers compiles and runs in the sandbox of this name.
 chat_template_utils.ImmutableSandboxedEnvironment = BoundedEnvironment
 
@@ -56,7 +58,7 @@ def encode_image_text(
     """Return the prompts of an image-text model; prompts without images may be among them."""
     require_chat_template(processor)
     encodings = [
-        _render(processor, _chat_with_pictures(example, pictures), example.id)
+        _render(processor, _chat_with_pictures(example, pictures), example.id, pictures)
         for example, pictures in zip(examples, images, strict=True)
     ]
     return pad_prompts(encodings, pad_id=pad_id(processor.tokenizer))
@@ -98,8 +100,11 @@ def _chat_with_pictures(example: Example, pictures: Sequence[Picture.Image]) -> 
     return chat
 
 
-def _render(processor: Any, chat: list[dict[str, Any]], example_id: str) -> Encoding:
+def _render(
+    processor: Any, chat: list[dict[str, Any]], example_id: str, pictures: Sequence[Picture.Image] = ()
+) -> Encoding:
     with _cannot_encode(example_id, chat):
+        require_few_pixels(processor, pictures)
         processor, chat = with_plain_text(processor, chat)
         encoding = processor.apply_chat_template(
             chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
@@ -250,6 +255,12 @@ def find_stop_ids(generation_config: Any, processor: Any) -> tuple[int, ...]:
     known = [int(token_id) for token_id in named if token_id is not None and token_id >= 0]
     end = end_of_turn(processor, stop_ids=known)
     found = dict.fromkeys(known if end is None else [end, *known])
+    # Every new token is compared with all of them.
+    if len(found) > _MOST_STOPS or any(token_id >= 1 << 63 for token_id in found):
+        raise AdapterError(
+            f"{tokenizer.name_or_path}: generation_config.json: expected at most {_MOST_STOPS:,} ids of "
+            "tokens as eos_token_id; keep those that end an answer"
+        )
     if not found:
         raise AdapterError(
             f"{tokenizer.name_or_path}: chat template, generation_config.json and tokenizer have no token "
