@@ -179,7 +179,7 @@ def test_a_signal_inside_an_import_ends_at_once_in_one_line(tmp_path: Path) -> N
             [sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=False
         )
         assert (done.returncode, done.stdout) == (code, "")
-        assert done.stderr == "\nvlm-distill: interrupted; start the same command again\n"
+        assert done.stderr == "\nvlm-distill: interrupted; the same command continues, or starts again\n"
 
 
 def test_signals_before_and_after_a_job_end_the_process_without_a_traceback() -> None:

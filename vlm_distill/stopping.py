@@ -130,7 +130,7 @@ def _ask(number: int, frame: FrameType | None) -> None:
     _request.signal = number
     if not _request.num_patient:
         if _is_importing(frame):
-            _say("interrupted; start the same command again")
+            _say("interrupted; the same command continues, or starts again")
             _end_at_once(number, frame)
         raise Interrupted
     _say(f"{signal.Signals(number).name}: ends after this step or batch; Ctrl-C now ends at once")
