@@ -109,6 +109,27 @@ def test_a_config_that_asks_for_other_files_is_refused(
         load_model(str(model), LoadOptions(dtype="float32"))
 
 
+@pytest.mark.parametrize(
+    ("file", "settings", "message"),
+    [
+        ("config", {"vision_config": {"num_hidden_layers": 10**9}}, "at most 1,000 num_hidden_layers"),
+        ("config", {"model_type": "qwen2_vl", "vision_config": {"depth": 10**9}}, "at most 1,000 depth"),
+        ("config", {"model_type": "qwen2", "num_hidden_layers": 10**10}, "at most 1,000 num_hidden_layers"),
+        ("generation_config", {"eos_token_id": [*range(5000)]}, "at most 1,000 ids"),
+        ("generation_config", {"eos_token_id": 10**30}, "at most 1,000 ids"),
+    ],
+)
+def test_what_a_model_asks_to_count_is_bounded(
+    file: str, settings: dict[str, object], message: str, config: Path, tmp_path: Path
+) -> None:
+    model = Path(shutil.copytree(config.parent / "teacher", tmp_path / "m"))
+    path = model / f"{file}.json"
+    values = read_json(path) if path.exists() else {}
+    path.write_text(json.dumps(values | settings))
+    with pytest.raises(AdapterError, match=message):
+        load_model(str(model))
+
+
 def test_an_adapter_beside_the_weights_is_refused(config: Path, tmp_path: Path) -> None:
     model = Path(shutil.copytree(config.parent / "teacher", tmp_path / "m"))
     (model / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "/elsewhere"}))

@@ -1,56 +1,46 @@
 """Jinja templates of others in bounded time and memory: prompts of recipes, chat templates of models.
 
 The sandbox of Jinja keeps a template from Python. This keeps it from asking for too much: every operation and
-every character that it makes is charged to the rendering, and nothing is computed while it is compiled. Not
-bounded: methods of objects that are neither text, numbers, lists nor mappings, which templates are not given.
+every character that it makes or compares is charged to the rendering, and nothing is computed while it is
+compiled. A value is charged as it would be written out, however often it holds another one; operations that
+hand items on without looking into them are charged by their number.
 """
 
 import re
-from collections.abc import Callable, Container, ItemsView, Iterator, KeysView, Mapping, Sequence, ValuesView
+from collections.abc import Callable, Container, ItemsView, Iterator, KeysView, Sequence, ValuesView
 from types import GeneratorType
 from typing import Any
 
 from jinja2 import TemplateRuntimeError, TemplateSyntaxError, nodes, pass_context
-from jinja2.runtime import Context
+from jinja2.runtime import Context, LoopContext, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
 from vlm_distill.errors import one_line
 
-_MAX_SOURCE, _MAX_TAGS, _MAX_NUMBER, _MAX_BITS = 256 << 10, 10_000, 100_000, 4096
+_MAX_SOURCE, _MAX_TAGS, _MAX_NUMBER, _MAX_BITS = 64 << 10, 2000, 100_000, 4096
 _MAX_OPERATIONS, _MAX_CHARACTERS = 100_000, 10_000_000
 # A number or a list counts as many characters, for the time that it takes to look at.
 _VALUE = 20
 # More for each character that it is given: some chat templates look back from every turn.
 _OPERATIONS_EACH, _CHARACTERS_EACH = 5, 20
 # Filters that this file puts into a template; no name of a template has a space in it.
-_COUNTED, _CHARGED, _JOINED, _FILTERED = " counted", " charged", " joined", " filtered"
-# Filters that hand items on without writing them out.
-_STRUCTURAL = frozenset(
-    [
-        *("abs", "attr", "batch", "count", "d", "default", "dictsort", "first", "float", "groupby", "int"),
-        *(
-            "items",
-            "last",
-            "length",
-            "list",
-            "map",
-            "max",
-            "min",
-            "random",
-            "reject",
-            "rejectattr",
-            "reverse",
-        ),
-        *("round", "select", "selectattr", "slice", "sort", "unique"),
-    ]
-)
+_COUNTED, _CHARGED, _SLICED, _JOINED, _FILTERED = " counted", " charged", " sliced", " joined", " filtered"
+# Filters that hand items on without looking into them.
+_STRUCTURAL = frozenset(["abs", "attr", "batch", "count", "d", "default", "first", "float", "int", "items"])
+_STRUCTURAL |= frozenset(["last", "length", "list", "map", "random", "reject", "rejectattr", "reverse"])
+_STRUCTURAL |= frozenset(["round", "select", "selectattr", "slice"])
+# Their methods look through all items.
+_SEARCHED = (list, tuple, range, KeysView, ValuesView, ItemsView)
 _PADDING = frozenset(["center", "ljust", "rjust", "truncate", "zfill"])
 # The result is as long as the value times an argument.
-_MULTIPLYING = frozenset(["expandtabs", "indent", "tojson", "urlize", "wordwrap", "xmlattr"])
+_MULTIPLYING = frozenset(["expandtabs", "indent", "tojson", "urlize", "xmlattr"])
 _FORMATTING = frozenset(["format", "format_map", "strftime", "strftime_now"])
-_REFUSED = frozenset(["to_bytes", "translate"])
+# They take quadratic time, or make other kinds of values.
+_REFUSED = frozenset(["encode", "pprint", "to_bytes", "translate"])
+# Of these a template may use attributes: objects of other packages can write files.
+_PLAIN_MODULES = frozenset(["builtins", "datetime", "decimal", "jinja2", "markupsafe", "transformers"])
 # A width of five digits or more, or from an argument: of %, then of braces.
 _WIDE = re.compile(r"[%)][-+ #0_^]*(?:\*|\d{5}|\d*\.(?:\*|\d{5}))|\{[^{}]*[^{}\w]\d{5}|\{[^{}]+\{")
 
@@ -98,12 +88,17 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
     ) -> None:
         @pass_context
         def charged(context: _Context, value: Any) -> Any:
-            return _charged_output(context, finalize(value))
+            return _charged(context, finalize(value))
 
         # Where `finalize` needs the context, output is not computed while compiling either.
         super().__init__(*args, **kwargs, optimized=False, finalize=charged)
-        self.filters |= {_COUNTED: _Counted, _CHARGED: _charged, _JOINED: _joined, _FILTERED: _filtered}
+        self.filters |= {_COUNTED: _Counted, _CHARGED: _charged, _SLICED: _sliced}
+        self.filters |= {_JOINED: _joined, _FILTERED: _filtered}
         del self.globals["lipsum"]
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        is_plain = type(obj).__module__.partition(".")[0] in _PLAIN_MODULES
+        return is_plain and super().is_safe_attribute(obj, attr, value)
 
     def compile(self, source: Any, *args: Any, **kwargs: Any) -> Any:
         if len(source) > _MAX_SOURCE or source.count("{{") + source.count("{%") > _MAX_TAGS:
@@ -127,6 +122,9 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
             raise TemplateLimitError(one_line(error)) from None
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        if operator == "+" and type(left) is type(right) is str:
+            context.meter.charge(len(left) + len(right))
+            return left + right
         context.meter.charge(_operation_size(operator, left, right, limit=context.meter.characters))
         return super().call_binop(context, operator, left, right)
 
@@ -139,21 +137,39 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         context: Any = None,
         eval_ctx: Any = None,
     ) -> Any:
-        if name == "join" and isinstance(value, GeneratorType):
+        if isinstance(value, GeneratorType):
             value = list(value)
         given = [*(args or ()), *(kwargs or {}).values()]
         context.meter.charge(_call_size(name, value, given, limit=context.meter.characters))
         return super().call_filter(name, value, args, kwargs, context, eval_ctx)
 
+    def call_test(
+        self,
+        name: str,
+        value: Any,
+        args: Any = None,
+        kwargs: Any = None,
+        context: Any = None,
+        eval_ctx: Any = None,
+    ) -> Any:
+        context.meter.charge(_written_size([value, *(args or ())], limit=context.meter.characters))
+        return super().call_test(name, value, args, kwargs, context, eval_ctx)
+
     # Its odd names leave all others to the keywords of a template.
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
         name, meter = getattr(__obj, "__name__", ""), __context.meter
         owner = getattr(getattr(__obj, "__wrapped__", __obj), "__self__", None)
-        if isinstance(owner, (str, bytes)):
+        if isinstance(owner, str):
             args = tuple(list(one) if isinstance(one, GeneratorType) else one for one in args)
             meter.charge(_call_size(name, owner, [*args, *kwargs.values()], limit=meter.characters))
         elif name in _FORMATTING | _REFUSED:
             meter.charge(_call_size(name, "", [*args, *kwargs.values()], limit=meter.characters))
+        elif isinstance(__obj, (Macro, LoopContext)):
+            meter.charge(len(args))
+        else:
+            searched = owner if isinstance(owner, _SEARCHED) else None
+            meter.charge(_length(owner))
+            _charged(__context, [searched, *args, *kwargs.values()])
         result = super().call(__context, __obj, *args, **kwargs)
         meter.charge(_length(result))
         return result
@@ -199,17 +215,33 @@ def _any_filter(node: nodes.Filter) -> nodes.Filter:
     return node
 
 
-def _slice(node: nodes.Getitem) -> nodes.Expr:
-    return _filter(node, _CHARGED) if isinstance(node.arg, nodes.Slice) else node
+def _item(node: nodes.Getitem) -> nodes.Expr:
+    if isinstance(node.arg, nodes.Slice):
+        return _filter(node, _SLICED)
+    if not isinstance(node.arg, nodes.Const):
+        node.arg = _filter(node.arg, _CHARGED)
+    return node
 
 
-def _operand(node: Any) -> Any:
-    node.expr = _filter(node.expr, _CHARGED)
+def _pair(node: nodes.Pair) -> nodes.Pair:
+    node.key = _filter(node.key, _CHARGED)
+    return node
+
+
+def _compare(node: nodes.Compare) -> nodes.Compare:
+    first = node.ops[0]
+    is_short = isinstance(node.expr, nodes.Const) or isinstance(first.expr, nodes.Const)
+    # What equals a constant is no longer than it.
+    if not (is_short and len(node.ops) == 1 and first.op in ("eq", "ne")):
+        operands: list[Any] = [node, *node.ops]
+        for one in operands:
+            one.expr = _filter(one.expr, _CHARGED)
     return node
 
 
 def _test(node: nodes.Test) -> nodes.Test:
-    node.args = [_filter(one, _CHARGED) for one in node.args]
+    if node.args or node.name in ("lower", "upper"):
+        node.node, *node.args = [_filter(one, _CHARGED) for one in (node.node, *node.args)]
     return node
 
 
@@ -218,9 +250,9 @@ _CHARGES: dict[type[nodes.Node], Callable[[Any], nodes.Node]] = {
     nodes.Output: _output,
     nodes.Concat: _concat,
     nodes.Filter: _any_filter,
-    nodes.Getitem: _slice,
-    nodes.Compare: _operand,
-    nodes.Operand: _operand,
+    nodes.Getitem: _item,
+    nodes.Pair: _pair,
+    nodes.Compare: _compare,
     nodes.Test: _test,
 }
 
@@ -243,18 +275,22 @@ class _Counted:
 
 @pass_context
 def _charged(context: _Context, value: Any) -> Any:
-    context.meter.charge(_length(value))
+    meter = context.meter
+    meter.charge(
+        _VALUE + len(value) if type(value) is str else _written_size([value], limit=meter.characters)
+    )
     return value
 
 
-def _charged_output(context: _Context, value: Any) -> Any:
-    context.meter.charge(_written_size([value], limit=context.meter.characters))
+@pass_context
+def _sliced(context: _Context, value: Any) -> Any:
+    context.meter.charge(_length(value))
     return value
 
 
 @pass_context
 def _joined(context: _Context, parts: Sequence[Any]) -> str:
-    return "".join(str(_charged_output(context, part)) for part in parts)
+    return "".join(str(_charged(context, part)) for part in parts)
 
 
 @pass_context
@@ -263,7 +299,7 @@ def _filtered(context: _Context, value: Any, name: str, /, *args: Any, **kwargs:
 
 
 def _length(value: Any) -> int:
-    return len(value) if isinstance(value, (str, bytes, list, tuple, set, dict, range)) else 0
+    return len(value) if isinstance(value, (str, list, tuple, set, dict, range)) else 0
 
 
 def _written_size(values: list[Any], *, limit: int) -> int:
@@ -271,24 +307,32 @@ def _written_size(values: list[Any], *, limit: int) -> int:
     size, left = 0, list(values)
     while left and size <= limit:
         value = left.pop()
-        size += _VALUE + (len(value) if isinstance(value, (str, bytes)) else 0)
-        if isinstance(value, Mapping):
-            left += [*value.keys(), *value.values()]
-        elif isinstance(value, (list, tuple, set, frozenset, KeysView, ValuesView, ItemsView)):
+        size += _VALUE
+        if isinstance(value, str):
+            size += len(value)
+        elif isinstance(value, (list, tuple)):
+            left += value
+        elif isinstance(value, dict):
+            left += value.keys()
+            left += value.values()
+        elif isinstance(value, range):
+            size += len(value)
+        elif isinstance(value, (set, frozenset, KeysView, ValuesView, ItemsView)):
             left += value
         elif isinstance(value, Namespace):
-            raise TemplateLimitError("a namespace is not text")
+            left.append(object.__getattribute__(value, "_Namespace__attrs"))
     return size
 
 
 def _operation_size(operator: str, left: Any, right: Any, *, limit: int) -> int:
     numbers = [abs(one) for one in (left, right) if isinstance(one, int)]
     if len(numbers) == 2:
-        bits = {"*": sum(one.bit_length() for one in numbers), "**": left.bit_length() * abs(right)}
-        if bits.get(operator, 0) > _MAX_BITS:
+        bits = [one.bit_length() for one in numbers]
+        made = {"*": sum(bits), "**": bits[0] * numbers[1]}.get(operator, max(bits))
+        if made > _MAX_BITS:
             raise TemplateLimitError(f"expected numbers of at most {_MAX_BITS:,} bits")
         return 0
-    if operator == "%" and isinstance(left, (str, bytes)):
+    if operator == "%" and isinstance(left, str):
         return _call_size("format", left, [right], limit=limit)
     return (_length(left) + _length(right)) * max([1, *numbers] if operator == "*" else [1])
 
@@ -296,7 +340,9 @@ def _operation_size(operator: str, left: Any, right: Any, *, limit: int) -> int:
 def _call_size(name: str, value: Any, given: list[Any], *, limit: int) -> int:
     """Return about how many characters a filter or a method of a text reads and makes."""
     if name in _STRUCTURAL:
-        return _length(value) + _largest(name, given)
+        # An attribute may be a path of many.
+        steps = 1 + sum(one.count(".") for one in given if isinstance(one, str))
+        return _length(value) * steps + _largest(name, given)
     size, longest = _written_size([value, *given], limit=limit), max(map(_length, given), default=0)
     if name in _PADDING:
         return size + _largest(name, given)
@@ -311,6 +357,9 @@ def _call_size(name: str, value: Any, given: list[Any], *, limit: int) -> int:
         return size + longest * max([value.count(one) for one in texts] if isinstance(value, str) else [size])
     if name in _REFUSED or (name == "sum" and any(isinstance(one, (list, tuple)) for one in given)):
         raise TemplateLimitError(f"{name} is not for templates")
+    if name in ("striptags", "wordwrap"):  # All that is left is copied for each tag, or line of a long word.
+        text = str(value)
+        return size * (1 + max(map(len, text.split()), default=0) // 100 + text.count("<") // 100)
     # Searching from the end takes the product in the worst case.
     return size + size * longest // 100
 
@@ -324,7 +373,7 @@ def _largest(name: str, given: list[Any]) -> int:
 
 def _num_fields(pattern: Any) -> int:
     """Return how many arguments a format may write; one of thousands of characters is refused."""
-    text = pattern.decode("latin-1") if isinstance(pattern, bytes) else str(pattern)
+    text = str(pattern)
     if _WIDE.search(text.replace("{{", "")):
         raise TemplateLimitError("a format has a field of thousands of characters, or a width of its own")
     return 1 + text.count("{") + text.count("%")

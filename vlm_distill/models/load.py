@@ -1,6 +1,7 @@
 """A model from its folder, hub id or GGUF file into memory. Models are built from parts in students/."""
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ TRUST = (
 )
 # Layers are built as modules and ids are listed, even without weights; no model has a tenth of these.
 MOST = {"num_hidden_layers": 1000, "vocab_size": 2**24}
+# Of towers too, under the names that families have for them.
+_LAYERS = re.compile(r"(?:.*_)?(?:layers?|depth|blocks)")
 
 
 def load_model(
@@ -153,7 +156,18 @@ def _model_type(path: Path, name: str) -> str:
     model_type = values.get("model_type", "") if isinstance(values, dict) else None
     if not isinstance(model_type, str):
         raise AdapterError(f"{name}: config.json: expected a mapping whose `model_type` names a family")
+    _require_few_layers(values, f"{name}: config.json")
     return model_type
+
+
+def _require_few_layers(values: dict[str, Any], where: str) -> None:
+    """Refuse what transformers would count up to while it reads a config, before it does."""
+    most = MOST["num_hidden_layers"]
+    for key, value in values.items():
+        if isinstance(value, dict):
+            _require_few_layers(value, f"{where}: {shown(key)}")
+        elif _LAYERS.fullmatch(key) and isinstance(value, (int, float)) and value > most:
+            raise AdapterError(f"{where}: expected at most {most:,} {key}, got {value}; {REMEDY}")
 
 
 def wrap_model(
