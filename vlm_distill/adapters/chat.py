@@ -17,6 +17,7 @@ from transformers import Cache
 from transformers.utils import chat_template_utils
 
 from vlm_distill.adapters.foreign import blaming
+from vlm_distill.adapters.pixel_bounds import require_few_pixels
 from vlm_distill.adapters.plain_text import with_plain_text
 from vlm_distill.adapters.turns import end_of_turn
 from vlm_distill.batches import Head, PromptBatch
@@ -57,7 +58,7 @@ def encode_image_text(
     """Return the prompts of an image-text model; prompts without images may be among them."""
     require_chat_template(processor)
     encodings = [
-        _render(processor, _chat_with_pictures(example, pictures), example.id)
+        _render(processor, _chat_with_pictures(example, pictures), example.id, pictures)
         for example, pictures in zip(examples, images, strict=True)
     ]
     return pad_prompts(encodings, pad_id=pad_id(processor.tokenizer))
@@ -99,8 +100,11 @@ def _chat_with_pictures(example: Example, pictures: Sequence[Picture.Image]) -> 
     return chat
 
 
-def _render(processor: Any, chat: list[dict[str, Any]], example_id: str) -> Encoding:
+def _render(
+    processor: Any, chat: list[dict[str, Any]], example_id: str, pictures: Sequence[Picture.Image] = ()
+) -> Encoding:
     with _cannot_encode(example_id, chat):
+        require_few_pixels(processor, pictures)
         processor, chat = with_plain_text(processor, chat)
         encoding = processor.apply_chat_template(
             chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
