@@ -176,3 +176,15 @@ def test_a_limit_is_a_whole_number_above_0(limit: str, capsys: pytest.CaptureFix
     with pytest.raises(SystemExit):
         main(["eval", "model", "--suite", "easy_vqa", "--limit", limit])
     assert len(capsys.readouterr().err.rstrip("\n").splitlines()[-1]) < 300
+
+
+@pytest.mark.parametrize("path", ["", "a\0b"])
+@pytest.mark.parametrize(
+    "arguments", [["report"], ["export", "m"], ["eval", "m", "--suite", "s", "--output"]], ids=" ".join
+)
+def test_no_path_is_a_usage_error(
+    arguments: list[str], path: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main([*arguments, path])
+    assert "expected a path, got" in capsys.readouterr().err

@@ -151,6 +151,12 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _path(text: str) -> Path:
+    if not text or "\0" in text:
+        raise argparse.ArgumentTypeError(f"expected a path, got {shown(text)}")
+    return Path(text)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Verb:
     """What `--help` says about a verb, its arguments by name as argparse takes them, and what it does.
@@ -208,7 +214,7 @@ VERBS = {
                 "help": "a suite: a YAML path or a shipped name (see `ls suites`)",
             },
             "--output": {
-                "type": Path,
+                "type": _path,
                 "help": "where predictions and results go (default: eval_results/MODEL)",
             },
             "--limit": {"type": _positive, "help": "at most this many questions of each task, whole images"},
@@ -240,14 +246,14 @@ VERBS = {
     ),
     "report": Verb(
         help="write report.html of a run, finished or not, from its folder",
-        arguments={"folder": {"type": Path, "help": "the folder of a run"}},
+        arguments={"folder": {"type": _path, "help": "the folder of a run"}},
         run=_report,
     ),
     "export": Verb(
         help="write a student for publication, with a model card",
         arguments={
-            "source": {"type": Path, "help": "the folder of a run, or of a model"},
-            "target": {"type": Path, "help": "a folder that does not exist yet"},
+            "source": {"type": _path, "help": "the folder of a run, or of a model"},
+            "target": {"type": _path, "help": "a folder that does not exist yet"},
             "--stage": {"help": "a stage of the run, such as warmup (default: the last round)"},
             "--dtype": {
                 "default": "auto",

@@ -185,3 +185,13 @@ def trained(kind: str) -> PreTrainedTokenizerFast:
     taking_spaces = AddedToken("<|strip|>", special=True, lstrip=True, rstrip=True)
     fast.add_special_tokens({"additional_special_tokens": ["[INST]", "[/INST]", taking_spaces]})
     return fast
+
+
+class ManyTokens:
+    added_tokens_decoder: dict[int, str] = {}  # noqa: RUF012
+    all_special_tokens = tuple(f"<{number}>" for number in range(70_000))
+
+
+def test_more_special_tokens_than_a_model_has_are_refused() -> None:
+    with pytest.raises(AdapterError, match=r"at most 65,536 special tokens, its tokenizer has 70,000"):
+        names_of(ManyTokens())

@@ -253,6 +253,12 @@ def find_stop_ids(generation_config: Any, processor: Any) -> tuple[int, ...]:
     tokenizer = getattr(processor, "tokenizer", processor)
     named = [tokenizer.eos_token_id, *configured_stops(generation_config)]
     known = [int(token_id) for token_id in named if token_id is not None and token_id >= 0]
+    # Every new token is compared with all of them.
+    if len(known) > _MOST_STOPS or any(token_id >= 1 << 63 for token_id in known):
+        raise AdapterError(
+            f"{tokenizer.name_or_path}: generation_config.json: expected at most {_MOST_STOPS:,} ids of "
+            "tokens as eos_token_id; keep those that end an answer"
+        )
     end = end_of_turn(processor, stop_ids=known)
     found = dict.fromkeys(known if end is None else [end, *known])
     # Every new token is compared with all of them.

@@ -19,6 +19,8 @@ from vlm_distill.errors import AdapterError, shown
 
 # Noncharacters, which Unicode keeps for use inside of programs.
 BREAK, OTHER = "\ufdd0", "\ufdd1"
+# More than any model has; looking for them takes quadratic time to prepare.
+_MOST_NAMES = 1 << 16
 # Tokenizers are large and only a few are open at once.
 _OPEN = 8
 
@@ -59,6 +61,10 @@ def names_of(processor: Any) -> Names:
     found.update(value for key, value in own if key.endswith("_token") and isinstance(value, str))
     # A line break is a special token of some, and text.
     names = sorted((name for name in found if len(name) > 1 and not name.isspace()), key=len, reverse=True)
+    if len(names) > _MOST_NAMES:
+        raise AdapterError(
+            f"expected at most {_MOST_NAMES:,} special tokens, its tokenizer has {len(names):,}"
+        )
     either = "|".join(map(re.escape, names)) or r"(?!)"
     return Names(
         names=tuple(names), whole=re.compile(either), start=re.compile(f"(?=(?:{either}))(.)", re.DOTALL)
