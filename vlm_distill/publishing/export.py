@@ -165,7 +165,9 @@ def _copy(folder: Path, files: Path, options: LoadOptions) -> dict[str, Any]:
             f"{folder}: transformers does not read back what it saved ({', '.join(differing)} differ); "
             "nothing is written"
         )
-    before = read_json(folder / "config.json").get("dtype")
+    config = folder / "config.json"
+    # A GGUF file has no config beside it.
+    before = read_json(config).get("dtype") if config.is_file() else None
     return facts | {"converted": options.dtype not in ("auto", before)}
 
 
