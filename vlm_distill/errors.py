@@ -4,8 +4,8 @@ from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 _LONGEST_LINE, _LONGEST_NAME = 4000, 80
-# What is suggested is copied, and may be the path of a file.
-_LONGEST_KNOWN = 400
+# A suggestion is copied, and may be the path of a file.
+_LONGEST_HINT = 400
 
 
 class UserError(ValueError):
@@ -42,9 +42,9 @@ class PluginError(UserError):
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return the tail of an error message: the nearest known name if one is near, then all known names."""
     names = sorted(known)
-    near = get_close_matches(name[:_LONGEST_KNOWN], names, n=1, cutoff=0.5)
-    hint = f"did you mean {cut(repr(near[0]), _LONGEST_KNOWN)}? " if near else ""
-    return f"{hint}known: {few([cut(one, _LONGEST_KNOWN) for one in names], most=60) or 'none'}"
+    near = get_close_matches(name[:_LONGEST_HINT], names, n=1, cutoff=0.5)
+    hint = f"did you mean {cut(repr(near[0]), _LONGEST_HINT)}? " if near else ""
+    return f"{hint}known: {few([cut(one, _LONGEST_NAME) for one in names], most=60) or 'none'}"
 
 
 def few(words: Sequence[str], *, most: int = 20) -> str:
