@@ -106,3 +106,11 @@ def test_a_label_that_is_nothing_but_an_end_is_refused_and_its_example_named() -
     examples = [example("a", "red"), example("b", "##")]
     with pytest.raises(DataError, match=r"'b': expected a reference to train on.*1 of 2"):
         encode_references(examples, LetterTokenizer(), stop_ids=(ord("#"),), fingerprint="f")
+
+
+def test_where_bad_rows_are_skipped_examples_without_a_label_are_missing() -> None:
+    examples = [example("a", "red"), example("b", "##"), example("c")]
+    [response] = encode_references(
+        examples, LetterTokenizer(), stop_ids=(ord("#"),), fingerprint="f", skips_bad=True
+    )
+    assert response.example_id == "a"

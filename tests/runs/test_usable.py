@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from tests.commands import error_of
-from tests.tiny import tiny_text_model
+from tests.tiny import tiny_llava, tiny_text_model
 from tests.tiny_run import STAGE, write_run
 from tests.whole_runs import once
 from vlm_distill.adapters.adapter import LoadOptions
@@ -100,6 +100,14 @@ def test_what_is_odd_in_the_weights_shows_on_a_plain_prompt(odd: Path, edit: Edi
     with pytest.raises(AdapterError, match="odd") as caught:
         require_answers(load_model(str(odd), LoadOptions()))
     assert "\n" not in str(caught.value)
+
+
+def test_a_tower_that_fails_shows_on_a_prompt_with_an_image(tmp_path: Path):
+    save_model(tiny_llava(), tmp_path / "odd")
+    require_answers(load_model(str(tmp_path / "odd")))
+    settings("config.json", vision_feature_layer=99)(tmp_path / "odd")
+    with pytest.raises(AdapterError, match="odd: the model fails on a prompt with an image: IndexError"):
+        require_answers(load_model(str(tmp_path / "odd")))
 
 
 def test_a_sound_model_is_neither_refused_nor_changed(sound: Path):

@@ -16,21 +16,26 @@ def encode_references(
     stop_ids: Sequence[int],
     fingerprint: str,
     image_token_ids: Sequence[int] = (),
+    skips_bad: bool = False,
 ) -> list[Response]:
     """Return one response by "reference" per example: its most frequent one, in a tie the first of these.
 
     Ten annotators' answers to one question are votes: the most frequent one is the label, the others are for
     scoring. `processor` is a tokenizer for text models; `fingerprint` names the model that they are of. The
     ids end with the first of `stop_ids`, once: what a label has of them at its end is taken off.
-    `image_token_ids` stand for image features, so a response that holds one cannot be forwarded.
+    `image_token_ids` stand for image features, so a response that holds one cannot be forwarded. Examples
+    without a label, or with one that is nothing but an end, are missing from the result with `skips_bad`.
 
     Raises:
         DataError: an example without references, with one that is nothing but an end, or that encodes to a
             placeholder.
     """
+    ends = [processor.decode([stop_id]) for stop_id in stop_ids]
+    if skips_bad:
+        examples = [one for one in examples if one.references and _without_end(_label(one), ends)]
     if not examples:
         return []
-    texts = _without_ends(examples, [processor.decode([stop_id]) for stop_id in stop_ids])
+    texts = _without_ends(examples, ends)
     encoded = encode_texts(processor, texts)
     _refuse_placeholders(examples, texts, encoded, image_token_ids=image_token_ids)
     return [
@@ -58,7 +63,11 @@ def _labels(examples: Sequence[Example]) -> list[str]:
             f"({len(without)} of {len(examples)} examples have none); add them, leave these out with "
             "data.overrides=[on_bad_row=skip], or do not train on labels"
         )
-    return [Counter(example.references).most_common(1)[0][0] for example in examples]
+    return [_label(example) for example in examples]
+
+
+def _label(example: Example) -> str:
+    return Counter(example.references).most_common(1)[0][0]
 
 
 def _without_ends(examples: Sequence[Example], ends: Sequence[str]) -> list[str]:
@@ -71,7 +80,8 @@ def _without_ends(examples: Sequence[Example], ends: Sequence[str]) -> list[str]
     if emptied:
         raise DataError(
             f"example {emptied[0]!r}: expected a reference to train on, got nothing but a token that ends "
-            f"answers ({len(emptied)} of {len(examples)} examples have one); change or remove them"
+            f"answers ({len(emptied)} of {len(examples)} examples have one); change them, or leave them out "
+            "with data.overrides=[on_bad_row=skip]"
         )
     return kept
 

@@ -327,15 +327,13 @@ def _references(context: Context, student: LoadedModel) -> list[Response]:
         context.log(
             f"labels: the chat template of {student.path} shows no end of an answer; they end with {end}"
         )
-    examples = context.examples
-    if context.dataset.skips_bad_rows:
-        examples = [example for example in examples if example.references]
     return encode_references(
-        examples,
+        context.examples,
         student.tokenizer,
         stop_ids=student.stop_ids,
         fingerprint=student.fingerprint,
         image_token_ids=student.image_token_ids,
+        skips_bad=context.dataset.skips_bad_rows,
     )
 
 

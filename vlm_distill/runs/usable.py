@@ -1,9 +1,10 @@
 """Whether a model can be used at all: what is odd in models of others shows before anything is written.
 
-Loading shows what files lack (models/load.py); here a plain prompt goes through tokenizer, template and body.
+Loading shows what files lack (models/load.py); here plain prompts go through tokenizer, template and body.
 """
 
 import torch
+from PIL import Image as Picture
 
 from vlm_distill.adapters.adapter import LoadedModel
 from vlm_distill.adapters.chat import pad_id
@@ -12,9 +13,10 @@ from vlm_distill.adapters.plain_text import names_of
 from vlm_distill.errors import AdapterError
 from vlm_distill.forward import forward_prompts
 from vlm_distill.generation.decoding import evaluating, own_suppressed_ids
-from vlm_distill.records import Example, Message, Text
+from vlm_distill.records import Example, Image, Message, Text
 
 PLAIN = Example(id="hello", messages=(Message(role="user", content=(Text(text="Hello"),)),))
+SEEN = Example(id="seen", messages=(Message(role="user", content=(Image(), Text(text="Hello"))),))
 
 
 def require_readable_prompts(loaded: LoadedModel) -> None:
@@ -46,18 +48,27 @@ def require_readable_prompts(loaded: LoadedModel) -> None:
 
 
 def require_answers(loaded: LoadedModel) -> LoadedModel:
-    """Return the model, or refuse one whose body fails on a plain prompt or says nothing finite of it."""
-    prompts = loaded.encode([PLAIN], [[]]).to(loaded.device)
+    """Return the model, or refuse one whose body fails on a plain prompt or says nothing finite of it.
+
+    A model that reads images is asked about one too.
+    """
+    _require_finite(loaded, PLAIN, [])
+    if loaded.image_token_ids:
+        _require_finite(loaded, SEEN, [Picture.new("RGB", (64, 64), "white")])
+    return loaded
+
+
+def _require_finite(loaded: LoadedModel, example: Example, pictures: list[Picture.Image]) -> None:
+    what = "a prompt with an image" if pictures else "a plain prompt"
     with (
-        blaming(f"{loaded.path}: the model fails on a plain prompt"),
+        blaming(f"{loaded.path}: the model fails on {what}"),
         torch.inference_mode(),
         evaluating(loaded.model),
     ):
+        prompts = loaded.encode([example], [pictures]).to(loaded.device)
         hidden, _ = forward_prompts(loaded, prompts)
         is_finite = bool(loaded.head.logits(hidden[:, -1:]).isfinite().all())
     if not is_finite:
         raise AdapterError(
-            f"{loaded.path}: its logits on a plain prompt are not finite; check its weights or load it in "
-            "float32"
+            f"{loaded.path}: its logits on {what} are not finite; check its weights or load it in float32"
         )
-    return loaded
