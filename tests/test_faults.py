@@ -109,6 +109,13 @@ def test_a_lack_of_memory_is_one_line_with_what_to_do(error: Exception) -> None:
     )
 
 
+def test_a_collective_without_its_other_processes_is_one_line() -> None:
+    error = RuntimeError("[/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:41000")
+    line = explained(error)
+    assert line is not None
+    assert line.startswith("lost another process of this job, whose own lines say why ([/gloo/")
+
+
 def test_a_tensor_beyond_all_memory_is_a_lack_of_memory() -> None:
     line = explained(_raised(lambda: torch.empty(2**55)))
     assert line is not None

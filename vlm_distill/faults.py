@@ -34,6 +34,8 @@ _IN_TEXT = re.compile(r"(?:os error|errno) (\d+)\b", re.IGNORECASE)
 _NO_MEMORY = re.compile(r"out of memory|can(?:'t|not) allocate memory|bad_alloc", re.IGNORECASE)
 # How torch says that a stream did not take all bytes, without a number.
 _CUT = re.compile(r"PytorchStreamWriter failed|unexpected pos|failed to write", re.IGNORECASE)
+# What gloo and NCCL say of a collective whose other processes are gone.
+_LOST = re.compile(r"Connection (?:closed|reset) by peer|Connection refused|NCCL (?:error|communicator)")
 _LIBRARIES = ("safetensors", "safetensors_rust", "pyarrow", "PIL", "tokenizers")
 _SMALLER = "use smaller batches (micro_batch_size, batch_size) or free memory,"
 _AGAIN = "and start the same command again: what is stored is kept"
@@ -62,6 +64,9 @@ def explained(error: BaseException) -> str | None:
     reason = _refusal(error)
     if reason is not None:
         return f"{_place(error)}{reason[0]}; {reason[1]} {_AGAIN}"
+    if isinstance(error, RuntimeError) and _LOST.search(str(error)):
+        rest = "start the same command again: what is stored is kept"
+        return f"lost another process of this job, whose own lines say why ({one_line(error)}); {rest}"
     library = type(error).__module__.partition(".")[0]
     # tokenizers raises Exception itself.
     if library in _LIBRARIES or type(error) is Exception:
