@@ -132,7 +132,9 @@ def place_images(
     is_word = not num_images and not (lacks_images and _has_marker_at_an_end(messages))
     if num_images == _num_places(messages) and (num_images or is_word):
         return messages
-    every, alone = (_marked(messages, pattern) for pattern in _PLACES)
+    every = alone = messages
+    if has_marker_word(messages):
+        every, alone = (_marked(messages, pattern) for pattern in _PLACES)
     if num_images:
         for marked in (every, alone):
             if _num_places(marked) == num_images:

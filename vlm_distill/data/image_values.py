@@ -129,11 +129,12 @@ def _read(name: str, *, root: Path | None, where: str) -> bytes:
     try:
         # A device or a pipe has no end.
         if path.is_file():
-            _require_bytes(path.stat().st_size, where=f"{where}: {named}")
+            size = path.stat().st_size
+            _require_bytes(size, where=f"{where}: {named}")
             with path.open("rb") as handle:
-                # Some files have more than they say, such as those of the system.
-                data = handle.read(MAX_BYTES + 1)
-            _require_bytes(len(data), where=f"{where}: {named}")
+                data = handle.read(size + 1)
+            if len(data) > size:  # such as those of the system
+                raise DataError(f"{where}: {named} has more bytes than its size says; expected a plain file")
             return data
     except OSError as error:
         raise DataError(f"{where}: {named} cannot be read: {error.strerror}") from None
