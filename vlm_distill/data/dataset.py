@@ -59,15 +59,22 @@ class Dataset:
     skips_bad_rows: bool = False
 
 
-def write_dataset(
-    folder: Path,
+def describe_dataset(
     examples: Mapping[str, Sequence[Example]],
     *,
     counts: Mapping[str, int],
     key: str,
     recipe: Mapping[str, Any],
     sources: Sequence[Mapping[str, str | None]],
-) -> None:
+) -> Manifest:
+    """Return what a data set of these parts will say of itself."""
+    files = _described(examples)
+    return Manifest(
+        key=key, recipe=recipe, sources=tuple(sources), counts=counts, files=files, fingerprint=_hash(files)
+    )
+
+
+def write_dataset(folder: Path, examples: Mapping[str, Sequence[Example]], manifest: Manifest) -> None:
     """Write the examples of each part, then the manifest; the images are in `folder/images` already."""
     (folder / MANIFEST).unlink(missing_ok=True)
     for part in PARTS:
@@ -76,15 +83,6 @@ def write_dataset(
             temporary.open("w", encoding="utf-8") as handle,
         ):
             handle.writelines(_lines(examples[part]))
-    files = _described(examples)
-    manifest = Manifest(
-        key=key,
-        recipe=recipe,
-        sources=tuple(sources),
-        counts=counts,
-        files=files,
-        fingerprint=_hash(files),
-    )
     write_state(folder / MANIFEST, manifest)
 
 

@@ -6,6 +6,7 @@ A prepared recipe is a folder (dataset.py). Responses to its examples are in sto
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +16,7 @@ from vlm_distill.config import Record, apply_overrides, decode, find_yaml, read_
 from vlm_distill.data.bad_rows import OnBadRow, RowError
 from vlm_distill.data.dataset import (
     Dataset,
+    describe_dataset,
     fingerprint_of,
     open_dataset,
     read_manifest,
@@ -103,8 +105,8 @@ def prepare(recipe: Recipe, folder: Path, log: Log = print) -> Dataset:
         DataError: a source is missing or wrong, or no example is left to train on.
     """
     key = _key(recipe)
-    manifest = read_manifest(folder)
-    if manifest is not None and manifest.key == key:
+    before = read_manifest(folder)
+    if before is not None and before.key == key:
         try:
             dataset = open_dataset(folder)
         except DataError as error:
@@ -115,15 +117,16 @@ def prepare(recipe: Recipe, folder: Path, log: Log = print) -> Dataset:
     examples, counts = _collect(recipe, ImageStore(folder / "images"), log=log)
     # What a reader of the folder is told of the sources, who may not have the package that a source is from.
     sources = [{"text": one.source.describe(), "hub_id": one.source.hub_id} for one in recipe.sources]
-    write_dataset(
-        folder,
-        examples,
-        counts=dict(counts),
-        key=key,
-        recipe=recipe.model_dump(mode="json"),
-        sources=sources,
-    )
+    settings = recipe.model_dump(mode="json")
+    manifest = describe_dataset(examples, counts=dict(counts), key=key, recipe=settings, sources=sources)
     log(f"{recipe.name}: {counts_text(counts)}")
+    if before is not None and replace(before, key=key) == manifest:
+        with suppress(DataError):
+            dataset = open_dataset(folder)
+            # A run that is refused later has changed nothing.
+            log(f"{recipe.name}: its sources are other files of the same content; {folder} stays as it is")
+            return dataset
+    write_dataset(folder, examples, manifest)
     return open_dataset(folder)
 
 

@@ -49,7 +49,7 @@ OUTPUTS = (
     ("/proc/x", "/proc/x"),
     ("/dev/null", "/dev/null"),
     ("/dev/null/x", "/dev/null/x"),
-    ("'\\ud800'",),
+    ('"\\ud800"',),
     ("null", "runs/tiny"),
     ("\u00e9", "\u00e9"),
     ("-x", "-x"),
