@@ -102,7 +102,13 @@ OTHERS = controls(
 )
 AUGMENTED = "warmup.augment={flip: true, transpose: true, shift: 3}"
 EASY_VQA = ("--suite", "easy_vqa", "--limit", "60", "--shuffle-images", "--device", "cpu")
-SMOKE = ("data.limit=128", "train.epochs=1", "evaluate.limit=60", "evaluate.agreement_examples=20")
+SMOKE = (
+    "data.limit=256",
+    "warmup.train.epochs=2",  # a student that stops at once has nothing to be compared by
+    "train.epochs=1",
+    "evaluate.limit=60",
+    "evaluate.agreement_examples=20",
+)
 JOBS: dict[str, Job] = {
     "easy_vqa_smoke": Job(
         commands=(("run", "{given}/configs/easy_vqa_smoke.yaml", "output={made}/run", "device=cpu", *SMOKE),)

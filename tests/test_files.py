@@ -14,6 +14,7 @@ from vlm_distill.files import (
     read_json,
     read_text,
     remove_temporaries,
+    sha256_file,
     temporary_path,
 )
 
@@ -97,3 +98,9 @@ def test_a_folder_takes_the_place_of_the_old_one_whole_or_not_at_all(tmp_path: P
         "model",
         "model/second",
     ]
+
+
+def test_a_pipe_in_the_place_of_a_file_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DataError, match="expected a file, got a device or a pipe"):
+        sha256_file(tmp_path / "pipe")

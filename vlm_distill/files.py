@@ -115,6 +115,12 @@ def write_json(path: Path, value: Any) -> None:
         )
 
 
+def refuse_pipe(path: Path) -> None:
+    """Raise a DataError for a device or a pipe, which may never end; nothing for a missing file."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise DataError(f"{path}: expected a file, got a device or a pipe; move it away")
+
+
 def read_text(path: Path, *, max_bytes: int = _MAX_BYTES) -> str:
     """Return the text of a UTF-8 file.
 
@@ -189,6 +195,7 @@ def sha256_bytes(data: bytes) -> str:
 
 
 def sha256_file(path: Path) -> str:
+    refuse_pipe(path)
     digest = hashlib.sha256()
     with path.open("rb") as handle:
         for block in iter(lambda: handle.read(1 << 20), b""):

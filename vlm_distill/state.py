@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from vlm_distill.errors import DataError, one_line
 from vlm_distill.faults import explained
-from vlm_distill.files import hash_json, read_json, write_json
+from vlm_distill.files import hash_json, read_json, refuse_pipe, write_json
 
 T = TypeVar("T")
 
@@ -58,6 +58,7 @@ def find_state(kind: type[T], path: Path, *, remedy: str) -> T | None:
 
 def read_rows(kind: type[T], path: Path, *, remedy: str) -> list[T]:
     """Return the records in the lines of a JSONL file; DataError where it is missing or a line is none."""
+    refuse_pipe(path)
     with _readable(path, remedy=remedy), path.open(encoding="utf-8") as handle:
         lines = [json.loads(line) for line in handle]
     return [

@@ -37,11 +37,11 @@ def written_elsewhere(written: set[str], changed: list[str], allowed: tuple[Path
 
 
 def _is_of(path: Path, root: Path) -> bool:
-    """Return whether a path is that of an output, below it, or its temporary name beside it."""
+    """Return whether a path is that of an output, around or below it, or its temporary name beside it."""
     is_temporary = root.parent in path.parents and path.relative_to(root.parent).parts[0].startswith(
         f".{root.name}."
     )
-    return path == root or root in path.parents or is_temporary
+    return path == root or root in path.parents or path in root.parents or is_temporary
 
 
 def uncounted_rows(case: Case, output: Path) -> Iterator[Problem]:
@@ -56,9 +56,10 @@ def uncounted_rows(case: Case, output: Path) -> Iterator[Problem]:
     if case.rows is not None:
         yield from _uncounted_prompts(counts["train"], output)
     for part in ("train", "held_out"):
-        lines = (output / "data" / f"{part}.jsonl").read_text().splitlines()
-        if len(lines) != counts[part]:
-            yield Problem(sort="row without a count", place=part, detail=f"{len(lines)} lines, {counts}")
+        # Texts may hold other ends of lines than those of the file.
+        num_lines = (output / "data" / f"{part}.jsonl").read_text().count("\n")
+        if num_lines != counts[part]:
+            yield Problem(sort="row without a count", place=part, detail=f"{num_lines} lines, {counts}")
 
 
 def other_results(case: Case, folder: Path, material: Path) -> Iterator[Problem]:

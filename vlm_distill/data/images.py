@@ -16,7 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vlm_distill.data.image_formats import COMMON, formats
 from vlm_distill.errors import DataError, one_line
-from vlm_distill.files import atomic_path, sha256_bytes
+from vlm_distill.files import atomic_path, refuse_pipe, sha256_bytes
 from vlm_distill.records import Example
 
 ImageLoader = Callable[[Example], list[Image.Image]]
@@ -97,6 +97,7 @@ class ImageStore:
         if not re.fullmatch(r"[0-9a-f]{64}", image):
             raise DataError(f"{self.root}: expected the sha256 of an image, got {image!r}")
         path = self.path(image)
+        refuse_pipe(path)
         try:
             data = path.read_bytes()
         except OSError as error:

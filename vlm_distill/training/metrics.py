@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from vlm_distill.files import append_jsonl, atomic_path
+from vlm_distill.files import append_jsonl, atomic_path, refuse_pipe
 
 # Values of the last step; everything else is a sum over the steps since the last line.
 LAST = ("learning_rate", "grad_norm")
@@ -27,6 +27,7 @@ def append_row(path: Path, row: dict[str, Any]) -> None:
 
 def read_log(path: Path) -> tuple[list[dict[str, Any]], int]:
     """Return the rows of a log and how many lines are none; no rows where nothing is logged yet."""
+    refuse_pipe(path)
     text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     rows: list[dict[str, Any]] = []
     lines = [line for line in text.split("\n") if line]

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from vlm_distill.batches import TrainItem
-from vlm_distill.files import append_jsonl, hash_json
+from vlm_distill.files import append_jsonl, hash_json, refuse_pipe
 from vlm_distill.forward import shares_prefixes
 from vlm_distill.generation.decoding import evaluating
 from vlm_distill.losses import NegativeLogLikelihood, RowGroup, linear_divergence
@@ -48,6 +48,7 @@ def _row(name: str, log_prob: float) -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, float]:
+    refuse_pipe(path)
     found = {}
     text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     for line in text.splitlines():
