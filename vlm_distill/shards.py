@@ -139,5 +139,5 @@ def part_folders(folder: Path) -> list[Path]:
 
 def read_parts(folder: Path, *, remedy: str) -> list[Shards]:
     """Return what several processes list in their parts; DataError as `Shards.read`."""
-    parts = [path for path in part_folders(folder) if (path / MANIFEST).is_file()]
+    parts = [path for path in part_folders(folder) if (path / MANIFEST).exists()]
     return [Shards.read(path, remedy=remedy) for path in parts]

@@ -43,4 +43,12 @@ def test_more_pixels_than_memory_holds_are_refused(name: str, size: dict[str, in
     ],
 )
 def test_processors_of_known_models_take_narrow_pictures(known: SimpleNamespace) -> None:
-    require_few_pixels(known, [Image.new("RGB", (2000, 10))])
+    assert not is_refused(known)
+
+
+def is_refused(processor: SimpleNamespace) -> bool:
+    try:
+        require_few_pixels(processor, [Image.new("RGB", (2000, 10))])
+    except AdapterError:
+        return True
+    return False

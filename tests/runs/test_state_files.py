@@ -67,6 +67,39 @@ FILES = (
     "eval/round_1/held_out/manifest.json",
 )
 
+READ_BY_REPORT = {
+    "config.yaml",
+    "stages.json",
+    "provenance.json",
+    "summary.json",
+    "data/manifest.json",
+    "data/held_out.jsonl",
+    "responses/teacher/manifest.json",
+    "responses/teacher/counts.json",
+    "responses/teacher/responses-00000.parquet",
+    "held_out/teacher/manifest.json",
+    "warmup/stage.json",
+    "round_1/stage.json",
+    "eval/round_1/agreement.json",
+    "eval/round_1/tiny/results.json",
+}
+# The card tells of all that trained and of what was measured, not of answers.
+READ_BY_EXPORT = {
+    *READ_BY_REPORT.difference(
+        (
+            "data/held_out.jsonl",
+            "responses/teacher/manifest.json",
+            "responses/teacher/responses-00000.parquet",
+            "held_out/teacher/manifest.json",
+        )
+    ),
+    "round_2/model.files.json",
+    "round_2/model/tokenizer.json",
+    "round_2/model/model.safetensors",
+}
+# A line of a log that is none is said and left out; a log that is no file cannot be read.
+LOG = "round_2/metrics.jsonl"
+
 
 def how_of(number: int) -> str:
     """Return how a file is damaged where each is damaged in one way."""
@@ -105,13 +138,19 @@ def check(code: int, path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
 
 
+def is_read(name: str, how: str, known: set[str]) -> bool:
+    return name in known or (name == LOG and how == "a folder")
+
+
 @pytest.mark.parametrize("how", DAMAGES)
 @pytest.mark.parametrize("name", FILES)
 def test_a_report_of_a_damaged_run_is_one_line_with_the_file(
     damaged: Callable[[str, str], Path], reread: Path, capsys: pytest.CaptureFixture[str], name: str, how: str
 ) -> None:
     path = damaged(name, how)
-    check(main(["report", str(reread)]), path, capsys)
+    code = main(["report", str(reread)])
+    assert code == (2 if is_read(name, how, READ_BY_REPORT) else 0)
+    check(code, path, capsys)
 
 
 @pytest.mark.parametrize("number", range(len(FILES)), ids=FILES)
@@ -122,8 +161,10 @@ def test_an_export_of_a_damaged_run_is_one_line_with_the_file(
     capsys: pytest.CaptureFixture[str],
     number: int,
 ) -> None:
-    path, target = damaged(FILES[number], how_of(number)), tmp_path / "out"
+    name, how = FILES[number], how_of(number)
+    path, target = damaged(name, how), tmp_path / "out"
     code = main(["export", str(reread), str(target)])
+    assert code == (2 if is_read(name, how, READ_BY_EXPORT) else 0)
     assert target.exists() == (code == 0)
     check(code, path, capsys)
 

@@ -50,7 +50,7 @@ class ResponseStore:
         Raises:
             DataError: there is none, a manifest is damaged, or a part of a complete one is missing.
         """
-        if not (folder / MANIFEST).is_file():
+        if not (folder / MANIFEST).exists():
             raise DataError(f"{folder}: no responses are stored here (no {MANIFEST}); generate them first")
         self.folder = folder
         remedy = remedy_for(folder)
@@ -70,7 +70,7 @@ class ResponseStore:
         Raises:
             DataError: the folder holds responses that were made under another key.
         """
-        if not (folder / MANIFEST).is_file():
+        if not (folder / MANIFEST).exists():
             Shards(folder=folder, key=key, remedy=remedy_for(folder)).save()
         store = cls(folder)
         if store.key != key:
@@ -185,7 +185,7 @@ def all_stored(folder: Path) -> bool:
     Raises:
         DataError: as `ResponseStore`.
     """
-    return (folder / MANIFEST).is_file() and ResponseStore(folder).is_complete
+    return (folder / MANIFEST).exists() and ResponseStore(folder).is_complete
 
 
 def engine_name(settings: Mapping[str, str]) -> str:

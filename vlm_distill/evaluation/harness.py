@@ -103,7 +103,7 @@ def evaluate_task(
 def is_answered(folder: Path, task: Task, *, shuffle_images: bool) -> bool:
     """Return whether `evaluate_task` has all answers there, of whichever model and to whichever questions."""
     target = _target(folder, task, shuffle_images=shuffle_images)
-    return (target / "results.json").is_file() or all_stored(target / RESPONSES)
+    return (target / "results.json").exists() or all_stored(target / RESPONSES)
 
 
 def _target(folder: Path, task: Task, *, shuffle_images: bool) -> Path:
@@ -193,7 +193,7 @@ def _key(task: Task, job: Job, *, questions: Sequence[Question], limit: int | No
 
 def _saved(target: Path, key: str, *, log: Log, label: str) -> TaskResult | None:
     """Return the result in `target` if its predictions are those that would be made now."""
-    if not (target / "results.json").is_file():
+    if not (target / "results.json").exists():
         return None
     try:
         saved = read_result(target)

@@ -208,7 +208,7 @@ def find_counts(folder: Path) -> Counts | None:
 
 def _complete(folder: Path, key: str) -> str | None:
     """Return in words what is stored under the key, None where some may be missing."""
-    store = ResponseStore(folder) if (folder / MANIFEST).is_file() else None
+    store = ResponseStore(folder) if (folder / MANIFEST).exists() else None
     if store is None or store.key != key or not store.is_complete:
         return None
     counts = read_counts(folder)
@@ -225,7 +225,7 @@ def _open(folder: Path, job: Job, *, plan: Sequence[Batch], engine: dict[str, st
     `plan` are all batches for which the engine has room.
     """
     key = job.key()
-    stored = ResponseStore(folder) if (folder / MANIFEST).is_file() else None
+    stored = ResponseStore(folder) if (folder / MANIFEST).exists() else None
     is_kept = stored is not None and stored.key == key and len(stored) > 0
     if job.examples and not plan and not is_kept:
         raise EngineError(
@@ -235,7 +235,7 @@ def _open(folder: Path, job: Job, *, plan: Sequence[Batch], engine: dict[str, st
     store = ResponseStore.create_or_resume(folder, key) if stored is None else stored
     # What a kill left of a reset.
     for part in part_folders(folder):
-        if not (part / MANIFEST).is_file() or ResponseStore(part).key != store.key:
+        if not (part / MANIFEST).exists() or ResponseStore(part).key != store.key:
             shutil.rmtree(part)
     empty = _empty([folder, *part_folders(folder)], key)
     if store.key != key:

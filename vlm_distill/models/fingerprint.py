@@ -97,7 +97,7 @@ def locate(name: str, options: LoadOptions) -> tuple[Path, str]:
         DataError: the model of a run is not what was written.
     """
     # Before it is looked for: one that a run wrote may be gone.
-    if Path(f"{user_path(name)}.files.json").is_file():
+    if Path(f"{user_path(name)}.files.json").exists():
         require_as_written(user_path(name))
     path = resolve(name, trust_remote_code=options.trust_remote_code)
     require_as_written(path)

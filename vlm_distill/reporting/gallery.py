@@ -83,7 +83,7 @@ def _stored_answers(run: Run, after: str | None) -> Iterator[tuple[str, dict[str
         (one.label, one.answers) for one in run.evaluations if one.step.track == STUDENT or one.label == after
     ]
     for who, folder in places:
-        if (folder / MANIFEST).is_file():
+        if (folder / MANIFEST).exists():
             yield who, {response.example_id: response for response in ResponseStore(folder).read()}
 
 

@@ -44,5 +44,5 @@ def read_response_sets(run: Run) -> list[ResponseSet]:
     return [
         ResponseSet(label=one.label, counts=one.counts, stored=read_lengths(one.folder))
         for one in run.generations
-        if (one.folder / MANIFEST).is_file()
+        if (one.folder / MANIFEST).exists()
     ]

@@ -225,7 +225,7 @@ def find_compared(folder: Path) -> Compared | None:
 
 def has_agreement(folder: Path) -> bool:
     """Return whether the folder of an evaluation has what is measured on held-out prompts, or the answers."""
-    return (folder / AGREEMENT).is_file() or all_stored(folder / HELD_OUT_ANSWERS)
+    return (folder / AGREEMENT).exists() or all_stored(folder / HELD_OUT_ANSWERS)
 
 
 def has_answers(folder: Path, suite: str | None, *, shuffle_images: bool) -> bool:

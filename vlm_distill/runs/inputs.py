@@ -107,5 +107,5 @@ def _has_results(folder: Path, step: Step) -> bool:
     if step.kind == "train":
         return find_trained(where) is not None or has_checkpoints(where)
     if step.kind == "evaluate":
-        return (where / AGREEMENT).is_file() or any(where.glob("*/results.json"))
+        return (where / AGREEMENT).exists() or any(where.glob("*/results.json"))
     return False

@@ -13,6 +13,15 @@ from tests.fuzz.material import RUNS, take
 from tests.fuzz.values import mutated, odd_value
 from vlm_distill.config import dump_yaml
 
+LONG = "a" * 300
+SOURCES = (
+    *("empty", "a_file", "nothing", "teacher", ".", "", "/dev/null"),
+    *("x\x00y", "~no_such_user", LONG, "bundled:nothing", "\udcff"),
+)
+TARGETS = ("new", "new/deeper", "a_file", "a_file/x", "empty", "teacher", "", "x\x00y", LONG, "/dev/null/x")
+TRAINED = ("warmup", "round_1", "seqkd", "nothing", "", "../x", "teacher", "\x00", "warmup.train", LONG)
+SUITES = ("suite.yaml", "easy_vqa", "nothing", "task.yaml", "", "empty", "x\x00")
+
 
 def bytes_of_state(random: Random, folder: Path, material: Path) -> Case:
     """Flip, cut or empty a file of a finished run."""
@@ -108,67 +117,14 @@ def verbs(random: Random, folder: Path, material: Path) -> Case:
     name = _taken(random, folder, material)
     (folder / "a_file").write_text("mine")
     (folder / "empty").mkdir()
-    sources = (
-        name,
-        "empty",
-        "a_file",
-        "nothing",
-        "teacher",
-        f"{name}/warmup",
-        f"{name}/warmup/model",
-        f"{name}/data",
-        ".",
-        "/dev/null",
-        "x\x00y",
-        "~no_such_user",
-        "a" * 300,
-        "",
-        "bundled:nothing",
-        "\udcff",
-    )
-    targets = (
-        "new",
-        "new/deeper",
-        "a_file",
-        "a_file/x",
-        "empty",
-        name,
-        f"{name}/new",
-        "x\x00y",
-        "",
-        "a" * 300,
-        "/dev/null/x",
-        "teacher",
-    )
-    stages = (
-        "warmup",
-        "round_1",
-        "seqkd",
-        "nothing",
-        "",
-        "../x",
-        "teacher",
-        "\x00",
-        "warmup.train",
-        "x" * 300,
-    )
-    source, target, stage = random.choice(sources), random.choice(targets), random.choice(stages)
+    source = random.choice((name, f"{name}/warmup", f"{name}/warmup/model", f"{name}/data", *SOURCES))
+    target = random.choice((name, f"{name}/new", *TARGETS))
+    stage, suite = random.choice(TRAINED), random.choice(SUITES)
     commands = (
         ("export", source, target),
         ("export", name, "new", f"--stage={stage}"),
         ("report", source),
-        (
-            "eval",
-            source,
-            "--suite",
-            random.choice(("suite.yaml", "easy_vqa", "nothing", "task.yaml", "", "empty", "x\x00")),
-            "--output",
-            "new",
-            "--device",
-            "cpu",
-            "--limit",
-            "2",
-        ),
+        ("eval", source, "--suite", suite, "--output", "new", "--device", "cpu", "--limit", "2"),
         ("run", "config.yaml", f"--stage={stage}", *RUNS[name]),
         ("cache", "config.yaml", *RUNS[name]),
         ("check", source),
