@@ -6,10 +6,10 @@ length); both share one `ResponseBatch`. Response token j is predicted by the hi
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 from torch.nn.functional import linear
 
@@ -22,21 +22,23 @@ class PromptBatch:
 
     `extras` are the other tensors of its forward (pixel_values, image_grid_thw, ...), concatenated over the
     prompts along their first axis; `extra_counts[name][i]` is how many rows of `extras[name]` belong to
-    prompt i, so that prompts can be selected and repeated without knowing the family.
+    prompt i, so that prompts can be selected and repeated without knowing the family. `token_extras` have a
+    value for every token (token_type_ids, cross_attention_mask, ...), zeros on padding.
     """
 
     input_ids: Int[Tensor, "prompt prompt_token"]
     attention_mask: Int[Tensor, "prompt prompt_token"]
     extras: Mapping[str, Tensor]
     extra_counts: Mapping[str, tuple[int, ...]]
+    token_extras: Mapping[str, Shaped[Tensor, "prompt prompt_token *rest"]] = field(default_factory=dict)
 
     def to(self, device: torch.device | str) -> "PromptBatch":
-        extras = {name: value.to(device) for name, value in self.extras.items()}
         return replace(
             self,
             input_ids=self.input_ids.to(device),
             attention_mask=self.attention_mask.to(device),
-            extras=extras,
+            extras={name: value.to(device) for name, value in self.extras.items()},
+            token_extras={name: value.to(device) for name, value in self.token_extras.items()},
         )
 
     def select(self, index: Int[Tensor, " selected"]) -> "PromptBatch":
@@ -50,6 +52,7 @@ class PromptBatch:
             extra_counts={
                 name: tuple(counts[i] for i in wanted) for name, counts in self.extra_counts.items()
             },
+            token_extras={name: value[index] for name, value in self.token_extras.items()},
         )
 
 

@@ -63,8 +63,10 @@ def unshared_hidden(
     mask = torch.cat([repeated.attention_mask, responses.mask.to(repeated.attention_mask.dtype)], dim=1)
     # The last response token predicts nothing.
     input_ids, mask = input_ids[:, :-1], mask[:, :-1]
-    positions = loaded.adapter.position_ids(loaded.model, input_ids, mask, repeated.extras)
-    hidden = _hidden(loaded, input_ids, mask, positions, repeated.extras)
+    continued = _continued(loaded, repeated, responses.input_ids.shape[1])
+    extras = {**repeated.extras, **{name: value[:, :-1] for name, value in continued.items()}}
+    positions = loaded.adapter.position_ids(loaded.model, input_ids, mask, extras)
+    hidden = _hidden(loaded, input_ids, mask, positions, extras)
     predicting = hidden[:, repeated.input_ids.shape[1] - 1 :]  # [response, token, width]
     return predicting[responses.mask]
 
@@ -108,10 +110,12 @@ def tree_attention_hidden(
     # 0 is the prompt, which every branch sees.
     branch = torch.arange(1, num_slots + 1, device=index.device).repeat_interleave(width)
     branch = torch.cat([branch.new_zeros(prompt_width), branch])
-    positions = adapter.position_ids(model, prompts.input_ids, prompts.attention_mask, prompts.extras)
+    known = {**prompts.extras, **prompts.token_extras}
+    positions = adapter.position_ids(model, prompts.input_ids, prompts.attention_mask, known)
     following = positions[..., -1:] + torch.arange(1, width + 1, device=index.device).repeat(num_slots)
     mask = block_mask(model, _allowed(is_key, branch))
-    hidden = _hidden(loaded, input_ids, mask, torch.cat([positions, following], dim=-1), prompts.extras)
+    extras = {**prompts.extras, **_continued(loaded, prompts, num_slots * width)}
+    hidden = _hidden(loaded, input_ids, mask, torch.cat([positions, following], dim=-1), extras)
     first = hidden[index, prompt_width - 1].unsqueeze(1)  # [response, 1, width]
     # [prompt, slots * token, width] to [prompt, slot, token, width] to [response, token, width]
     rest = hidden[:, prompt_width:].unflatten(1, (num_slots, width))[index, slot]
@@ -123,19 +127,21 @@ class CachedPrefix:
     """What was forwarded so far of every row, and is seen by the tokens that come next.
 
     `cache` holds keys and values, `mask` the rows' tokens that they may see, `last` the position of each
-    row's last token on every axis.
+    row's last token on every axis, `token_extras` what each further token has.
     """
 
     loaded: LoadedModel
     cache: Any
     mask: Int[Tensor, "row seen"]
     last: Int[Tensor, "*axes row 1"]
+    token_extras: Mapping[str, Shaped[Tensor, "row 1 *rest"]]
 
     def select(self, rows: Int[Tensor, " selected"]) -> None:
         """Keep the given rows, in that order, repeats included."""
         # Each layer on its own device; unlike batch_repeat_interleave, recurrent states have it too.
         self.cache.reorder_cache(rows)
         self.mask, self.last = self.mask[rows], self.last[..., rows, :]
+        self.token_extras = {name: value[rows] for name, value in self.token_extras.items()}
 
     def extend(
         self, input_ids: Int[Tensor, "row new"], mask: Bool[Tensor, "row new"] | None = None
@@ -149,7 +155,8 @@ class CachedPrefix:
         # [row, new] or [axis, row, new]: on every axis a response goes on from its prompt's end.
         positions = self.last + torch.arange(1, input_ids.shape[1] + 1, device=input_ids.device)
         self.last = positions[..., -1:]
-        return _hidden(self.loaded, input_ids, self.mask, positions, {}, self.cache)
+        extras = {name: _repeated(value, input_ids.shape[1]) for name, value in self.token_extras.items()}
+        return _hidden(self.loaded, input_ids, self.mask, positions, extras, self.cache)
 
 
 def forward_prompts(
@@ -159,9 +166,13 @@ def forward_prompts(
     config: Any = loaded.model.config
     cache = DynamicCache(config=config.get_text_config())
     ids, mask = prompts.input_ids, prompts.attention_mask
-    positions = loaded.adapter.position_ids(loaded.model, ids, mask, prompts.extras)
-    hidden = _hidden(loaded, ids, mask, positions, prompts.extras, cache)
-    return hidden, CachedPrefix(loaded=loaded, cache=cache, mask=mask, last=positions[..., -1:])
+    extras = {**prompts.extras, **prompts.token_extras}
+    positions = loaded.adapter.position_ids(loaded.model, ids, mask, extras)
+    hidden = _hidden(loaded, ids, mask, positions, extras, cache)
+    following = _following(loaded, prompts)
+    return hidden, CachedPrefix(
+        loaded=loaded, cache=cache, mask=mask, last=positions[..., -1:], token_extras=following
+    )
 
 
 def _hidden(
@@ -184,6 +195,30 @@ def _hidden(
         tokens = adapter.insert_features(model, input_ids, features)
     rest = {name: value for name, value in extras.items() if name != FEATURES}
     return adapter.backbone(model, tokens, mask, positions, rest, cache)
+
+
+def _following(loaded: LoadedModel, prompts: PromptBatch) -> dict[str, Shaped[Tensor, "prompt 1 *rest"]]:
+    """Return what each token of a response has: the family's value, else that of the prompt's last token."""
+    values = loaded.adapter.response_extras
+    return {
+        name: torch.full_like(value[:, -1:], values[name]) if name in values else value[:, -1:]
+        for name, value in prompts.token_extras.items()
+    }
+
+
+def _continued(
+    loaded: LoadedModel, prompts: PromptBatch, width: int
+) -> dict[str, Shaped[Tensor, "prompt t *rest"]]:
+    """Return the values per token of the prompts and of so many tokens behind them."""
+    following = _following(loaded, prompts)
+    return {
+        name: torch.cat([value, _repeated(following[name], width)], dim=1)
+        for name, value in prompts.token_extras.items()
+    }
+
+
+def _repeated(value: Shaped[Tensor, "row 1 *rest"], width: int) -> Shaped[Tensor, "row width *rest"]:
+    return value.expand(-1, width, *value.shape[2:])
 
 
 def _slots(prompt_index: Int[Tensor, " response"]) -> Int[Tensor, " response"]:

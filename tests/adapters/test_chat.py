@@ -18,8 +18,11 @@ from transformers import (
 )
 
 from tests.tiny import example, picture, tiny_llava, tiny_text_model
+from vlm_distill.adapters.body import hidden_states
 from vlm_distill.adapters.catalog import find_adapter
-from vlm_distill.adapters.chat import find_stop_ids, hidden_states, output_head, sequential_positions
+from vlm_distill.adapters.chat import find_stop_ids
+from vlm_distill.adapters.head import output_head
+from vlm_distill.adapters.positions import sequential_positions
 from vlm_distill.batches import PromptBatch
 from vlm_distill.errors import AdapterError
 from vlm_distill.records import Message, Text

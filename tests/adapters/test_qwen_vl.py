@@ -6,7 +6,7 @@ import torch
 from tests.tiny import fresh
 from tests.tiny_qwen import FAMILIES, tiny_qwen
 from vlm_distill.adapters.catalog import find_adapter
-from vlm_distill.adapters.qwen_vl import multi_axis_positions
+from vlm_distill.adapters.positions import own_positions
 from vlm_distill.alignment.pair import pair_report
 from vlm_distill.conformance.oracle import own_inputs
 from vlm_distill.conformance.probes import probe_of, response_batch
@@ -19,7 +19,7 @@ every_family = pytest.mark.parametrize("family", FAMILIES)
 
 @every_family
 def test_the_family_is_found_by_its_model_type(family: str):
-    assert find_adapter(family).position_ids is multi_axis_positions
+    assert find_adapter(family).position_ids is own_positions
 
 
 def test_rows_of_pixels_and_grids_are_counted_at_their_prompt_for_images_of_several_sizes():
@@ -35,7 +35,7 @@ def test_positions_are_those_of_the_model_behind_padding_and_go_on_in_the_respon
     model, prompts = probe.loaded.model, probe.prompts
     ids = torch.nn.functional.pad(prompts.input_ids, (0, 2), value=9)
     mask = torch.nn.functional.pad(prompts.attention_mask, (0, 2), value=1)
-    positions = multi_axis_positions(model, ids, mask, prompts.extras)
+    positions = own_positions(model, ids, mask, prompts.extras)
     for row in range(3):
         inputs = own_inputs(probe, row)
         names = ("input_ids", "mm_token_type_ids", "image_grid_thw")
@@ -64,7 +64,9 @@ def test_a_forward_leaves_nothing_that_the_models_own_generate_would_read(family
 def test_the_merger_is_the_projector(family: str):
     names = [name for name, _ in tiny_qwen(family).model.named_parameters()]
     merging = {name for name in names if "merger" in name}
-    assert merging == {name for name in names if part_of(name, find_adapter(family).parts) == "projector"}
+    assert merging == {
+        name for name in names if part_of(name, tiny_qwen(family).adapter.parts) == "projector"
+    }
 
 
 def test_a_pair_with_output_layers_of_two_widths_shares_the_ids_below_the_image_tokens():

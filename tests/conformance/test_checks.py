@@ -14,15 +14,14 @@ from tests.tiny_families import FAMILIES, tiny_granite, tiny_jamba
 from tests.tiny_qwen import FAMILIES as QWEN
 from tests.tiny_qwen import tiny_qwen
 from vlm_distill.adapters.adapter import LoadedModel
+from vlm_distill.adapters.body import hidden_states
 from vlm_distill.adapters.chat import (
     encode_image_text,
     encode_text,
-    hidden_states,
-    output_head,
-    sequential_positions,
 )
+from vlm_distill.adapters.head import output_head
 from vlm_distill.adapters.llava import insert_features
-from vlm_distill.adapters.qwen_vl import multi_axis_positions
+from vlm_distill.adapters.positions import own_positions, sequential_positions
 from vlm_distill.batches import Head, PromptBatch
 from vlm_distill.conformance.checks import CHECKS, examine
 from vlm_distill.models.feature_store import FeatureStore, VisionCacheConfig
@@ -102,7 +101,7 @@ def encode_pictures_reversed(processor: Any, examples: Any, images: Any) -> Prom
 def remembered_positions(model: Any, *arguments: Any) -> Tensor:
     """Return positions moved by what the model remembers of the last prompt that it generated for."""
     moved = model.base_model.rope_deltas
-    return multi_axis_positions(model, *arguments) + (0 if moved is None else int(moved[0]))
+    return own_positions(model, *arguments) + (0 if moved is None else int(moved[0]))
 
 
 def plain_positions(*arguments: Any) -> Tensor:

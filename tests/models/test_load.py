@@ -254,10 +254,9 @@ def test_a_config_that_names_no_family_is_an_adapter_error_of_every_reader(saved
             read(str(saved))
 
 
-def test_any_causal_language_model_gets_the_text_adapter_but_no_image_family_is_guessed():
+def test_any_model_of_transformers_goes_the_generic_path_of_what_it_reads():
     assert find_adapter("llama").name == find_adapter("gpt2").name == "causal_lm"
     assert find_adapter("llava").name == "llava"
-    with pytest.raises(AdapterError, match="'idefics3': an image-text family without an adapter"):
-        find_adapter("idefics3")
+    assert find_adapter("idefics3").name == find_adapter("gemma3").name == "image_text"
     with pytest.raises(AdapterError, match="'clip': not a text or image-text model"):
         find_adapter("clip")

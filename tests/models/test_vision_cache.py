@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 
 from tests.prompts import IMAGES, PROMPTS, RESPONSES, responses_of
 from tests.tiny import fresh, picture, tiny_llava, tiny_text_model
+from tests.tiny_qwen import tiny_qwen
 from vlm_distill.adapters.adapter import FEATURES, PIXELS, LoadedModel
-from vlm_distill.adapters.qwen_vl import QWEN_VL
 from vlm_distill.conformance.probes import probe_of
 from vlm_distill.conformance.training import vision_cache
 from vlm_distill.errors import AdapterError, DataError
@@ -161,9 +161,9 @@ def test_prompts_without_images_pass_through() -> None:
 
 
 def test_families_without_one_row_per_image_are_left_as_they_are_and_say_why() -> None:
-    text, qwen = tiny_text_model(), replace(tiny_llava(), adapter=QWEN_VL)
+    text, qwen = tiny_text_model(), tiny_qwen()
     assert "text only" in why_not_cached(text)
-    assert "'qwen_vl'" in why_not_cached(qwen)
+    assert "'image_text'" in why_not_cached(qwen)
     assert why_not_cached(tiny_llava()) == ""
     assert with_vision_cache(qwen, store()) is qwen
 

@@ -1,11 +1,11 @@
 """The adapter record: what the rest of the package needs to know about a model family, as functions.
 
-Every hook has a generic default (chat.py), so a family writes down only what is special about it, in a file
-of its own; catalog.py has the known ones.
+Every hook has a generic default (chat.py, positions.py, body.py, head.py), so a family writes down only what
+is special about it, in a file of its own; catalog.py has the known ones.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -14,7 +14,10 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from vlm_distill.adapters.chat import encode_image_text, hidden_states, output_head, sequential_positions
+from vlm_distill.adapters.body import hidden_states
+from vlm_distill.adapters.chat import encode_image_text
+from vlm_distill.adapters.head import output_head
+from vlm_distill.adapters.positions import own_positions
 from vlm_distill.batches import Head, PromptBatch
 from vlm_distill.records import Example
 
@@ -45,17 +48,21 @@ class LoadOptions:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Adapter:
-    """A model family; the defaults are those of an image-text family that numbers positions sequentially.
+    """A model family; the defaults serve most image-text families.
 
-    `parts` maps vision, projector and language to module-name prefixes; the longest one that fits wins.
+    `parts` maps vision, projector and language to module-name prefixes; the longest one that fits wins. Left
+    empty they are found from the modules of a model (models/parts.py).
     `model_class` and `processor_class` are the classes of transformers that read a folder (a tokenizer for
     text models).
 
     `encode(processor, examples, images)` applies the chat template and returns a left-padded batch;
     `images[i]` are the pictures of `examples[i]`. Every prompt is processed alone, so that `extra_counts`
     follow from the rows it adds. It never truncates.
+    `response_extras` gives the value that a tensor with a value for every token has over a response, where
+    it is not that of the prompt's last token.
     `position_ids(model, input_ids, attention_mask, extras)` returns positions that ignore padding, [b, t], or
     [axes, b, t] for families with several; on every axis a response goes on from the prompt's last one.
+    `extras` of this and the next hook are all other tensors of a batch, those per token as long as the ids.
     `backbone(model, tokens, attention_mask, position_ids, extras, cache)` returns hidden states after the
     final norm, on the device of `tokens`, which are ids or what `insert_features` made of them. A key-value
     cache of transformers is appended to, and the mask then covers what it holds as well; None keeps nothing.
@@ -77,15 +84,16 @@ class Adapter:
 
     name: str
     model_types: tuple[str, ...]
-    parts: Mapping[Part, tuple[str, ...]]
+    parts: Mapping[Part, tuple[str, ...]] = field(default_factory=dict)
     model_class: Any = AutoModelForImageTextToText
     processor_class: Any = AutoProcessor
     encode: Callable[[Any, Sequence[Example], Sequence[Sequence[Image.Image]]], PromptBatch] = (
         encode_image_text
     )
+    response_extras: Mapping[str, int] = field(default_factory=lambda: {"mm_token_type_ids": 0})
     position_ids: Callable[
         [nn.Module, Int[Tensor, "b t"], Int[Tensor, "b t"], Mapping[str, Tensor]], Int[Tensor, "*axes b t"]
-    ] = sequential_positions
+    ] = own_positions
     backbone: Callable[
         [
             nn.Module,

@@ -13,28 +13,26 @@ from vlm_distill.adapters.adapter import Adapter
 from vlm_distill.adapters.causal_lm import CAUSAL_LM
 from vlm_distill.adapters.hyperclovax import HYPERCLOVAX
 from vlm_distill.adapters.llava import LLAVA
-from vlm_distill.adapters.qwen_vl import QWEN3_VL, QWEN_VL
 from vlm_distill.errors import AdapterError, PluginError, did_you_mean
 from vlm_distill.plugins import find_part, installed_names
 
 GROUP = "vlm_distill.adapters"
-BY_TYPE = {
-    known: adapter for adapter in (HYPERCLOVAX, LLAVA, QWEN_VL, QWEN3_VL) for known in adapter.model_types
-}
+BY_TYPE = {known: adapter for adapter in (HYPERCLOVAX, LLAVA) for known in adapter.model_types}
+IMAGE_TEXT = Adapter(name="image_text", model_types=())
+"""The generic path of image-text models, as causal_lm.py has that of text models."""
 
 
 def find_adapter(model_type: str) -> Adapter:
     """Return the adapter of a `model_type`, that of an installed package before a built-in one.
 
-    Any causal language model of transformers gets the generic text adapter. An image-text family must be
-    known, because position ids and extra tensors differ between them and a wrong guess would train without an
-    error.
+    Any other causal language model or image-text model of transformers goes the generic path. Whether that
+    serves its family is shown on the model (conformance/).
     """
     built_in = _built_in(model_type)
     found = _installed(model_type, built_in) or built_in
     if found is None:
         known = did_you_mean(model_type, [*BY_TYPE, *installed_names(GROUP)])
-        raise AdapterError(f"model type {model_type!r}: {_unknown(model_type)}; {known}")
+        raise AdapterError(f"model type {model_type!r}: not a text or image-text model; {known}")
     return found
 
 
@@ -45,15 +43,11 @@ def load_family(model_type: str) -> None:
 
 
 def _built_in(model_type: str) -> Adapter | None:
-    is_image_text = model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
-    is_text = model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not is_image_text
-    return BY_TYPE.get(model_type, CAUSAL_LM if is_text else None)
-
-
-def _unknown(model_type: str) -> str:
+    if model_type in BY_TYPE:
+        return BY_TYPE[model_type]
     if model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
-        return f"an image-text family without an adapter; write one for the entry-point group {GROUP!r}"
-    return "not a text or image-text model"
+        return IMAGE_TEXT
+    return CAUSAL_LM if model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES else None
 
 
 def _installed(model_type: str, built_in: Adapter | None) -> Adapter | None:

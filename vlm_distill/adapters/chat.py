@@ -1,34 +1,23 @@
-"""The generic path for Hugging Face text and image-text models: most families need nothing else.
+"""Prompts through a model's own chat template and processor, and what its files say of ends and images."""
 
-These functions are the defaults of the adapter record. Prompts go through the model's own chat template and
-processor. Which family a folder belongs to is decided in catalog.py.
-"""
-
-import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import torch
-from jaxtyping import Float, Int, Shaped
 from PIL import Image as Picture
-from torch import Tensor, nn
-from transformers import Cache
+from torch import Tensor
 from transformers.utils import chat_template_utils
 
 from vlm_distill.adapters.foreign import blaming
+from vlm_distill.adapters.padding import Encoding, pad_prompts
 from vlm_distill.adapters.pixel_bounds import require_few_pixels
 from vlm_distill.adapters.plain_text import with_plain_text
 from vlm_distill.adapters.turns import end_of_turn
-from vlm_distill.batches import Head, PromptBatch
+from vlm_distill.batches import PromptBatch
 from vlm_distill.errors import AdapterError
 from vlm_distill.records import Example, Text
 from vlm_distill.templates import BoundedEnvironment
 
-# One value per prompt token, so not rows of an image. A family that needs the type ids rebuilds them from the
-# input ids.
-PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
-Encoding = Mapping[str, Tensor]
 _MOST_STOPS = 1000
 # Chat templates are a stranger's programs, which transformers compiles and runs in the sandbox of this name.
 chat_template_utils.ImmutableSandboxedEnvironment = BoundedEnvironment
@@ -109,7 +98,8 @@ def _render(
         encoding = processor.apply_chat_template(
             chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
         )
-    return dict(encoding)
+    # Some processors count what they made in lists beside the tensors.
+    return {name: value for name, value in encoding.items() if isinstance(value, Tensor)}
 
 
 @contextmanager
@@ -150,100 +140,6 @@ def pad_id(tokenizer: Any) -> int:
     return int(next(token_id for token_id in known if token_id is not None))
 
 
-def pad_prompts(encodings: Sequence[Encoding], *, pad_id: int) -> PromptBatch:
-    """Return prompts that were encoded one by one (batch axis 1) as one left-padded batch."""
-    width = max(encoding["input_ids"].shape[1] for encoding in encodings)
-    # From one [1, token] each to [prompt, width].
-    input_ids = torch.full((len(encodings), width), pad_id, dtype=torch.long)
-    attention_mask = torch.zeros((len(encodings), width), dtype=torch.long)
-    for row, encoding in enumerate(encodings):
-        ids = encoding["input_ids"][0]
-        input_ids[row, width - len(ids) :] = ids
-        attention_mask[row, width - len(ids) :] = 1
-    names = sorted({name for encoding in encodings for name in encoding if name not in PER_TOKEN})
-    return PromptBatch(
-        input_ids=input_ids,
-        attention_mask=attention_mask,
-        extras={name: torch.cat([e[name] for e in encodings if name in e]) for name in names},
-        extra_counts={name: tuple(e[name].shape[0] if name in e else 0 for e in encodings) for name in names},
-    )
-
-
-def hidden_states(
-    model: nn.Module,
-    tokens: Int[Tensor, "b t"] | Float[Tensor, "b t width"],
-    attention_mask: Int[Tensor, "b seen"] | Shaped[Tensor, "b 1 t t"],
-    position_ids: Int[Tensor, "*axes b t"],
-    extras: Mapping[str, Tensor],
-    cache: Cache | None,
-) -> Float[Tensor, "b t width"]:
-    """Return the hidden states after the final norm and compute no logits; `cache` grows by the tokens.
-
-    Floating-point extras get the dtype of the model, because processors make float32 pixels.
-
-    Raises:
-        AdapterError: the model does not fill the cache that it is given.
-    """
-    base: Any = model.base_model
-    dtype = dtype_of(model)
-    # The name of the cache since transformers 5.24, and the one before.
-    cache_name = "cache" if "cache" in inspect.signature(base.forward).parameters else "past_key_values"
-    output = base(
-        attention_mask=attention_mask,
-        position_ids=position_ids,
-        use_cache=cache is not None,
-        **{cache_name: cache, "inputs_embeds" if tokens.is_floating_point() else "input_ids": tokens},
-        **{
-            name: value.to(dtype) if value.is_floating_point() else value
-            for name, value in extras.items()
-            # A selection of prompts without images still carries their empty tensors.
-            if len(value)
-        },
-    )
-    if cache is not None and cache_name not in output:
-        raise AdapterError(
-            f"{type(model).__name__}: it keeps no key-value cache of transformers, so nothing can continue "
-            "a prompt; choose another model"
-        )
-    hidden: Tensor = output.last_hidden_state
-    # The last layer may live on another device than the first.
-    return hidden.to(tokens.device)
-
-
-def dtype_of(model: nn.Module) -> torch.dtype:
-    """Return the dtype of the model's first floating-point weight; quantised weights are integers."""
-    return next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
-
-
-def sequential_positions(
-    model: nn.Module,
-    input_ids: Int[Tensor, "b t"],
-    attention_mask: Int[Tensor, "b t"],
-    extras: Mapping[str, Tensor],
-) -> Int[Tensor, "b t"]:
-    """Return positions that count the attended tokens of each row, whatever stands left of them."""
-    return (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)
-
-
-def output_head(model: nn.Module) -> Head:
-    """Return the live output layer with the scale and soft cap that its family applies to logits."""
-    loaded: Any = model
-    layer = loaded.get_output_embeddings()
-    config = loaded.config.get_text_config()
-    scale = 1.0
-    # Cohere multiplies by logit_scale, Falcon-H1 by lm_head_multiplier, Granite divides by logits_scaling.
-    scale *= getattr(config, "logit_scale", None) or 1.0
-    scale *= getattr(config, "lm_head_multiplier", None) or 1.0
-    scale /= getattr(config, "logits_scaling", None) or 1.0
-    soft_cap = getattr(config, "final_logit_softcapping", None)  # Gemma 2 and later
-    return Head(
-        weight=layer.weight,
-        bias=getattr(layer, "bias", None),
-        scale=float(scale),
-        soft_cap=None if soft_cap is None else float(soft_cap),
-    )
-
-
 def find_stop_ids(generation_config: Any, processor: Any) -> tuple[int, ...]:
     """Return the ids that end a response, the one with which labels end first.
 
@@ -281,7 +177,12 @@ def configured_stops(generation_config: Any) -> list[Any]:
     return list(configured) if isinstance(configured, (list, tuple)) else [configured]
 
 
-def find_image_token_ids(config: Any) -> tuple[int, ...]:
-    """Return the ids whose embeddings are replaced by image features; a response must never contain one."""
-    found = getattr(config, "image_token_id", None)
+def find_image_token_ids(config: Any, processor: Any) -> tuple[int, ...]:
+    """Return the ids whose embeddings are replaced by image features; a response must never contain one.
+
+    The config has it, else the processor.
+    """
+    named = [getattr(config, name, None) for name in ("image_token_id", "image_token_index")]
+    named.append(getattr(processor, "image_token_id", None))
+    found = next((token_id for token_id in named if token_id is not None), None)
     return () if found is None else (int(found),)

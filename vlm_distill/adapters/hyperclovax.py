@@ -5,14 +5,14 @@ from typing import Any
 
 from torch import nn
 
-from vlm_distill.adapters import chat
+from vlm_distill.adapters import head
 from vlm_distill.adapters.causal_lm import CAUSAL_LM
 from vlm_distill.batches import Head
 
 
 def output_head(model: nn.Module) -> Head:
     config: Any = model.config
-    return replace(chat.output_head(model), scale=float(config.logits_scaling))
+    return replace(head.output_head(model), scale=float(config.logits_scaling))
 
 
 HYPERCLOVAX = replace(CAUSAL_LM, name="hyperclovax", model_types=("hyperclovax",), head=output_head)

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from vlm_distill.adapters.adapter import Adapter
-from vlm_distill.adapters.chat import dtype_of
+from vlm_distill.adapters.body import dtype_of
 
 TOWER = "vision_tower."
 

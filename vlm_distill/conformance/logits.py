@@ -88,6 +88,10 @@ def padding(probe: Probe) -> Finding:
         prompts,
         input_ids=torch.nn.functional.pad(prompts.input_ids, (5, 0), value=filler),
         attention_mask=torch.nn.functional.pad(prompts.attention_mask, (5, 0)),
+        token_extras={
+            name: torch.cat([torch.zeros_like(value[:, :1]).expand(-1, 5, *value.shape[2:]), value], dim=1)
+            for name, value in prompts.token_extras.items()
+        },
     )
     responses = response_batch(probe, probe.pairs, wider=3)
     found = probe.loaded.head.logits(unshared_hidden(probe.loaded, wide, responses))

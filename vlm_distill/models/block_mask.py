@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Bool, Shaped
 from torch import Tensor, nn
 
-from vlm_distill.adapters.chat import dtype_of
+from vlm_distill.adapters.body import dtype_of
 from vlm_distill.models.layers import decoder_of
 
 

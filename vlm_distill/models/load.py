@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from vlm_distill.files import read_json
 from vlm_distill.models.fingerprint import locate, weights_fingerprint
 from vlm_distill.models.gguf import is_gguf, load_gguf, location
 from vlm_distill.models.names import SETTINGS_FILES, resolve, weight_files
+from vlm_distill.models.parts import find_parts
 from vlm_distill.models.placement import (
     finish_loading,
     is_placed,
@@ -177,9 +179,9 @@ def wrap_model(
     tokenizer = getattr(processor, "tokenizer", processor)
     with blaming(f"{path}: its stop ids and image tokens cannot be read"):
         stop_ids = find_stop_ids(getattr(model, "generation_config", None), processor)
-        image_token_ids = find_image_token_ids(getattr(model, "config", None))
+        image_token_ids = find_image_token_ids(getattr(model, "config", None), processor)
     return LoadedModel(
-        adapter=adapter,
+        adapter=adapter if adapter.parts else replace(adapter, parts=find_parts(model)),
         model=model,
         processor=processor,
         tokenizer=tokenizer,

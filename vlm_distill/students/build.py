@@ -24,8 +24,9 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from vlm_distill.adapters.adapter import LoadedModel, LoadOptions
-from vlm_distill.adapters.chat import find_stop_ids, output_head, pad_id
+from vlm_distill.adapters.chat import find_stop_ids, pad_id
 from vlm_distill.adapters.foreign import blaming
+from vlm_distill.adapters.head import output_head
 from vlm_distill.adapters.llava import LLAVA
 from vlm_distill.config import PathText, Record
 from vlm_distill.errors import AdapterError, did_you_mean

@@ -1,0 +1,26 @@
+"""Components are read off the modules: those of a LLaVA are the ones that its record names."""
+
+import pytest
+
+from tests.tiny import tiny_llava, tiny_text_model
+from tests.tiny_qwen import FAMILIES, tiny_qwen
+from vlm_distill.adapters.llava import LLAVA
+from vlm_distill.models.parts import find_parts
+
+
+def test_those_of_a_llava_are_found_without_its_record() -> None:
+    assert {part: set(found) for part, found in find_parts(tiny_llava().model).items()} == {
+        part: set(known) for part, known in LLAVA.parts.items()
+    }
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_merges_patches_inside_a_tower_is_the_projector(family: str) -> None:
+    found = find_parts(tiny_qwen(family).model)
+    assert found["vision"] == ("model.visual.",)
+    assert found["projector"][0] == "model.visual.merger."
+    assert found["language"] == ("model.language_model.", "lm_head.")
+
+
+def test_a_text_model_is_all_language() -> None:
+    assert find_parts(tiny_text_model().model) == {"language": ("",)}

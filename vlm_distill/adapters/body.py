@@ -1,0 +1,73 @@
+"""The body of a model of transformers: everything before its output layer."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor, nn
+from transformers import Cache
+
+from vlm_distill.errors import AdapterError
+
+# What a processor makes for another purpose than the forward of a prompt.
+NEVER = ("labels",)
+
+
+def hidden_states(
+    model: nn.Module,
+    tokens: Int[Tensor, "b t"] | Float[Tensor, "b t width"],
+    attention_mask: Int[Tensor, "b seen"] | Shaped[Tensor, "b 1 t t"],
+    position_ids: Int[Tensor, "*axes b t"],
+    extras: Mapping[str, Tensor],
+    cache: Cache | None,
+) -> Float[Tensor, "b t width"]:
+    """Return the hidden states after the final norm and compute no logits; `cache` grows by the tokens.
+
+    Of the extras those are passed on that the forward of the model names. Floating-point ones get the dtype
+    of the model, because processors make float32 pixels.
+
+    Raises:
+        AdapterError: the model does not fill the cache that it is given.
+    """
+    base: Any = model.base_model
+    dtype = dtype_of(model)
+    own = inspect.signature(base.forward).parameters
+    # Some bodies take by `**kwargs` what the whole model names.
+    named = {*own, *inspect.signature(model.forward).parameters}.difference(NEVER)
+    # The name of the cache since transformers 5.24, and the one before.
+    cache_name = "cache" if "cache" in own else "past_key_values"
+    if cache is not None and _is_recurrent(cache):
+        # What was before is in the states, where padding has left nothing.
+        attention_mask = attention_mask[:, -tokens.shape[1] :]
+    output = base(
+        attention_mask=attention_mask,
+        position_ids=position_ids,
+        use_cache=cache is not None,
+        **{cache_name: cache, "inputs_embeds" if tokens.is_floating_point() else "input_ids": tokens},
+        **{
+            name: value.to(dtype) if value.is_floating_point() else value
+            for name, value in extras.items()
+            # A selection of prompts without images still carries their empty tensors.
+            if name in named and len(value)
+        },
+    )
+    if cache is not None and cache_name not in output:
+        raise AdapterError(
+            f"{type(model).__name__}: it keeps no key-value cache of transformers, so nothing can continue "
+            "a prompt; choose another model"
+        )
+    hidden: Tensor = output.last_hidden_state
+    # The last layer may live on another device than the first.
+    return hidden.to(tokens.device)
+
+
+def _is_recurrent(cache: Cache) -> bool:
+    """Return whether no layer attends to keys: all that a model remembers is a state."""
+    return bool(cache.layers) and not any(hasattr(layer, "keys") for layer in cache.layers)
+
+
+def dtype_of(model: nn.Module) -> torch.dtype:
+    """Return the dtype of the model's first floating-point weight; quantised weights are integers."""
+    return next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
