@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from vlm_distill.adapters.adapter import FEATURES, LoadedModel
+from vlm_distill.adapters.body import next_token_extras
 from vlm_distill.batches import PromptBatch, ResponseBatch
 from vlm_distill.models.block_mask import block_mask, takes_block_mask
 from vlm_distill.models.gradient_checkpointing import cache_disabled
@@ -169,7 +170,7 @@ def forward_prompts(
     extras = {**prompts.extras, **prompts.token_extras}
     positions = loaded.adapter.position_ids(loaded.model, ids, mask, extras)
     hidden = _hidden(loaded, ids, mask, positions, extras, cache)
-    following = _following(loaded, prompts)
+    following = next_token_extras(loaded.model, prompts.token_extras)
     return hidden, CachedPrefix(
         loaded=loaded, cache=cache, mask=mask, last=positions[..., -1:], token_extras=following
     )
@@ -197,20 +198,11 @@ def _hidden(
     return adapter.backbone(model, tokens, mask, positions, rest, cache)
 
 
-def _following(loaded: LoadedModel, prompts: PromptBatch) -> dict[str, Shaped[Tensor, "prompt 1 *rest"]]:
-    """Return what each token of a response has: the family's value, else that of the prompt's last token."""
-    values = loaded.adapter.response_extras
-    return {
-        name: torch.full_like(value[:, -1:], values[name]) if name in values else value[:, -1:]
-        for name, value in prompts.token_extras.items()
-    }
-
-
 def _continued(
     loaded: LoadedModel, prompts: PromptBatch, width: int
 ) -> dict[str, Shaped[Tensor, "prompt t *rest"]]:
     """Return the values per token of the prompts and of so many tokens behind them."""
-    following = _following(loaded, prompts)
+    following = next_token_extras(loaded.model, prompts.token_extras)
     return {
         name: torch.cat([value, _repeated(following[name], width)], dim=1)
         for name, value in prompts.token_extras.items()

@@ -58,8 +58,6 @@ class Adapter:
     `encode(processor, examples, images)` applies the chat template and returns a left-padded batch;
     `images[i]` are the pictures of `examples[i]`. Every prompt is processed alone, so that `extra_counts`
     follow from the rows it adds. It never truncates.
-    `response_extras` gives the value that a tensor with a value for every token has over a response, where
-    it is not that of the prompt's last token.
     `position_ids(model, input_ids, attention_mask, extras)` returns positions that ignore padding, [b, t], or
     [axes, b, t] for families with several; on every axis a response goes on from the prompt's last one.
     `extras` of this and the next hook are all other tensors of a batch, those per token as long as the ids.
@@ -90,7 +88,6 @@ class Adapter:
     encode: Callable[[Any, Sequence[Example], Sequence[Sequence[Image.Image]]], PromptBatch] = (
         encode_image_text
     )
-    response_extras: Mapping[str, int] = field(default_factory=lambda: {"mm_token_type_ids": 0})
     position_ids: Callable[
         [nn.Module, Int[Tensor, "b t"], Int[Tensor, "b t"], Mapping[str, Tensor]], Int[Tensor, "*axes b t"]
     ] = own_positions

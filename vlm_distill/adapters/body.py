@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from transformers import Cache
+from transformers.utils import ModelOutput
 
 from vlm_distill.errors import AdapterError
 
@@ -41,7 +42,8 @@ def hidden_states(
     if cache is not None and _is_recurrent(cache):
         # What was before is in the states, where padding has left nothing.
         attention_mask = attention_mask[:, -tokens.shape[1] :]
-    output = base(
+    output = _run(
+        model,
         attention_mask=attention_mask,
         position_ids=position_ids,
         use_cache=cache is not None,
@@ -61,6 +63,39 @@ def hidden_states(
     hidden: Tensor = output.last_hidden_state
     # The last layer may live on another device than the first.
     return hidden.to(tokens.device)
+
+
+def _run(model: nn.Module, **inputs: Any) -> Any:
+    """Return the output of the body, `last_hidden_state` in it.
+
+    A class without a body of its own is stopped before its output layer, which gets no rows.
+    """
+    whole: Any = model
+    base = whole.base_model
+    if base is not whole:
+        return base(**inputs)
+    seen: list[Tensor] = []
+
+    def take(_: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
+        seen.append(args[0])
+        return (args[0][:, :0],)
+
+    with whole.get_output_embeddings().register_forward_pre_hook(take):
+        output = whole(**inputs)
+    return ModelOutput(**output, last_hidden_state=seen[-1])
+
+
+def next_token_extras(
+    model: nn.Module, token_extras: Mapping[str, Shaped[Tensor, "b t *rest"]]
+) -> dict[str, Shaped[Tensor, "b 1 *rest"]]:
+    """Return what a further token has of every value per token, as the model's own `generate` continues it.
+
+    What it knows nothing of has the value of the last token.
+    """
+    loaded: Any = model
+    last = {name: value[:, -1:] for name, value in token_extras.items()}
+    further = loaded._update_model_kwargs_for_generation(ModelOutput(), dict(last), is_encoder_decoder=False)
+    return {name: further[name][:, -1:] for name in last}
 
 
 def _is_recurrent(cache: Cache) -> bool:

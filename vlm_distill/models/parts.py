@@ -24,11 +24,14 @@ def find_parts(model: nn.Module) -> Mapping[Part, tuple[str, ...]]:
     """
     loaded: Any = model
     names = {module: f"{name}." for name, module in model.named_modules() if name}
-    towers = _outermost(names[module] for module in _towers(model) if module in names)
-    if not towers:
-        return {"language": ("",)}
     words = (decoder_of(model), loaded.get_input_embeddings(), loaded.get_output_embeddings())
     language = _outermost(names[module] for module in words if module in names)
+    towers = _outermost(names[module] for module in _towers(model) if module in names)
+    if not towers and any(getattr(loaded.config, key, None) for key in ENCODERS):
+        # Pictures without a tower: patches are embedded like words.
+        towers = tuple(_others(model, language))
+    if not towers:
+        return {"language": ("",)}
     mergers = tuple(f"{tower}{name}." for tower in towers for name in MERGERS)
     inside = tuple(merger for merger in mergers if merger in names.values())
     between = tuple(_others(model, (*towers, *language)))
