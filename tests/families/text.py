@@ -1,0 +1,34 @@
+"""Tiny causal language models of every text family, as settings that make its special structure count."""
+
+from functools import partial
+from typing import Any
+
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from tests.families import text_dense, text_deviant, text_hybrid, text_moe
+from tests.families.build import TEXT_TEMPLATE, Build, Tiny, byte_tokenizer, language, randomised
+
+
+def causal_lm(name: str, settings: dict[str, Any]) -> Tiny:
+    """Return a model of a type of transformers: `model_type` of the settings, or else the name.
+
+    `without` names settings of other families that this one refuses.
+    """
+    tokenizer = byte_tokenizer(chat_template=TEXT_TEMPLATE)
+    model_type = settings.get("model_type", name)
+    known = language(tokenizer, **settings)
+    own = {
+        key: value for key, value in known.items() if key not in ("model_type", *settings.get("without", ()))
+    }
+    config = AutoConfig.for_model(model_type, **own)
+    return randomised(AutoModelForCausalLM.from_config(config)), tokenizer
+
+
+FAMILIES: dict[str, Build] = {
+    name: partial(causal_lm, name, settings)
+    for table in (text_dense.SETTINGS, text_moe.SETTINGS, text_hybrid.SETTINGS)
+    for name, settings in table.items()
+}
+DEVIANT: dict[str, Build] = {
+    name: partial(causal_lm, name, settings) for name, settings in text_deviant.SETTINGS.items()
+}
