@@ -1,4 +1,4 @@
-"""Tiny families with packed patches, grids or tiles that go ways of their own; qwen_like.py has their relatives."""
+"""Tiny families of packed patches, grids or tiles that go ways of their own; qwen_like.py has the others."""
 
 from typing import Any
 
@@ -11,26 +11,39 @@ from transformers import (
     Kimi_K25ImageProcessor,
     Kimi_K25Processor,
     Kimi_K25VideoProcessor,
+    MiniCPMV4_6ImageProcessor,
+    MiniCPMV4_6Processor,
+    MiniCPMV4_6VideoProcessor,
+    MiniCPMV4_7Processor,
     Ovis2ImageProcessor,
     Ovis2Processor,
     PaddleOCRVLImageProcessor,
     PaddleOCRVLProcessor,
+    Qwen2_5OmniProcessor,
+    Qwen2VLImageProcessor,
+    Qwen2VLVideoProcessor,
+    Qwen3OmniMoeProcessor,
     VideoLlama3ImageProcessor,
     VideoLlama3Processor,
     VideoLlama3VideoProcessor,
+    WhisperFeatureExtractor,
 )
 
 from tests.families.build import Build, Tiny, byte_tokenizer, names
-from tests.families.qwen_like import AREAS, assemble, rope, template
-
-# A transformer over patches of one picture, without what belongs to pictures of several frames.
-TOWER = {
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "patch_size": 4,
-}
+from tests.families.qwen_like import (
+    AREAS,
+    DEEP_TOWER,
+    EXPERTS,
+    HYBRID,
+    PATCHES,
+    QWEN3,
+    QWEN_PICTURE,
+    ROUTED,
+    WIDE,
+    assemble,
+    rope,
+    template,
+)
 
 
 def paddleocr_vl() -> Tiny:
@@ -48,7 +61,7 @@ def paddleocr_vl() -> Tiny:
         "paddleocr_vl",
         processor,
         ids,
-        vision={**TOWER, "image_size": 32},
+        vision={**PATCHES, "image_size": 32},
         text={"head_dim": 8, "rope_parameters": rope(2, 1, 1)},
     )
 
@@ -65,7 +78,7 @@ def ernie4_5_vl_moe() -> Tiny:
     processor = Ernie4_5_VLMoeProcessor(
         image_processor=Ernie4_5_VLMoeImageProcessor(**AREAS, patch_size=4, merge_size=2),
         tokenizer=_tokenizer(marks),
-        video_processor=Ernie4_5_VLMoeVideoProcessor(patch_size=4, merge_size=2),
+        video_processor=Ernie4_5_VLMoeVideoProcessor(patch_size=4, merge_size=2, draw_on_frames=False),
         chat_template=template("<|IMAGE_START|><|IMAGE_PLACEHOLDER|><|IMAGE_END|>"),
     )
     return assemble(
@@ -73,12 +86,7 @@ def ernie4_5_vl_moe() -> Tiny:
         processor,
         {f"{name}_id": token for name, token in marks.items()},
         vision={
-            "depth": 2,
-            "num_heads": 2,
-            "patch_size": 4,
-            "spatial_merge_size": 2,
-            "hidden_size": 16,
-            "intermediate_size": 32,
+            key: value for key, value in WIDE.items() if key not in ("temporal_patch_size", "out_hidden_size")
         },
         # Height and width have as many frequencies as each other.
         text={
@@ -105,7 +113,7 @@ def ovis2() -> Tiny:
         "ovis2",
         processor,
         {"image_token_id": "<IMG_ATOM>"},
-        vision={**TOWER, "image_size": 16, "hidden_stride": 2, "vocab_size": 24},
+        vision={**PATCHES, "image_size": 16, "hidden_stride": 2, "vocab_size": 24},
         text={"model_type": "qwen2"},
         visual_indicator_token_ids=tokenizer.convert_tokens_to_ids(list(marks)),
         hidden_size=16,
@@ -132,19 +140,16 @@ def kimi_k25() -> Tiny:
     text = {
         "model_type": "deepseek_v3",
         "num_key_value_heads": 2,
-        "moe_intermediate_size": 16,
-        "n_routed_experts": 4,
-        "num_experts_per_tok": 2,
+        **ROUTED,
         "n_group": 1,
         "topk_group": 1,
-        "first_k_dense_replace": 1,
         "q_lora_rank": 8,
         "kv_lora_rank": 8,
         "qk_rope_head_dim": 4,
         "qk_nope_head_dim": 4,
         "v_head_dim": 8,
     }
-    tower = {**TOWER, "pos_emb_height": 8, "pos_emb_width": 8}
+    tower = {**PATCHES, "pos_emb_height": 8, "pos_emb_width": 8}
     return assemble("kimi_k25", processor, ids, vision=tower, text=text, projection_hidden_size=16)
 
 
@@ -156,7 +161,7 @@ def video_llama_3() -> Tiny:
         chat_template=template("<|image_pad|>"),
     )
     ids = {"image_token_id": "<|image_pad|>", "video_token_id": "<|video_pad|>"}
-    return assemble("video_llama_3", processor, ids, vision=TOWER, text={"model_type": "qwen2"})
+    return assemble("video_llama_3", processor, ids, vision=PATCHES, text={"model_type": "qwen2"})
 
 
 def hunyuan_vl() -> Tiny:
@@ -177,7 +182,7 @@ def hunyuan_vl() -> Tiny:
         "im_newline_id": "<image_newline>",
     }
     vision = {
-        **TOWER,
+        **PATCHES,
         "out_hidden_size": 16,
         "max_image_size": 32,
         "min_image_size": 8,
@@ -188,11 +193,116 @@ def hunyuan_vl() -> Tiny:
     return assemble("hunyuan_vl", processor, ids, vision=vision, text=text)
 
 
+def minicpmv4_6() -> Tiny:
+    return _minicpm("minicpmv4_6", MiniCPMV4_6Processor)
+
+
+def minicpmv4_7() -> Tiny:
+    return _minicpm("minicpmv4_7", MiniCPMV4_7Processor)
+
+
+def _minicpm(kind: str, processor_class: Any) -> Tiny:
+    marks = {
+        "image_token": "<|image_pad|>",
+        "video_token": "<|video_pad|>",
+        "image_start_token": "<image>",
+        "image_end_token": "</image>",
+        "slice_start_token": "<slice>",
+        "slice_end_token": "</slice>",
+        "image_id_start_token": "<image_id>",
+        "image_id_end_token": "</image_id>",
+    }
+    sizes = {"patch_size": 4, "scale_resolution": 16, "max_slice_nums": 4}
+    processor = processor_class(
+        image_processor=MiniCPMV4_6ImageProcessor(**sizes),
+        video_processor=MiniCPMV4_6VideoProcessor(**sizes),
+        tokenizer=_tokenizer(marks),
+        chat_template=template("<|image_pad|>"),
+    )
+    ids = {"image_token_id": "<|image_pad|>", "video_token_id": "<|video_pad|>"}
+    if kind == "minicpmv4_7":
+        # It lays out slices by their marks.
+        ids |= {f"{place}_id": marks[f"{place}_token"] for place in _PLACES} | {"newline_id": "\u010a"}
+    return assemble(
+        kind,
+        processor,
+        ids,
+        vision={**PATCHES, "image_size": 32},
+        text={**HYBRID, "model_type": "qwen3_5_text"},
+        insert_layer_id=0,
+        image_size=16,
+    )
+
+
+_PLACES = ("image_start", "image_end", "slice_start", "slice_end")
+
+
+def qwen2_5_omni_thinker() -> Tiny:
+    vision = {**WIDE, "window_size": 16, "fullatt_block_indexes": [1]}
+    return _omni("qwen2_5_omni_thinker", Qwen2_5OmniProcessor, vision, {"rope_parameters": rope(2, 1, 1)})
+
+
+def qwen3_omni_moe_thinker() -> Tiny:
+    return _omni("qwen3_omni_moe_thinker", Qwen3OmniMoeProcessor, DEEP_TOWER, QWEN3 | EXPERTS)
+
+
+def _omni(kind: str, processor_class: Any, vision: dict[str, Any], text: dict[str, Any]) -> Tiny:
+    marks = {
+        "image_token": "<|image_pad|>",
+        "video_token": "<|video_pad|>",
+        "audio_token": "<|audio_pad|>",
+        "vision_bos_token": "<|vision_start|>",
+        "vision_eos_token": "<|vision_end|>",
+        "audio_bos_token": "<|audio_start|>",
+        "audio_eos_token": "<|audio_end|>",
+    }
+    patch = {"patch_size": 4, "temporal_patch_size": 2, "merge_size": 2}
+    processor = processor_class(
+        image_processor=Qwen2VLImageProcessor(**AREAS, **patch),
+        video_processor=Qwen2VLVideoProcessor(**patch),
+        feature_extractor=WhisperFeatureExtractor(feature_size=8),
+        tokenizer=_tokenizer(marks),
+        chat_template=template(QWEN_PICTURE),
+    )
+    ids = {
+        "image_token_id": "<|image_pad|>",
+        "video_token_id": "<|video_pad|>",
+        "audio_token_id": "<|audio_pad|>",
+        "vision_start_token_id": "<|vision_start|>",
+        "vision_end_token_id": "<|vision_end|>",
+        "audio_start_token_id": "<|audio_start|>",
+        "audio_end_token_id": "<|audio_end|>",
+    }
+    audio = {
+        "num_mel_bins": 8,
+        "encoder_layers": 1,
+        "encoder_attention_heads": 2,
+        "encoder_ffn_dim": 16,
+        "d_model": 16,
+        "max_source_positions": 20,
+        "n_window": 4,
+        "output_dim": 16,
+        "downsample_hidden_size": 8,
+    }
+    return assemble(kind, processor, ids, vision=vision, text=text, audio_config=audio)
+
+
 def _tokenizer(marks: dict[str, str], *special: str) -> Any:
     """Return a tokenizer with attributes for some of its special tokens."""
     return byte_tokenizer(*marks.values(), *special, extra_special_tokens=marks)
 
 
 FAMILIES: dict[str, Build] = names(
-    (paddleocr_vl, ernie4_5_vl_moe, ovis2, kimi_k25, video_llama_3, hunyuan_vl)
+    (
+        paddleocr_vl,
+        ernie4_5_vl_moe,
+        ovis2,
+        kimi_k25,
+        video_llama_3,
+        hunyuan_vl,
+        minicpmv4_6,
+        minicpmv4_7,
+        qwen2_5_omni_thinker,
+        qwen3_omni_moe_thinker,
+    )
 )
