@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import torch
@@ -32,11 +33,11 @@ def hidden_states(
     Raises:
         AdapterError: the model does not fill the cache that it is given.
     """
-    base: Any = model.base_model
     dtype = dtype_of(model)
-    own = inspect.signature(base.forward).parameters
+    whole: Any = model
+    own = _named_by(type(whole.base_model))
     # Some bodies take by `**kwargs` what the whole model names.
-    named = {*own, *inspect.signature(model.forward).parameters}.difference(NEVER)
+    named = own | _named_by(type(whole))
     # The name of the cache since transformers 5.24, and the one before.
     cache_name = "cache" if "cache" in own else "past_key_values"
     if cache is not None and _is_recurrent(cache):
@@ -63,6 +64,12 @@ def hidden_states(
     hidden: Tensor = output.last_hidden_state
     # The last layer may live on another device than the first.
     return hidden.to(tokens.device)
+
+
+@cache
+def _named_by(kind: Any) -> frozenset[str]:
+    """Return the arguments of a class's forward by name; to read them takes as long as a small layer."""
+    return frozenset(inspect.signature(kind.forward).parameters).difference(NEVER)
 
 
 def _run(model: nn.Module, **inputs: Any) -> Any:
