@@ -34,9 +34,10 @@ def hidden_states(
         AdapterError: the model does not fill the cache that it is given.
     """
     dtype = dtype_of(model)
-    own = _named_by(type(model.base_model))
+    whole: Any = model
+    own = _named_by(whole.base_model.__class__)
     # Some bodies take by `**kwargs` what the whole model names.
-    named = own | _named_by(type(model))
+    named = own | _named_by(whole.__class__)
     # The name of the cache since transformers 5.24, and the one before.
     cache_name = "cache" if "cache" in own else "past_key_values"
     if cache is not None and _is_recurrent(cache):
