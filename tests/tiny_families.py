@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 from transformers import (
+    BertConfig,
+    BertLMHeadModel,
     GPT2Config,
     GPT2LMHeadModel,
     GraniteConfig,
@@ -57,6 +59,9 @@ tiny_jamba = partial(
     mamba_dt_rank=4,
     use_mamba_kernels=False,
 )
+
+# It attends both ways, and transforms hidden states before its output layer.
+tiny_bert = partial(_text, BertConfig, BertLMHeadModel, **LANGUAGE)
 
 FAMILIES: dict[str, Callable[[], LoadedModel]] = {
     "llama": tiny_text_model,

@@ -1,5 +1,6 @@
 """The families pass the checks, and every check fails a family with one wrong hook."""
 
+import copy
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -7,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 from peft.tuners.lora import LoraLayer
+from PIL import Image as Picture
 from torch import Tensor
 
 from tests.tiny import tiny_llava, tiny_text_model
-from tests.tiny_families import FAMILIES, tiny_granite, tiny_jamba
+from tests.tiny_families import FAMILIES, tiny_bert, tiny_gpt2, tiny_granite, tiny_jamba
 from tests.tiny_qwen import FAMILIES as QWEN
 from tests.tiny_qwen import tiny_qwen
 from vlm_distill.adapters.adapter import LoadedModel
@@ -29,12 +31,12 @@ from vlm_distill.models.gradient_checkpointing import cache_disabled
 from vlm_distill.models.load import load_model
 from vlm_distill.models.vision_cache import with_vision_cache
 
-TEXT_ONLY = {"placeholders", "vision_cache"}
+TEXT_ONLY = {"placeholders", "pictures", "token_extras", "vision_cache"}
 WITHOUT = {
     "llama": TEXT_ONLY,
     # Its layers are no linear ones for peft.
     "gpt2": TEXT_ONLY | {"lora"},
-    "llava": set(),
+    "llava": {"token_extras"},
     # Images of any size.
     **{family: {"vision_cache"} for family in QWEN},
 }
@@ -94,6 +96,37 @@ def encode_without_second_image(processor: Any, examples: Any, images: Any) -> P
     return replace(prompts, input_ids=prompts.input_ids.masked_fill(behind, processor.tokenizer.pad_token_id))
 
 
+def encode_with(change: Callable[[list[Any]], list[Any]]) -> dict[str, Any]:
+    """Return a hook that encodes prompts with changed pictures."""
+
+    def encode(processor: Any, examples: Any, images: Any) -> PromptBatch:
+        changed = iter(change([picture for some in images for picture in some]))
+        return encode_image_text(processor, examples, [[next(changed) for _ in some] for some in images])
+
+    return {"encode": encode}
+
+
+def white(pictures: list[Any]) -> list[Any]:
+    return [Picture.new("RGB", one.size, "white") for one in pictures]
+
+
+def all_the_first(pictures: list[Any]) -> list[Any]:
+    return [pictures[0].resize(one.size) for one in pictures]
+
+
+def gpt2_with_types() -> LoadedModel:
+    """Return a model whose token types change what it says."""
+    loaded = tiny_gpt2()
+    tokenizer = copy.deepcopy(loaded.tokenizer)
+    tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
+    return replace(loaded, tokenizer=tokenizer, processor=tokenizer)
+
+
+def encode_without_types(*arguments: Any) -> PromptBatch:
+    prompts = encode_text(*arguments)
+    return replace(prompts, token_extras={})
+
+
 def encode_pictures_reversed(processor: Any, examples: Any, images: Any) -> PromptBatch:
     return encode_image_text(processor, examples, [some[::-1] for some in images])
 
@@ -143,6 +176,13 @@ BROKEN: Mapping[str, tuple[Callable[[], LoadedModel], Mapping[str, Any]]] = {
     "untruncated": (tiny_text_model, {"encode": cut_encode}),
     "placeholders": (tiny_llava, {"encode": encode_without_second_image}),
     "head": (tiny_granite, {"head": unscaled_head}),
+    "positions": (tiny_qwen, {"position_ids": plain_positions}),
+    "token_extras": (gpt2_with_types, {"encode": encode_without_types}),
+    "boundary": (tiny_text_model, body(lambda _, hidden, cache: hidden.roll(1, dims=1))),
+    "mixed": (tiny_llava, encode_with(all_the_first)),
+    "pictures": (tiny_llava, encode_with(white)),
+    "cached_rows": (tiny_jamba, {}),
+    "learning": (tiny_text_model, body(lambda _, hidden, cache: hidden.detach())),
     "generated": (tiny_qwen, {"position_ids": plain_positions}),
     # The values stay, the gradient doubles.
     "plain": (tiny_text_model, body(lambda _, hidden, cache: 2 * hidden - hidden.detach())),
@@ -189,6 +229,10 @@ def test_a_body_of_its_own_is_reached_by_training_and_sampling_alike(
     found = examine(replace(loaded, adapter=replace(loaded.adapter, **hooks)), names)
     # The body is not that of the model's own generate; who went past the hook would differ from the others.
     assert {name for name, one in found.items() if one.outcome == "failed"} == {"sampled"}
+
+
+def test_a_model_that_attends_both_ways_is_no_causal_one() -> None:
+    assert examine(tiny_bert(), ["causal"])["causal"].outcome == "failed"
 
 
 def test_pictures_in_another_order_are_noticed() -> None:

@@ -3,28 +3,34 @@
 Everything is drawn here, so that any model folder can be checked without data.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image as Picture
 
 from vlm_distill.adapters.adapter import LoadedModel
 from vlm_distill.batches import PromptBatch, ResponseBatch
+from vlm_distill.conformance.inputs import processed
 from vlm_distill.records import Example, Image, Message, Text
 
+T = TypeVar("T")
 Pairs = Sequence[tuple[int, Sequence[int]]]
 """Responses as the number of their prompt and their token ids."""
 
+LARGE = 2**24
+"""Frozen weights of more numbers are shared by copies; their gradients would fill the memory."""
 QUESTIONS = ("What color is the shape?", "hi", "Which one is red, the first or the second?")
 # Colour, width and height; of unequal sizes, so that a family that sizes its inputs by them has to.
-PICTURES = ((("red", 40, 16),), (), (("blue", 16, 16), ("green", 8, 32)))
+PICTURES = (("red", 40, 16), ("yellow", 24, 24), ("blue", 16, 16), ("green", 8, 32))
+# How many pictures each prompt has, in the order in which it is tried what the processor reads.
+LAYOUTS = ((1, 0, 2), (1, 1, 2), (1, 0, 1), (1, 1, 1))
 # Prompt and length of each response: out of order, several to a prompt, one of a single token.
 LENGTHS = ((0, 3), (2, 2), (0, 5), (1, 1), (2, 3))
 
 
-@dataclass(frozen=True, kw_only=True)  # no slots: they leave no room for a cached property
+@dataclass(frozen=True, kw_only=True)
 class Probe:
     """A model with what it is asked; `pictures` are by example id, and nobody else knows these images."""
 
@@ -32,36 +38,69 @@ class Probe:
     examples: tuple[Example, ...]
     pictures: Mapping[str, tuple[Picture.Image, ...]]
     pairs: tuple[tuple[int, tuple[int, ...]], ...]
+    _known: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def remembered(self, key: object, make: Callable[[], T]) -> T:
+        """Return what `make` gives, made once by a probe: several checks compare with the same."""
+        if key not in self._known:
+            self._known[key] = make()
+        value: T = self._known[key]
+        return value
 
     def load_pictures(self, example: Example) -> list[Picture.Image]:
         return list(self.pictures[example.id])
 
-    @cached_property
+    @property
     def prompts(self) -> PromptBatch:
         """The prompts as the model's adapter encodes them, on its device."""
+        return self.remembered("prompts", self._encode)
+
+    def _encode(self) -> PromptBatch:
         pictures = [self.load_pictures(example) for example in self.examples]
         return self.loaded.encode(self.examples, pictures).to(self.loaded.device)
+
+    @property
+    def num_pictures(self) -> tuple[int, ...]:
+        return tuple(len(example.images) for example in self.examples)
 
 
 def probe_of(loaded: LoadedModel, *, lengths: Sequence[tuple[int, int]] = LENGTHS) -> Probe:
     """Return the probe of a model; one without a vision component is asked the questions alone.
 
+    A family whose processor reads no prompt without a picture, or none with two, is asked others (LAYOUTS).
     `lengths` are the prompt and the number of tokens of each response.
     """
-    pictures = PICTURES if "vision" in loaded.adapter.parts else ((),) * len(PICTURES)
-    examples = [
-        _example(str(number), question, num_images=len(some))
-        for number, (question, some) in enumerate(zip(QUESTIONS, pictures, strict=True))
-    ]
+    layouts = LAYOUTS if "vision" in loaded.adapter.parts else ((0, 0, 0),)
+    asked = [_asked(layout) for layout in layouts]
+    examples, pictures = next((one for one in asked if _are_read(loaded, *one)), asked[0])
     return Probe(
-        loaded=loaded,
-        examples=tuple(examples),
-        pictures={
-            one.id: tuple(map(_draw, *zip(*some, strict=True))) if some else ()
-            for one, some in zip(examples, pictures, strict=True)
-        },
-        pairs=tuple(_responses(loaded, lengths)),
+        loaded=loaded, examples=examples, pictures=pictures, pairs=tuple(_responses(loaded, lengths))
     )
+
+
+def _asked(layout: Sequence[int]) -> tuple[tuple[Example, ...], dict[str, tuple[Picture.Image, ...]]]:
+    examples = [
+        _example(str(number), question, num_images=count)
+        for number, (question, count) in enumerate(zip(QUESTIONS, layout, strict=True))
+    ]
+    # The first prompt has the first picture, the second the second, the third the last ones.
+    drawn = [
+        [_draw(*PICTURES[min(number, 2) + one]) for one in range(count)]
+        for number, count in enumerate(layout)
+    ]
+    return tuple(examples), {one.id: tuple(some) for one, some in zip(examples, drawn, strict=True)}
+
+
+def _are_read(
+    loaded: LoadedModel, examples: Sequence[Example], pictures: Mapping[str, Sequence[Picture.Image]]
+) -> bool:
+    try:
+        for example in examples:
+            processed(loaded, example, pictures[example.id])
+    # Processors raise all kinds of errors for prompts that they do not read.
+    except Exception:
+        return False
+    return True
 
 
 def response_batch(probe: Probe, pairs: Pairs, *, wider: int = 0) -> ResponseBatch:
@@ -82,6 +121,18 @@ def response_batch(probe: Probe, pairs: Pairs, *, wider: int = 0) -> ResponseBat
 def vocabulary_size(loaded: LoadedModel) -> int:
     """Return how many ids the tokenizer knows and the output layer has rows for."""
     return min(len(loaded.tokenizer), len(loaded.head.weight))
+
+
+def long_example(probe: Probe) -> Example:
+    """Return a prompt with the first one's pictures that is longer than all others."""
+    return _example("long", " ".join(QUESTIONS * 3), num_images=probe.num_pictures[0])
+
+
+def recoloured(probe: Probe, row: int) -> Probe:
+    """Return the probe with other pictures, of the same sizes, in one of its prompts."""
+    id = probe.examples[row].id
+    other = tuple(_draw("black", *one.size) for one in probe.pictures[id])
+    return replace(probe, pictures={**probe.pictures, id: other})
 
 
 def _example(id: str, question: str, *, num_images: int) -> Example:

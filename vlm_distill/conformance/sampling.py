@@ -7,9 +7,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from vlm_distill.conformance.findings import Finding, compare_values, failed
-from vlm_distill.conformance.logits import forward_logits
-from vlm_distill.conformance.oracle import all_forced_logits
-from vlm_distill.conformance.probes import Pairs, Probe, vocabulary_size
+from vlm_distill.conformance.oracle import all_forced_logits, all_plain_logits, judged
+from vlm_distill.conformance.probes import Pairs, Probe, response_batch, vocabulary_size
 from vlm_distill.forward import unshared_hidden
 from vlm_distill.generation.decoding import own_suppressed_ids
 from vlm_distill.generation.engine import Completion, Sampling
@@ -20,6 +19,7 @@ GREEDY = Sampling(temperature=0, max_new_tokens=MAX_NEW_TOKENS)
 SAMPLED = Sampling(max_new_tokens=MAX_NEW_TOKENS, num_samples=2, seed=1)
 
 
+@torch.no_grad()
 def greedy(probe: Probe) -> Finding:
     """Each greedy token is the one that `generate` finds most likely behind the same tokens.
 
@@ -34,30 +34,38 @@ def greedy(probe: Probe) -> Finding:
         ):
             return failed(f"greedy, prompt {one.example_id}: {one.finish} after the tokens {one.token_ids}")
     pairs = _pairs(completions)
-    logits = all_forced_logits(probe, pairs)
+    forced = all_forced_logits(probe, pairs)
+    logits = all_plain_logits(probe, pairs) if forced is None else forced
     never = torch.tensor(own_suppressed_ids(probe.loaded), dtype=torch.long, device=logits.device)
     allowed = logits.index_fill(1, never, torch.finfo(logits.dtype).min)
-    chosen = _at(logits, pairs)
-    return compare_values("logits of greedy tokens against generate's largest", chosen, allowed.amax(dim=1))
+    what = "logits of greedy tokens against generate's largest"
+    return compare_values(what, _at(logits, pairs), allowed.amax(dim=1), slack=judged(probe).slack)
 
 
 @torch.no_grad()
 def sampled(probe: Probe) -> Finding:
-    """The noted log-probabilities of sampled tokens, in nats, are those of `generate` with these tokens."""
-    completions = complete(with_many_stops(probe), SAMPLED)
-    expected = _at(all_forced_logits(probe, _pairs(completions)).log_softmax(dim=-1), _pairs(completions))
-    return compare_values("noted log-probabilities against generate", _noted(completions, expected), expected)
+    """The noted log-probabilities of sampled tokens, in nats, are those of the model's own forward."""
+    completions = sampled_completions(probe)
+    logits = all_plain_logits(probe, _pairs(completions))
+    expected = _at(logits.log_softmax(dim=-1), _pairs(completions))
+    what = "noted log-probabilities against the model's own forward"
+    return compare_values(what, _noted(completions, expected), expected, slack=judged(probe).slack)
 
 
 @torch.no_grad()
 def trained(probe: Probe) -> Finding:
     """The noted log-probabilities of sampled tokens, in nats, are those that training sees."""
-    completions = complete(with_many_stops(probe), SAMPLED)
+    completions = sampled_completions(probe)
     pairs = tuple((row, tuple(ids)) for row, ids in _pairs(completions))
-    logits = forward_logits(unshared_hidden)(replace(probe, pairs=pairs))
-    expected = _at(logits.float().log_softmax(dim=-1), pairs)
-    found = _noted(completions, expected)
-    return compare_values("noted log-probabilities against the training forward", found, expected)
+    hidden = unshared_hidden(probe.loaded, probe.prompts, response_batch(probe, pairs))
+    expected = _at(probe.loaded.head.logits(hidden).float().log_softmax(dim=-1), pairs)
+    what = "noted log-probabilities against the training forward"
+    return compare_values(what, _noted(completions, expected), expected, slack=judged(probe).slack)
+
+
+def sampled_completions(probe: Probe) -> list[Completion]:
+    """Return sampled responses to all prompts, which end at different steps."""
+    return probe.remembered("sampled", lambda: complete(with_many_stops(probe), SAMPLED))
 
 
 def with_many_stops(probe: Probe) -> Probe:

@@ -9,7 +9,7 @@ import torch
 from vlm_distill.adapters.adapter import LoadedModel
 from vlm_distill.conformance.findings import Finding, compare_values, does_not_apply
 from vlm_distill.conformance.logits import Result, compare_results, forward_logits, with_gradients
-from vlm_distill.conformance.probes import Probe
+from vlm_distill.conformance.probes import LARGE, Probe
 from vlm_distill.errors import AdapterError
 from vlm_distill.forward import response_hidden, unshared_hidden
 from vlm_distill.models.feature_store import FeatureStore, VisionCacheConfig
@@ -58,8 +58,10 @@ def lora(probe: Probe) -> Finding:
 
 
 def _changed(probe: Probe, change: Callable[[LoadedModel], object]) -> Probe:
-    """Return the probe with a changed copy of its model."""
-    loaded = replace(probe.loaded, model=copy.deepcopy(probe.loaded.model))
+    """Return the probe with a changed copy of its model, which shares large frozen embeddings with it."""
+    model = probe.loaded.model
+    shared = {id(one): one for one in model.parameters() if one.numel() > LARGE and not one.requires_grad}
+    loaded = replace(probe.loaded, model=copy.deepcopy(model, memo=dict(shared)))
     change(loaded)
     return replace(probe, loaded=loaded)
 
@@ -72,7 +74,8 @@ def _seeded(probe: Probe) -> Result:
 
 def _freeze_tower(loaded: LoadedModel) -> None:
     for name, parameter in loaded.model.named_parameters():
-        parameter.requires_grad_(part_of(name, loaded.adapter.parts) != "vision")
+        if part_of(name, loaded.adapter.parts) == "vision":
+            parameter.requires_grad_(False)
 
 
 def _add_moved_matrices(loaded: LoadedModel) -> None:
