@@ -6,6 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tests.families.recent_image_text import molmo2
+from tests.families.seen_both_ways import paligemma
 from tests.prompts import RESPONSES, prompts_of, responses_of
 from tests.tiny import fresh, tiny_llava, tiny_text_model
 from vlm_distill.conformance.logits import one_sequence, prefix_shared
@@ -80,3 +82,8 @@ def test_one_sequence_is_not_for_windows_and_other_kernels(settings):
         setattr(model.config, name, value)
     assert takes_block_mask(loaded.model)
     assert not takes_block_mask(model)
+
+
+@pytest.mark.parametrize("family", [paligemma, molmo2])
+def test_one_sequence_is_not_for_prompts_that_are_seen_both_ways(family):
+    assert not takes_block_mask(family()[0])

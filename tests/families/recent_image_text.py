@@ -116,7 +116,7 @@ def molmo2() -> Tiny:
 
 
 def emu3() -> Tiny:
-    """Pictures become tokens of the vocabulary by a codebook; pixels are padded to the largest of a call."""
+    """A codebook makes tokens of pictures; it sees the padding to the largest picture of a batch."""
     codes = [f"<|visual token {number:06d}|>" for number in range(8)]
     tokenizer = tokenizer_of(
         "<image>",
@@ -151,7 +151,7 @@ def emu3() -> Tiny:
 
 
 def minimax_m3_vl() -> Tiny:
-    """Blocks of keys chosen by an indexer, experts; patches of any picture."""
+    """Blocks of keys are chosen; they are counted from the padding left of a prompt on."""
     special = (MiniMaxM3VLProcessor.IMAGE_TOKEN, MiniMaxM3VLProcessor.VIDEO_TOKEN)
     around = (MiniMaxM3VLProcessor.VISION_START_TOKEN, MiniMaxM3VLProcessor.VISION_END_TOKEN)
     tokenizer = byte_tokenizer(*special, *around)
@@ -212,6 +212,7 @@ def gemma3n() -> Tiny:
         "hidden_size_per_layer_input": 4,
         "vocab_size_per_layer_input": len(tokenizer),
         "laurel_rank": 4,
+        "altup_num_inputs": 2,
         "activation_sparsity_pattern": [0.5, 0.0, 0.0, 0.0],
     }
     return built(
@@ -237,4 +238,6 @@ def gemma3n() -> Tiny:
     )
 
 
-FAMILIES: dict[str, Build] = names([lfm3_vl, molmo2, emu3, minimax_m3_vl, gemma3n])
+FAMILIES: dict[str, Build] = names([lfm3_vl, molmo2, gemma3n])
+WRONG_IN_BATCHES: dict[str, Build] = names([emu3, minimax_m3_vl])
+"""In a padded batch these are other models than alone, in transformers too: they must be refused."""

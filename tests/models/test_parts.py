@@ -2,6 +2,8 @@
 
 import pytest
 
+from tests.families.other_image_text import deepseek_vl_hybrid
+from tests.families.recent_image_text import emu3
 from tests.tiny import tiny_llava, tiny_text_model
 from tests.tiny_qwen import FAMILIES, tiny_qwen
 from vlm_distill.adapters.llava import LLAVA
@@ -24,3 +26,16 @@ def test_what_merges_patches_inside_a_tower_is_the_projector(family: str) -> Non
 
 def test_a_text_model_is_all_language() -> None:
     assert find_parts(tiny_text_model().model) == {"language": ("",)}
+
+
+def test_a_second_tower_is_vision_and_no_projector() -> None:
+    found = find_parts(deepseek_vl_hybrid()[0])
+    assert {"model.vision_model.", "model.high_res_vision_model."} <= set(found["vision"])
+    assert "model.aligner." in found["projector"]
+
+
+def test_what_makes_tokens_of_pictures_is_vision() -> None:
+    assert find_parts(emu3()[0]) == {
+        "vision": ("model.vqmodel.",),
+        "language": ("model.text_model.", "lm_head."),
+    }

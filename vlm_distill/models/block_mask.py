@@ -23,8 +23,8 @@ def takes_block_mask(model: nn.Module) -> bool:
         and config._attn_implementation in ("eager", "sdpa")
         and set(layers) == {"full_attention"}
         and getattr(config, "sliding_window", None) is None
-        # Prompts or pictures that are read both ways.
-        and not getattr(config, "use_bidirectional_attention", None)
+        # A class that makes masks of its own reads prompts or pictures both ways.
+        and not hasattr(model, "create_masks_for_generate")
     )
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from vlm_distill.adapters.adapter import Part
 from vlm_distill.models.layers import decoder_of
 
-ENCODERS = ("vision_config", "audio_config")
+ENCODERS = ("vision_config", "audio_config", "high_res_vision_config", "vq_config")
 MERGERS = ("merger", "deepstack_merger_list", "projector", "connector", "aligner")
 """Modules inside a tower that make its features the language model's."""
 
