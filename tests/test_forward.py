@@ -6,9 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tests.families import packed_like
 from tests.prompts import RESPONSES, prompts_of, responses_of
 from tests.tiny import fresh, tiny_llava, tiny_text_model
-from vlm_distill.conformance.logits import one_sequence, prefix_shared
+from vlm_distill.adapters.catalog import find_adapter
+from vlm_distill.conformance.logits import generated, one_sequence, prefix_shared
 from vlm_distill.conformance.probes import LENGTHS, probe_of
 from vlm_distill.forward import (
     prefix_shared_hidden,
@@ -17,6 +19,7 @@ from vlm_distill.forward import (
     unshared_hidden,
 )
 from vlm_distill.models.block_mask import takes_block_mask
+from vlm_distill.models.load import wrap_model
 
 
 @pytest.mark.parametrize("function", [unshared_hidden, prefix_shared_hidden, single_forward_hidden])
@@ -46,6 +49,15 @@ def test_a_shared_prefix_gives_the_logits_and_gradients_of_separate_forwards(
     loaded.model.set_attn_implementation(attention)
     found = check(probe_of(loaded, lengths=lengths))
     assert found.outcome == "passed", found.line
+
+
+def test_a_response_may_hold_marks_of_sounds_and_images_that_it_brings_none_of():
+    model, processor = packed_like.FAMILIES["qwen3_omni_moe_thinker"]()
+    loaded = wrap_model(find_adapter("qwen3_omni_moe_thinker"), model, processor, path="tiny-omni")
+    sound, image = loaded.tokenizer.convert_tokens_to_ids(["<|audio_start|>", "<|vision_start|>"])
+    probe = replace(probe_of(loaded), pairs=((0, (70, sound, 71)), (0, (72, image, 73)), (2, (image, 74))))
+    for found in (generated(probe), prefix_shared(probe)):
+        assert found.outcome == "passed", found.line
 
 
 def test_the_prefix_is_shared_only_where_prompts_have_several_responses(monkeypatch):
