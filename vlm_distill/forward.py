@@ -19,6 +19,7 @@ from vlm_distill.adapters.body import next_token_extras
 from vlm_distill.batches import PromptBatch, ResponseBatch
 from vlm_distill.models.block_mask import block_mask, takes_block_mask
 from vlm_distill.models.gradient_checkpointing import cache_disabled
+from vlm_distill.models.recurrent_states import keep_states
 
 
 def response_hidden(
@@ -169,6 +170,7 @@ def forward_prompts(
     """Return the hidden states of the prompts, and what continues them; the cache keeps the graph."""
     config: Any = loaded.model.config
     cache = DynamicCache(config=config.get_text_config())
+    keep_states(cache)
     ids, mask = prompts.input_ids, prompts.attention_mask
     extras = {**prompts.extras, **prompts.token_extras}
     positions = _positions(loaded, prompts)
