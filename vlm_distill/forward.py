@@ -19,6 +19,7 @@ from vlm_distill.adapters.body import next_token_extras
 from vlm_distill.batches import PromptBatch, ResponseBatch
 from vlm_distill.models.block_mask import block_mask, takes_block_mask
 from vlm_distill.models.gradient_checkpointing import cache_disabled
+from vlm_distill.models.recurrent_states import keep_states
 
 
 def response_hidden(
@@ -59,14 +60,18 @@ def unshared_hidden(
 
     Both are one sequence: left-padded prompt, right-padded response.
     """
-    repeated = prompts.select(responses.prompt_index)
+    index = responses.prompt_index
+    repeated = prompts.select(index)
     input_ids = torch.cat([repeated.input_ids, responses.input_ids], dim=1)
     mask = torch.cat([repeated.attention_mask, responses.mask.to(repeated.attention_mask.dtype)], dim=1)
     # The last response token predicts nothing.
     input_ids, mask = input_ids[:, :-1], mask[:, :-1]
     continued = _continued(loaded, repeated, responses.input_ids.shape[1])
     extras = {**repeated.extras, **{name: value[:, :-1] for name, value in continued.items()}}
-    positions = loaded.adapter.position_ids(loaded.model, input_ids, mask, extras)
+    # The model's own function would read marks of images and sounds in a response as if they stood for some.
+    positions = _positions(loaded, prompts)[..., index, :]
+    following = positions[..., -1:] + responses.mask.cumsum(dim=1)
+    positions = torch.cat([positions, following], dim=-1)[..., :-1]
     hidden = _hidden(loaded, input_ids, mask, positions, extras)
     predicting = hidden[:, repeated.input_ids.shape[1] - 1 :]  # [response, token, width]
     return predicting[responses.mask]
@@ -97,7 +102,7 @@ def tree_attention_hidden(
     Every response continues the positions of its prompt. Equal to `unshared_hidden`, gradients included, up
     to rounding.
     """
-    adapter, model, index = loaded.adapter, loaded.model, responses.prompt_index
+    model, index = loaded.model, responses.prompt_index
     num_prompts, prompt_width = prompts.input_ids.shape
     width = responses.input_ids.shape[1] - 1  # the last response token predicts nothing
     slot = _slots(index)
@@ -111,8 +116,7 @@ def tree_attention_hidden(
     # 0 is the prompt, which every branch sees.
     branch = torch.arange(1, num_slots + 1, device=index.device).repeat_interleave(width)
     branch = torch.cat([branch.new_zeros(prompt_width), branch])
-    known = {**prompts.extras, **prompts.token_extras}
-    positions = adapter.position_ids(model, prompts.input_ids, prompts.attention_mask, known)
+    positions = _positions(loaded, prompts)
     following = positions[..., -1:] + torch.arange(1, width + 1, device=index.device).repeat(num_slots)
     mask = block_mask(model, _allowed(is_key, branch))
     extras = {**prompts.extras, **_continued(loaded, prompts, num_slots * width)}
@@ -166,14 +170,20 @@ def forward_prompts(
     """Return the hidden states of the prompts, and what continues them; the cache keeps the graph."""
     config: Any = loaded.model.config
     cache = DynamicCache(config=config.get_text_config())
+    keep_states(cache)
     ids, mask = prompts.input_ids, prompts.attention_mask
     extras = {**prompts.extras, **prompts.token_extras}
-    positions = loaded.adapter.position_ids(loaded.model, ids, mask, extras)
+    positions = _positions(loaded, prompts)
     hidden = _hidden(loaded, ids, mask, positions, extras, cache)
     following = next_token_extras(loaded.model, prompts.token_extras)
     return hidden, CachedPrefix(
         loaded=loaded, cache=cache, mask=mask, last=positions[..., -1:], token_extras=following
     )
+
+
+def _positions(loaded: LoadedModel, prompts: PromptBatch) -> Int[Tensor, "*axes prompt t"]:
+    extras = {**prompts.extras, **prompts.token_extras}
+    return loaded.adapter.position_ids(loaded.model, prompts.input_ids, prompts.attention_mask, extras)
 
 
 def _hidden(

@@ -30,7 +30,8 @@ def own_positions(
         # 1 is an image, as processors write it.
         known["mm_token_type_ids"] = (known["input_ids"] == base.config.image_token_id).int()
     positions: Tensor = base.get_rope_index(**known)[0]
-    return positions.to(input_ids.device)  # [axis, b, t]
+    # [axis, b, t]; Qwen3-Omni gives whole numbers as floats.
+    return positions.to(input_ids)
 
 
 def sequential_positions(
