@@ -37,6 +37,7 @@ from tests.families.llava_like import (
     pixtral_processor,
     template,
 )
+from tests.families.text_hybrid import NO_LEAST_STEP
 
 LATENT = {
     "num_key_value_heads": 2,
@@ -196,6 +197,7 @@ def nemotron_h_omni() -> Tiny:
         "n_routed_experts": 4,
         "moe_intermediate_size": 16,
         "moe_shared_expert_intermediate_size": 16,
+        **NO_LEAST_STEP,
     }
     return built(
         "nemotron_h_omni",

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vlm_distill.adapters.adapter import LoadedModel
+from vlm_distill.adapters.head import output_layer
 from vlm_distill.batches import PromptBatch, ResponseBatch
 from vlm_distill.conformance.findings import (
     Finding,
@@ -39,7 +40,7 @@ def head(probe: Probe) -> Finding:
     """The adapter's head gives the model's own logits, from what the model hands to its output layer."""
     seen: list[Tensor] = []
     model: Any = probe.loaded.model
-    layer = model.get_output_embeddings()
+    layer = output_layer(model)
     with layer.register_forward_pre_hook(lambda _, args: seen.append(args[0])), torch.no_grad():
         expected = model(**own_inputs(probe, 0)).logits
     return compare_values(
