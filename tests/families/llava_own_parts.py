@@ -5,6 +5,8 @@ from typing import Any
 from transformers import (
     Apertus1p5ImageProcessor,
     Apertus1p5Processor,
+    AutoConfig,
+    AutoModelForImageTextToText,
     DeepseekOcr2ImageProcessor,
     DeepseekOcr2Processor,
     Exaone4_5_Processor,
@@ -24,7 +26,7 @@ from transformers import (
     WavTokenizerFeatureExtractor,
 )
 
-from tests.families.build import Tiny, byte_tokenizer, names
+from tests.families.build import TEXT_TEMPLATE, Tiny, byte_tokenizer, language, names, randomised
 from tests.families.llava_like import (
     PATCH,
     PIXTRAL,
@@ -35,6 +37,7 @@ from tests.families.llava_like import (
     pixtral_processor,
     template,
 )
+from tests.families.text_hybrid import NO_LEAST_STEP
 
 LATENT = {
     "num_key_value_heads": 2,
@@ -47,6 +50,7 @@ LATENT = {
     "qk_nope_head_dim": 4,
     "v_head_dim": 8,
 }
+MISTRAL4 = {**LATENT, "model_type": "mistral4", "q_lora_rank": 8, "first_k_dense_replace": 1}
 # Patches of any number, four of which become one token.
 PATCHES = {"patch_size": 4, "temporal_patch_size": 2}
 GRID = {"size": {"shortest_edge": 64, "longest_edge": 1024}, "merge_size": 2, **PATCHES}
@@ -64,8 +68,13 @@ WINDOWED = {
 
 
 def mistral3_mistral4() -> Tiny:
-    text = {**LATENT, "model_type": "mistral4", "q_lora_rank": 8, "first_k_dense_replace": 1}
-    return built("mistral3", pixtral_processor(2), vision=PIXTRAL, text=text)
+    return built("mistral3", pixtral_processor(2), vision=PIXTRAL, text=MISTRAL4)
+
+
+def mistral4() -> Tiny:
+    tokenizer = byte_tokenizer(chat_template=TEXT_TEMPLATE)
+    text = language(tokenizer, **MISTRAL4)
+    return randomised(AutoModelForImageTextToText.from_config(AutoConfig.for_model(**text))), tokenizer
 
 
 def mistral_large4() -> Tiny:
@@ -188,6 +197,7 @@ def nemotron_h_omni() -> Tiny:
         "n_routed_experts": 4,
         "moe_intermediate_size": 16,
         "moe_shared_expert_intermediate_size": 16,
+        **NO_LEAST_STEP,
     }
     return built(
         "nemotron_h_omni",
@@ -319,6 +329,7 @@ def step3p7() -> Tiny:
 FAMILIES = names(
     [
         mistral3_mistral4,
+        mistral4,
         mistral_large4,
         granite_docling,
         qianfan_ocr,

@@ -12,9 +12,10 @@ from tests.tiny import example, picture, tiny_llava, tiny_text_model
 from tests.tiny_qwen import tiny_qwen
 from vlm_distill.adapters.adapter import LoadedModel, LoadOptions
 from vlm_distill.adapters.causal_lm import CAUSAL_LM
+from vlm_distill.adapters.head import output_layer
 from vlm_distill.errors import AdapterError
 from vlm_distill.models.load import load_model, wrap_model
-from vlm_distill.models.output_layer import light_model, output_layer, require_same_head
+from vlm_distill.models.output_layer import light_model, require_same_head
 from vlm_distill.models.save import save_model
 
 

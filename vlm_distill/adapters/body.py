@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import Cache
 from transformers.utils import ModelOutput
 
+from vlm_distill.adapters.head import output_layer
 from vlm_distill.errors import AdapterError
 
 # What a processor makes for another purpose than the forward of a prompt.
@@ -87,7 +88,7 @@ def _run(model: nn.Module, **inputs: Any) -> Any:
         seen.append(args[0])
         return (args[0][:, :0],)
 
-    with whole.get_output_embeddings().register_forward_pre_hook(take):
+    with output_layer(whole).register_forward_pre_hook(take):
         output = whole(**inputs)
     return ModelOutput(**output, last_hidden_state=seen[-1])
 

@@ -11,18 +11,32 @@ from transformers.models.auto.modeling_auto import (
 
 from vlm_distill.adapters.adapter import Adapter
 from vlm_distill.adapters.causal_lm import CAUSAL_LM
+from vlm_distill.adapters.cohere_vision import COHERE_VISION
 from vlm_distill.adapters.hunyuan_vl import HUNYUAN_VL
-from vlm_distill.adapters.hyperclovax import HYPERCLOVAX
+from vlm_distill.adapters.hyperclovax import HYPERCLOVAX, HYPERCLOVAX_VISION
 from vlm_distill.adapters.llava import LLAVA
 from vlm_distill.adapters.minicpm_v import MINICPM_V
+from vlm_distill.adapters.mistral4 import MISTRAL4
 from vlm_distill.adapters.mllama import MLLAMA
 from vlm_distill.adapters.molmo2 import MOLMO2
+from vlm_distill.adapters.perception_lm import PERCEPTION_LM
 from vlm_distill.errors import AdapterError, PluginError, did_you_mean
 from vlm_distill.plugins import find_part, installed_names
 
 GROUP = "vlm_distill.adapters"
-OWN = (HUNYUAN_VL, HYPERCLOVAX, LLAVA, MINICPM_V, MLLAMA, MOLMO2)
-BY_TYPE = {known: adapter for adapter in OWN for known in adapter.model_types}
+DEVIATING = (
+    COHERE_VISION,
+    HUNYUAN_VL,
+    HYPERCLOVAX,
+    HYPERCLOVAX_VISION,
+    LLAVA,
+    MINICPM_V,
+    MISTRAL4,
+    MLLAMA,
+    MOLMO2,
+    PERCEPTION_LM,
+)
+BY_TYPE = {known: adapter for adapter in DEVIATING for known in adapter.model_types}
 IMAGE_TEXT = Adapter(name="image_text", model_types=())
 """The generic path of image-text models, as causal_lm.py has that of text models."""
 

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from vlm_distill.adapters.adapter import LoadedModel
+from vlm_distill.adapters.head import output_layer
 from vlm_distill.batches import PromptBatch, ResponseBatch
 from vlm_distill.conformance.findings import (
     Finding,
@@ -48,7 +49,7 @@ def own_head(probe: Probe) -> tuple[Float[Tensor, "1 t width"], Float[Tensor, "1
     """Return what the model hands to its output layer for the first prompt, and its logits."""
     seen: list[Tensor] = []
     model: Any = probe.loaded.model
-    with model.get_output_embeddings().register_forward_pre_hook(lambda _, args: seen.append(args[0])):
+    with output_layer(model).register_forward_pre_hook(lambda _, args: seen.append(args[0])):
         logits: Tensor = model(**own_inputs(probe, 0)).logits
     return seen[-1], logits
 

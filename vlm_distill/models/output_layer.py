@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from vlm_distill.adapters.adapter import LoadedModel, LoadOptions
 from vlm_distill.adapters.foreign import blaming
+from vlm_distill.adapters.head import output_layer
 from vlm_distill.errors import AdapterError
 from vlm_distill.models.fingerprint import locate
 from vlm_distill.models.gguf import is_gguf
@@ -45,13 +46,6 @@ def light_model(name: str, options: LoadOptions) -> LoadedModel:
     for part, value in read.items():
         setattr(layer, part, nn.Parameter(value.to(options.device, dtype), requires_grad=False))
     return replace(light, fingerprint=known)
-
-
-def output_layer(model: nn.Module) -> nn.Module:
-    """Return the module whose weight turns hidden states into logits."""
-    loaded: Any = model
-    layer: nn.Module = loaded.get_output_embeddings()
-    return layer
 
 
 def require_same_head(light: LoadedModel, whole: LoadedModel) -> None:

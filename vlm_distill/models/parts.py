@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from vlm_distill.adapters.adapter import Part
+from vlm_distill.adapters.head import output_layer
 from vlm_distill.models.layers import decoder_of
 
 ENCODERS = ("vision_config", "audio_config", "high_res_vision_config", "vq_config")
@@ -24,7 +25,7 @@ def find_parts(model: nn.Module) -> Mapping[Part, tuple[str, ...]]:
     """
     loaded: Any = model
     names = {module: f"{name}." for name, module in model.named_modules() if name}
-    words = (decoder_of(model), loaded.get_input_embeddings(), loaded.get_output_embeddings())
+    words = (decoder_of(model), loaded.get_input_embeddings(), output_layer(model))
     language = _outermost(names[module] for module in words if module in names)
     towers = _outermost(names[module] for module in _towers(model) if module in names)
     if not towers and any(getattr(loaded.config, key, None) for key in ENCODERS):

@@ -15,6 +15,7 @@ from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AutoQ
 
 from vlm_distill.adapters.adapter import LoadOptions
 from vlm_distill.adapters.foreign import blaming
+from vlm_distill.adapters.head import output_layer
 from vlm_distill.errors import AdapterError, did_you_mean, one_line
 from vlm_distill.models.layers import find_layers
 
@@ -130,7 +131,7 @@ def require_readable(model: nn.Module, *, path: str) -> None:
         AdapterError: embeddings or output layer were offloaded, or the output layer is no plain matrix.
     """
     loaded: Any = model
-    head = loaded.get_output_embeddings().weight
+    head: Any = output_layer(model).weight
     if head.is_meta or loaded.get_input_embeddings().weight.is_meta:
         raise AdapterError(
             f"{path}: its embeddings or output layer did not fit on a device and were offloaded, but "

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from vlm_distill.adapters.adapter import LoadedModel, LoadOptions
+from vlm_distill.adapters.head import output_layer
 from vlm_distill.forward import shares_prefixes
 from vlm_distill.losses.rows import BYTES_PER_LOGIT
 from vlm_distill.models.layers import find_layers
@@ -126,7 +127,7 @@ def teacher_bytes(teacher: LoadedModel, options: LoadOptions) -> tuple[int, int]
     """Return the bytes of the teacher's weights on the device and in the memory of the host."""
     model: Any = teacher.model
     layers = find_layers(model) + "." if options.placement == "cpu_offload" else None
-    head = model.get_output_embeddings()
+    head = output_layer(model)
     sizes = {}
     for path, module in model.named_modules():
         # The output layer stays plain: the loss reads it.

@@ -1,0 +1,14 @@
+"""Where the output layer of a model is."""
+
+from tests.families.llava_own_parts import nemotron_h_omni
+from vlm_distill.adapters.catalog import IMAGE_TEXT
+from vlm_distill.adapters.head import output_layer
+from vlm_distill.conformance.checks import examine
+from vlm_distill.models.load import wrap_model
+
+
+def test_that_of_a_class_around_a_whole_language_model_is_found_in_it():
+    model, processor = nemotron_h_omni()
+    assert output_layer(model) is model.language_model.lm_head
+    found = examine(wrap_model(IMAGE_TEXT, model, processor, path="nemotron"), ("head", "generated"))
+    assert {finding.outcome for finding in found.values()} == {"passed"}
