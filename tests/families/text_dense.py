@@ -147,8 +147,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "bos_token_id": 257,
         "mlp_bias": True,
     },
-    # Its masks know no window, its cache does: shorter ones are not used by transformers alone.
-    "moshi": {**HEADS, "sliding_window": 64, "ffn_dim": 32},
+    # Its cache forgets what its masks still show: a window shorter than the prompts has two meanings.
+    "moshi": {**HEADS, "sliding_window": 512, "ffn_dim": 32},
     "mpt": {"logit_scale": 0.5},
     "mvp": BART,
     "nanochat": {"final_logit_softcapping": 3.0},
