@@ -21,6 +21,20 @@ LATENT = {
 HALF_ROTATED = {
     "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
 }
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 16}
+LLAMA3 = {**YARN, "rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+# One of two rotations for the whole batch, by its longest row.
+LONGROPE: dict[str, Any] = {
+    "original_max_position_embeddings": 256,
+    "rope_parameters": {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "factor": 2.0,
+        "short_factor": [1.0, 1.5, 2.0, 2.5],
+        "long_factor": [2.0, 3.0, 4.0, 5.0],
+        "original_max_position_embeddings": 256,
+    },
+}
 GRANITE = {
     "embedding_multiplier": 2.0,
     "logits_scaling": 4.0,
@@ -122,16 +136,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "iquestcoder": HEADS,
     "jais2": HEADS,
     "llama": {**BIASED, **HEADS},
-    "llama_stretched": {
-        "model_type": "llama",
-        **HEADS,
-        "rope_parameters": {
-            "rope_type": "yarn",
-            "rope_theta": 10000.0,
-            "factor": 4.0,
-            "original_max_position_embeddings": 16,
-        },
-    },
+    "llama_llama3": {"model_type": "llama", "rope_parameters": LLAMA3},
+    "llama_tied": {"model_type": "llama", "tie_word_embeddings": True},
+    "llama_yarn": {"model_type": "llama", "rope_parameters": YARN},
     "marian": BART,
     "mbart": BART,
     "megatron-bert": BERT,
@@ -147,8 +154,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "bos_token_id": 257,
         "mlp_bias": True,
     },
-    # Its masks know no window, its cache does: shorter ones are not used by transformers alone.
-    "moshi": {**HEADS, "sliding_window": 64, "ffn_dim": 32},
+    # Its cache forgets what its masks still show: a window shorter than the prompts has two meanings.
+    "moshi": {**HEADS, "sliding_window": 512, "ffn_dim": 32},
     "mpt": {"logit_scale": 0.5},
     "mvp": BART,
     "nanochat": {"final_logit_softcapping": 3.0},
@@ -158,10 +165,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "olmo3": WINDOW,
     "openai-gpt": NO_DROPOUT,
     "opt": {"ffn_dim": 32, "dropout": 0.0, "word_embed_proj_dim": 8},
+    "opt_norm_after": {"model_type": "opt", "ffn_dim": 32, "dropout": 0.0, "do_layer_norm_before": False},
     "pegasus": BART,
     "persimmon": {},
     "phi": {"qk_layernorm": True},
     "phi3": {"sliding_window": 6},
+    "phi3_longrope": {"model_type": "phi3", **LONGROPE},
     "plbart": BART,
     "qwen2": {},
     "qwen2_window": {"model_type": "qwen2", **WINDOW, "use_sliding_window": True},

@@ -5,9 +5,10 @@ Their `generate` and one plain forward over the same tokens differ by far more t
 
 from typing import Any
 
-from tests.families.text_dense import BERT
+from tests.families.text_dense import BERT, HEADS, LONGROPE, WINDOW
 from tests.families.text_moe import EXPERTS
 
+BOTH_WAYS = {**HEADS, "use_bidirectional_attention": True}
 # They count positions from the id of the padding, `generate` counts them from 0.
 ROBERTA = {**BERT, "pad_token_id": 256}
 
@@ -17,6 +18,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "cpmant": {"dim_head": 8, "dim_ff": 32, "prompt_length": 4, "position_bias_num_buckets": 8},
     "data2vec-text": ROBERTA,
     "doge_moe": {"model_type": "doge", "is_moe": True, **EXPERTS, "keep_window_size": 4},
+    "gemma_both_ways": {"model_type": "gemma", **BOTH_WAYS},
+    "gemma3_both_ways": {"model_type": "gemma3_text", **BOTH_WAYS, **WINDOW},
+    "llama_dynamic": {
+        "model_type": "llama",
+        "max_position_embeddings": 40,
+        "rope_parameters": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0},
+    },
+    "phi3_longrope_crossed": {"model_type": "phi3", **LONGROPE, "original_max_position_embeddings": 40},
     "reformer": {
         "is_decoder": True,
         "attn_layers": ["local", "lsh"],

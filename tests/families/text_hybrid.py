@@ -33,15 +33,21 @@ HEADED_SCAN = {
     "mamba_d_state": 4,
     "mamba_d_conv": 3,
     "mamba_chunk_size": 4,
-    "mamba_proj_bias": True,
 }
 # A whole prompt is scanned with time steps of at least this much, a single token is not.
 NO_LEAST_STEP = {"time_step_min": 1e-9}
-MAMBA = {"state_size": 4, "time_step_rank": 4, "conv_kernel": 3, "use_bias": True}
+MAMBA = {"state_size": 4, "time_step_rank": 4, "conv_kernel": 3}
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "bailing_hybrid": {**DELTA_LATENT, "head_dim": 8, "short_conv_kernel_size": 3},
     "bamba": {**HEADED_SCAN, "attn_layer_indices": [1]},
+    # What its projection adds to padding goes through its convolution.
+    "bamba_biased": {
+        "model_type": "bamba",
+        **HEADED_SCAN,
+        "attn_layer_indices": [1],
+        "mamba_proj_bias": True,
+    },
     "falcon_h1": {**HEADED_SCAN, **HEADS, "mamba_d_ssm": 32, "lm_head_multiplier": 0.5},
     "falcon_mamba": MAMBA,
     "granitemoehybrid": {**GRANITE, **LOCAL, **HEADED_SCAN, **MIXED, "shared_intermediate_size": 8},
@@ -66,6 +72,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "conv_L_cache": 3,
     },
     "mamba": MAMBA,
+    "mamba_biased": {"model_type": "mamba", **MAMBA, "use_bias": True},
     "mamba2": {
         "num_heads": 4,
         "head_dim": 8,
@@ -143,11 +150,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "mamba_ngroups": 2,
         "n_mamba_heads": 4,
         "chunk_size": 4,
-        "num_mem_blocks": 2,
+        "num_mem_blocks": 1,
         "use_shared_attention_adapter": True,
         "adapter_rank": 4,
         "use_mem_rope": True,
-        "add_bias_linear": True,
         **NO_LEAST_STEP,
     },
     "zaya": {

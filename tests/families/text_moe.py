@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tests.families.text_dense import GRANITE, HEADS, LATENT, WINDOW
+from tests.families.text_dense import GEMMA4, GRANITE, HEADS, LATENT, WINDOW
 
 # Under the names that families have for them.
 EXPERTS = {
@@ -84,6 +84,16 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "exaone_moe": {**EXPERTS, **WINDOW, **DENSE_SPARSE, "n_group": 2, "topk_group": 1},
     "flex_olmo": EXPERTS,
     "flint": {**EXPERTS, **WINDOW, **HEADS, "mlp_only_layers": [0], "shared_expert_intermediate_size": 8},
+    "gemma4_moe": {
+        "model_type": "gemma4_text",
+        **GEMMA4,
+        "vocab_size_per_layer_input": 259,
+        "hidden_size_per_layer_input": 4,
+        "enable_moe_block": True,
+        "num_experts": 4,
+        "top_k_experts": 2,
+        "moe_intermediate_size": 8,
+    },
     "glm4_moe": {**ROUTED, **AFTER_ONE, **HEADS, "use_qk_norm": True, "attention_bias": True},
     "glm4_moe_lite": {**ROUTED, **LATENT, **DENSE_SPARSE},
     "glm_moe_dsa": {**ROUTED, **LATENT, **DENSE_SPARSE, **INDEXED, "head_dim": 4},
