@@ -74,6 +74,6 @@ def test_a_pair_with_output_layers_of_two_widths_shares_the_ids_below_the_image_
     report = pair_report(tiny_qwen(vocab_size=288), tiny_qwen(seed=1, vocab_size=272))
     assert report.alignment.student == IdRange(stop=264)
     image_pad = tiny_qwen().image_token_ids[0]
-    assert report.alignment.suppressed_ids == (image_pad, *range(264, 288))
+    assert report.alignment.student_suppressed == (image_pad, *range(264, 288))
     # 640 x 480 is brought below 1024 pixels.
     assert report.teacher.num_image_tokens == report.student.num_image_tokens > 0

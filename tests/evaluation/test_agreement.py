@@ -9,7 +9,7 @@ from PIL import Image
 from tests.tiny import example, picture, tiny_llava, tiny_text_model, with_places
 from vlm_distill.adapters.adapter import LoadedModel
 from vlm_distill.alignment.alignment import ALL_IDS, Alignment
-from vlm_distill.alignment.same_ids import same_ids
+from vlm_distill.alignment.pair import align
 from vlm_distill.errors import AdapterError, DataError
 from vlm_distill.evaluation import agreement as module
 from vlm_distill.evaluation.agreement import FORWARD_KL, Agreement, Answers, agreement
@@ -168,7 +168,7 @@ def test_other_output_layers_need_the_shared_ids() -> None:
     texts = Answers(examples=[example("b", "hi")], responses=RESPONSES, load_images=lambda _: [])
     with pytest.raises(AdapterError, match="give the ids that both models share"):
         measure(student, teacher, answers=texts)
-    aligned = measure(student, teacher, answers=texts, alignment=same_ids(teacher, student))
+    aligned = measure(student, teacher, answers=texts, alignment=align(teacher, student))
     assert aligned.num_tokens == 2
     with pytest.raises(DataError, match="token id 30"):
         measure(student, teacher, answers=texts, alignment=both(IdRange(stop=20)))

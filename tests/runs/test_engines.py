@@ -7,7 +7,7 @@ import pytest
 
 from tests.commands import error_of
 from tests.engines import VLLM_INSTALLED
-from tests.tiny import tiny_text_model, with_width
+from tests.tiny import tiny_llava, with_width
 from tests.tiny_run import write_run
 from tests.whole_runs import Copy, config_of
 from vlm_distill.cli import main
@@ -54,11 +54,11 @@ def test_only_what_is_not_generated_yet_needs_its_engine(
 def test_what_an_engine_cannot_sample_is_said_before_anything_is_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    save_model(tiny_text_model(1), tmp_path / "teacher")
-    save_model(with_width(tiny_text_model(), 2000), tmp_path / "student")
+    save_model(tiny_llava(1), tmp_path / "teacher")
+    save_model(with_width(tiny_llava(), 2000), tmp_path / "student")
     config = str(write_run(tmp_path, student={"model": str(tmp_path / "student")}))
     for key, override, message in (
-        ("generate", "seed=1", "1,700 ids must not be generated, and vllm can forbid 1,024"),
+        ("generate", "seed=1", "1,701 ids must not be generated, and vllm can forbid 1,024"),
         ("generate", "generate.sampling.temperature=3", "temperature: vllm samples between 0.01 and 2.0"),
         # All that is measured is greedy, and no other model reads it.
         ("evaluate", "generate.sampling.temperature=3", "vllm is not installed"),

@@ -15,7 +15,7 @@ from tests.commands import error_of, run
 from tests.engines import VLLM_INSTALLED
 from tests.scripted_engine import ScriptedEngine
 from tests.state_files import change_state
-from tests.tiny import tiny_llava, tiny_text_model
+from tests.tiny import tiny_llava
 from tests.tiny_run import write_run
 from tests.whole_runs import Copy, config_of
 from vlm_distill.adapters.adapter import LoadedModel
@@ -483,13 +483,6 @@ def test_models_whose_tokens_differ_are_refused(tmp_path: Path, capsys: pytest.C
     save_model(other, tmp_path / "other")
     student = f"student={{model: {tmp_path / 'other'}}}"
     assert "token sets do not match" in error_of(capsys, run(config, student))
-
-
-def test_images_for_a_text_model_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = write_run(tmp_path)
-    save_model(tiny_text_model(0), tmp_path / "text")
-    code = run(config, f"teacher.model={tmp_path / 'text'}", f"student={{model: {tmp_path / 'text'}}}")
-    assert "reads text only" in error_of(capsys, code)
 
 
 def test_a_folder_in_use_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,8 +12,10 @@ from PIL import Image as Picture
 
 from vlm_distill.adapters.adapter import LoadedModel
 from vlm_distill.adapters.chat import configured_stops
-from vlm_distill.alignment.alignment import Alignment
-from vlm_distill.alignment.same_ids import same_ids, vocabulary_width
+from vlm_distill.alignment.alignment import ALL_IDS, Alignment
+from vlm_distill.alignment.permuted_ids import permuted_ids
+from vlm_distill.alignment.same_ids import same_ids
+from vlm_distill.alignment.tokens import vocabulary_width
 from vlm_distill.errors import few
 from vlm_distill.models.placement import is_quantised, meta_model
 from vlm_distill.records import Example, Image, Message, Text
@@ -42,7 +44,7 @@ class PairSideReport:
 class PairReport:
     """How two models fit together.
 
-    `added_stops` are stop ids of the teacher at which the student did not stop before.
+    `added_stops` are ids of the student at which only the teacher has stopped before.
     """
 
     alignment: Alignment
@@ -83,20 +85,33 @@ def pair_report(teacher: LoadedModel, student: LoadedModel) -> PairReport:
     Raises:
         AdapterError: their ids cannot be aligned.
     """
+    alignment = align(teacher, student)
     return PairReport(
-        alignment=same_ids(teacher, student),
+        alignment=alignment,
         teacher=_describe(teacher),
         student=_describe(student),
-        added_stops=tuple(stop for stop in teacher.stop_ids if stop not in student.stop_ids),
+        added_stops=tuple(stop for stop in alignment.stops(teacher.stop_ids) if stop not in student.stop_ids),
     )
 
 
-def share_stops(student: LoadedModel, teacher: LoadedModel | None) -> LoadedModel:
+def align(teacher: LoadedModel, student: LoadedModel) -> Alignment:
+    """Return which ids of the two models mean the same token, by the first route that leads to all.
+
+    Raises:
+        AdapterError: there is none.
+    """
+    return same_ids(teacher, student) or permuted_ids(teacher, student)
+
+
+def share_stops(
+    student: LoadedModel, teacher: LoadedModel | None, alignment: Alignment = ALL_IDS
+) -> LoadedModel:
     """Return the student stopping at the ids that it learns, also when it is saved.
 
     They are the one with which labels end, and those of the teacher.
     """
-    stops = tuple(dict.fromkeys([*student.stop_ids, *(teacher.stop_ids if teacher else ())]))
+    theirs = alignment.stops(teacher.stop_ids) if teacher else ()
+    stops = tuple(dict.fromkeys([*student.stop_ids, *theirs]))
     model: Any = student.model
     if stops == student.stop_ids and stops[0] in configured_stops(model.generation_config):
         return student

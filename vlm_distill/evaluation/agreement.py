@@ -195,15 +195,15 @@ def _batch_rows(
     alignment: Alignment,
 ) -> tuple[Rows, Rows]:
     """Return what both models say about the tokens of some responses."""
+    _check_labels(batch.padded, alignment.student, width=len(student.head.weight))
     of_student = _rows(student, batch.student, batch.padded, alignment.student)
     if cache is None:
         assert batch.teacher is not None
-        of_teacher = _rows(teacher, batch.teacher, batch.padded, alignment.teacher)
+        of_teacher = _rows(teacher, batch.teacher, alignment.for_teacher(batch.padded), alignment.teacher)
     else:
         cached = cache.read([one.id for one in batch.responses])
         tensors = {name: value.to(student.device) for name, value in cached.items()}
         of_teacher = EXACT.rows(tensors, teacher.head, alignment.teacher)
-    _check_labels(of_student, batch.padded)
     return of_student, of_teacher
 
 
@@ -213,8 +213,8 @@ def _rows(loaded: LoadedModel, prompts: PromptBatch, responses: ResponseBatch, c
     return Rows(hidden=hidden.to(head.weight.dtype), head=head, compared=compared)
 
 
-def _check_labels(student: Rows, responses: ResponseBatch) -> None:
-    outside = responses.labels[student.columns(responses.labels) < 0]
+def _check_labels(responses: ResponseBatch, compared: ComparedIds, *, width: int) -> None:
+    outside = responses.labels[compared.columns(responses.labels, width) < 0]
     if len(outside):
         raise DataError(
             f"agreement: a response holds token id {int(outside[0])}, which the two models do not share"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_distill.adapters.adapter import LoadedModel, LoadOptions
-from vlm_distill.alignment.same_ids import vocabulary_width
+from vlm_distill.alignment.tokens import vocabulary_width
 from vlm_distill.errors import EngineError, one_line
 from vlm_distill.generation.decoding import own_suppressed_ids
 from vlm_distill.generation.engine import Sampling

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from vlm_distill.adapters.adapter import LoadedModel
+from vlm_distill.alignment.alignment import ALL_IDS, Alignment
 from vlm_distill.alignment.pair import PairReport, num_image_tokens, pair_report
 from vlm_distill.config import dump_yaml
 from vlm_distill.data.recipe import Recipe
@@ -19,7 +20,7 @@ from vlm_distill.runs.memory import MicroBatchShape, estimate, weightless
 from vlm_distill.runs.plan import Step, plan, tracks
 from vlm_distill.runs.prepare import about_data, millions, recipe_of, trains_tokenizer
 from vlm_distill.runs.teacher import load_options
-from vlm_distill.runs.usable import require_readable_prompts
+from vlm_distill.runs.usable import require_images_read, require_readable_prompts
 from vlm_distill.students.build import build_llava
 from vlm_distill.students.pruning import shrink_student
 from vlm_distill.teacher_cache.tiers import tier_of
@@ -41,9 +42,8 @@ class Inspected:
     pair: PairReport | None
 
     @property
-    def suppressed_ids(self) -> tuple[int, ...]:
-        """The ids that are never generated for training."""
-        return self.pair.alignment.suppressed_ids if self.pair else ()
+    def alignment(self) -> Alignment:
+        return self.pair.alignment if self.pair else ALL_IDS
 
 
 def check(config: RunConfig) -> str:
@@ -53,9 +53,7 @@ def check(config: RunConfig) -> str:
     """
     require_plan(config.folder)
     found, steps = inspect(config), plan(config)
-    require_engines(
-        config, steps, teacher=found.teacher, student=found.student, suppressed_ids=found.suppressed_ids
-    )
+    require_engines(config, steps, teacher=found.teacher, student=found.student, alignment=found.alignment)
     lines = dump_yaml(config.model_dump(mode="json")).rstrip().split("\n")
     lines.append(f"data: recipe {found.recipe.name} with {len(found.recipe.sources)} source(s)")
     lines += about_data(config.data)
@@ -115,7 +113,7 @@ def inspect(config: RunConfig) -> Inspected:
     """Return the parts of a run and how teacher and student fit, or raise what is wrong."""
     recipe = recipe_of(config.data)
     suite = load_suite(config.evaluate.suite) if config.evaluate and config.evaluate.suite else None
-    tasks = [load_task(entry.task).name for entry in suite.tasks] if suite else []
+    tasks = [load_task(entry.task) for entry in suite.tasks] if suite else []
     teacher = None
     if config.teacher:
         teacher = load_skeleton(config.teacher.model, trust_remote_code=config.teacher.trust_remote_code)
@@ -128,12 +126,14 @@ def inspect(config: RunConfig) -> Inspected:
     else:
         assert config.student.model is not None
         student = load_skeleton(config.student.model, trust_remote_code=config.student.trust_remote_code)
-    for model in (teacher, student):
+    for role, model in (("teacher", teacher), ("student", student)):
         if model is not None:
             require_readable_prompts(model)
+            require_images_read(model, role, recipe, tasks)
     pair = pair_report(teacher, student) if teacher else None
     for track in tracks(config):
         # A control learns what the rounds do.
         if not track.budget_of:
             prepare_parts(weightless(student), track.train.trainable, seed=config.seed)
-    return Inspected(recipe=recipe, tasks=tasks, teacher=teacher, student=student, pair=pair)
+    names = [task.name for task in tasks]
+    return Inspected(recipe=recipe, tasks=names, teacher=teacher, student=student, pair=pair)

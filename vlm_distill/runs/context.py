@@ -125,11 +125,10 @@ class Context:
             return None
         assert self.teacher is not None
         folder = self.folder / self.steps[f"{HELD_OUT}.generate"].folder
+        answers = self.evaluator().answers(self.asked_teacher(), examples, folder=folder, author="teacher")
         return HeldOut(
             examples=examples,
-            responses=self.evaluator().answers(
-                self.asked_teacher(), examples, folder=folder, author="teacher"
-            ),
+            responses={one.example_id: one for one in self.alignment.for_student([*answers.values()])},
             teacher=self.teacher,
             alignment=self.alignment,
             load_images=self.load_images,
@@ -217,7 +216,9 @@ class Context:
     def live_engine(self, student: LoadedModel, load_images: ImageLoader) -> TransformersEngine:
         """Return the engine inside this process, with which a student answers as it is at that moment."""
         asked = replace(
-            self._asked(student), load_images=load_images, suppressed_ids=self.alignment.suppressed_ids
+            self._asked(student),
+            load_images=load_images,
+            suppressed_ids=self.alignment.student_suppressed,
         )
         return transformers_engine(live_config(self.config.generate.engine), asked)
 
@@ -263,7 +264,8 @@ class Context:
             trusted = self.config.student.trust_remote_code
             model = ModelConfig(model=self.student_name(stage), trust_remote_code=trusted)
             loaded = with_vision_cache(load(model, self.config.device), self.vision_cache)
-            self._student = (stage, share_stops(loaded, self.teacher.loaded if self.teacher else None))
+            teacher = self.teacher.loaded if self.teacher else None
+            self._student = (stage, share_stops(loaded, teacher, self.alignment))
         return self._student[1]
 
     def take_student(self, stage: str) -> LoadedModel:

@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from vlm_distill.adapters.adapter import LoadedModel, LoadOptions
+from vlm_distill.alignment.alignment import Alignment
 from vlm_distill.generation.backend import EngineConfig, Wanted
 from vlm_distill.generation.engine import Sampling
 from vlm_distill.generation.engines import live_config, require_engine
+from vlm_distill.records import Author
 from vlm_distill.runs.config import RunConfig
 from vlm_distill.runs.folder import is_complete
 from vlm_distill.runs.plan import HELD_OUT, TEACHER, Step
@@ -23,11 +25,11 @@ def require_engines(
     *,
     teacher: LoadedModel | None,
     student: LoadedModel,
-    suppressed_ids: tuple[int, ...],
+    alignment: Alignment,
 ) -> None:
     """Refuse an engine that cannot do what a step still has to generate; the models need no weights.
 
-    `suppressed_ids` are never generated for training.
+    What `alignment` suppresses is never generated for training.
 
     Raises:
         EngineError: one line that begins with the key of the engine.
@@ -45,11 +47,12 @@ def require_engines(
         # A trained student lies in a folder, whatever it was made of.
         asked = replace(model, path=str(config.folder / "*" / "model")) if is_trained else model
         trains = where == GENERATE
+        author: Author = "teacher" if is_teacher else "student"
         wanted = Wanted(
             loaded=asked,
             options=_options(config, is_teacher=is_teacher),
             sampling=config.generate.sampling if trains else GREEDY,
-            suppressed_ids=suppressed_ids if trains else (),
+            suppressed_ids=alignment.suppressed_by(author) if trains else (),
         )
         require_engine(_engine(config, where), wanted, where=where)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from vlm_distill.data.images import ImageStore
 from vlm_distill.errors import ConfigError
 from vlm_distill.evaluation.measures import Measured
-from vlm_distill.evaluation.task import load_suite
+from vlm_distill.evaluation.task import load_suite, load_task
 from vlm_distill.generation.backend import Asked, Wanted
 from vlm_distill.generation.engines import live_config, require_engine
 from vlm_distill.models.feature_store import FeatureStore, VisionCacheConfig
@@ -33,6 +33,7 @@ from vlm_distill.runs.provenance import record_steps
 from vlm_distill.runs.stages import cache, cache_existing, generate, measure, train_student
 from vlm_distill.runs.summary import summarise
 from vlm_distill.runs.teacher import load, load_options, without_weights
+from vlm_distill.runs.usable import require_images_read
 
 BY_NAME: dict[str, Callable[[Context], object]] = {
     "data.prepare": prepare_data,
@@ -118,7 +119,7 @@ def evaluate_model(
     """Score a model on a suite outside a run; return the table, which is also written below `folder`."""
     assert evaluate.suite is not None
     start(device)
-    load_suite(evaluate.suite)
+    tasks = [load_task(entry.task) for entry in load_suite(evaluate.suite).tasks]
     options = load_options(config, device)
     images = ImageStore(folder / "images")
     # Questions share images; there is no run folder to keep features in.
@@ -128,6 +129,7 @@ def evaluate_model(
     loaded = without_weights(config, options)
     asked = Asked(loaded=loaded, load_images=images.load_images, options=options, full=full)
     if not has_answers(folder, evaluate.suite, shuffle_images=evaluate.shuffle_images):
+        require_images_read(loaded, "model", None, tasks)
         wanted = Wanted(loaded=loaded, options=options, sampling=GREEDY)
         require_engine(evaluate.answers_with, wanted, where="--engine")
         if live_config(evaluate.answers_with) == evaluate.answers_with:
@@ -145,9 +147,7 @@ def _opened(config: RunConfig, steps: Sequence[Step]) -> AbstractContextManager[
 
 def _inspect(config: RunConfig, chosen: Sequence[Step]) -> None:
     found = inspect(config)
-    require_engines(
-        config, chosen, teacher=found.teacher, student=found.student, suppressed_ids=found.suppressed_ids
-    )
+    require_engines(config, chosen, teacher=found.teacher, student=found.student, alignment=found.alignment)
 
 
 def _require_ready(folder: Path, steps: Sequence[Step], chosen: Sequence[Step]) -> None:

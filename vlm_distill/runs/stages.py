@@ -145,9 +145,12 @@ def cache_existing(context: Context) -> list[str]:
 def _existing(context: Context, step: Step, author: Author) -> list[Response] | None:
     """Return the responses of one author that a step trains on; None where a student has none yet."""
     if author == "reference":
-        return _references(context, context.student(""))
+        labels = _references(context, context.student(""))
+        context.alignment.require_readable(labels)
+        return labels
     if author == "teacher":
-        return _stored(context, context.steps[f"{TEACHER}.generate"], context.asked_teacher())
+        stored = _stored(context, context.steps[f"{TEACHER}.generate"], context.asked_teacher())
+        return context.alignment.for_student(stored)
     folder = context.folder / context.steps[f"{step.stage}.generate"].folder
     return ResponseStore(folder).read() if all_stored(folder) else None
 
@@ -165,10 +168,13 @@ def _work(context: Context, step: Step, student: LoadedModel, objective: Objecti
     """Return all prompts with their responses, however long they are."""
     authors, stored = objective.stored_authors, list[Response]()
     if "reference" in authors:
-        stored += _references(context, student)
+        labels = _references(context, student)
+        if objective.needs_teacher:
+            context.alignment.require_readable(labels)
+        stored += labels
     for one in _response_steps(context, step):
         # They are complete: whoever wrote them, they are what is trained on.
-        stored += ResponseStore(context.folder / one.folder).read()
+        stored += context.alignment.for_student(ResponseStore(context.folder / one.folder).read())
     items, missing = build_items(context.examples, stored, authors=authors)
     return _Work(items=items, num_without_response=missing)
 
@@ -351,7 +357,7 @@ def _stored(context: Context, step: Step, asked: Asked) -> list[Response]:
     settings, author = context.config.generate, step.settings["author"]
     # Every author and round draws its own random numbers.
     seed = int(hash_json([settings.sampling.seed, context.config.seed, author, step.round])[:8], 16)
-    asked = replace(asked, suppressed_ids=context.alignment.suppressed_ids)
+    asked = replace(asked, suppressed_ids=context.alignment.suppressed_by(author))
     job = Job(
         examples=context.examples,
         sampling=settings.sampling.model_copy(update={"seed": seed}),

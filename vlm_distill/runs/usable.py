@@ -3,6 +3,8 @@
 Loading shows what files lack (models/load.py); here plain prompts go through tokenizer, template and body.
 """
 
+from collections.abc import Sequence
+
 import torch
 from PIL import Image as Picture
 
@@ -10,7 +12,11 @@ from vlm_distill.adapters.adapter import LoadedModel
 from vlm_distill.adapters.chat import pad_id
 from vlm_distill.adapters.foreign import blaming
 from vlm_distill.adapters.plain_text import names_of
+from vlm_distill.data.examples import RecipeSource
+from vlm_distill.data.image_counts import ImageCounts, count_images
+from vlm_distill.data.recipe import Recipe
 from vlm_distill.errors import AdapterError
+from vlm_distill.evaluation.task import Task
 from vlm_distill.forward import forward_prompts
 from vlm_distill.generation.decoding import evaluating, own_suppressed_ids
 from vlm_distill.records import Example, Image, Message, Text
@@ -45,6 +51,33 @@ def require_readable_prompts(loaded: LoadedModel) -> None:
             f"{loaded.path}: its tokenizer has ids up to {outside[-1]}, but the model {num_rows} embeddings: "
             f"{len(outside)} tokens cannot be read (first: {first}); fetch both from the same place"
         )
+
+
+def require_images_read(loaded: LoadedModel, role: str, recipe: Recipe | None, tasks: Sequence[Task]) -> None:
+    """Refuse pictures for a model that reads text only, in a recipe or in the questions of tasks.
+
+    A recipe that skips bad rows leaves prompts with images out, as long as others remain.
+
+    Raises:
+        AdapterError: one line with how many prompts have images. DataError: a source cannot be read.
+    """
+    if loaded.image_token_ids or "vision" in loaded.adapter.parts:
+        return
+    found = count_images(recipe.sources) if recipe else None
+    skips = recipe is not None and recipe.on_bad_row == "skip"
+    if found and found.with_images > (found.prompts - 1 if skips else 0):
+        raise _unseen(loaded, role, found, "prompts have images")
+    for task in tasks:
+        found = count_images([RecipeSource(source=task.data, prompt=task.prompt)])
+        if found and found.with_images:
+            raise _unseen(loaded, role, found, f"questions of task {task.name} have images")
+
+
+def _unseen(loaded: LoadedModel, role: str, found: ImageCounts, what: str) -> AdapterError:
+    return AdapterError(
+        f"{loaded.path}: the {role} reads text only: {found.with_images:,} of {found.prompts:,} {what}; "
+        "choose an image-text model, or data without images"
+    )
 
 
 def require_answers(loaded: LoadedModel) -> LoadedModel:

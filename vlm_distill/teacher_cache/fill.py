@@ -63,9 +63,16 @@ class CachePlan:
     def key(self) -> dict[str, object]:
         """What rows depend on beside the responses; the fingerprint covers processor and tokenizer."""
         weight = self.light.head.weight
-        key = {"teacher": self.light.fingerprint, "dtype": str(weight.dtype), "tier": self.config.tier}
+        key: dict[str, object] = {
+            "teacher": self.light.fingerprint,
+            "dtype": str(weight.dtype),
+            "tier": self.config.tier,
+        }
         theirs = self.alignment.teacher.key(len(weight))
         ours = self.alignment.student.key(self.student_width)
+        if self.alignment.permutation is not None:
+            # Responses are known by the student's ids; the teacher read others.
+            key["student"] = ours
         return key | self.tier.key(theirs if theirs == ours else [*theirs, *ours])
 
 
@@ -230,7 +237,7 @@ def _tensors(
     items: Sequence[TrainItem],
 ) -> dict[str, Tensor]:
     with evaluating(body.model):
-        hidden = response_hidden(body, prompts, padded)
+        hidden = response_hidden(body, prompts, plan.alignment.for_teacher(padded))
     if not bool(hidden.isfinite().all()):
         raise DataError(
             f"teacher cache: hidden states are not finite in the batch of example {items[0].example.id!r}; "

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from vlm_distill.adapters.adapter import LoadedModel
+from vlm_distill.adapters.chat import pad_id
 from vlm_distill.batches import PromptBatch, ResponseBatch, TrainItem, pad_responses
 from vlm_distill.data.images import ImageLoader
 from vlm_distill.data.store import join
@@ -129,6 +130,11 @@ def collate(
     return TrainBatch(
         student_prompts=student.encode(examples, images),
         teacher_prompts=teacher.encode(examples, images) if teacher else None,
-        responses=pad_responses([item.responses for item in items], reference_log_probs=reference_log_probs),
+        responses=pad_responses(
+            [item.responses for item in items],
+            # Not any id: the place of an image would ask for one.
+            pad_id=pad_id(student.tokenizer),
+            reference_log_probs=reference_log_probs,
+        ),
         cached=cache.read([one.id for item in items for one in item.responses]) if cache else None,
     )

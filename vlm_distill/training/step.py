@@ -104,7 +104,8 @@ def model_rows(
         teacher = stage.cache.tier.rows(batch.cached, head, stage.alignment.teacher)
     elif stage.teacher is not None and batch.teacher_prompts is not None:
         with torch.no_grad():
-            hidden = response_hidden(stage.teacher, batch.teacher_prompts, batch.responses)
+            responses = stage.alignment.for_teacher(batch.responses)
+            hidden = response_hidden(stage.teacher, batch.teacher_prompts, responses)
             teacher = _rows(stage.teacher, hidden, stage.alignment.teacher)
     hidden = student_hidden(stage.student, batch.student_prompts, batch.responses)
     return _rows(stage.student, hidden, stage.alignment.student), teacher
