@@ -1,7 +1,6 @@
 """The check of position ids, on every axis, against those that reach the decoder of the model alone."""
 
 import inspect
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -22,12 +21,11 @@ def positions(probe: Probe) -> Finding:
     made: list[tuple[Tensor, Tensor]] = []
     adapter = probe.loaded.adapter
 
-    def noted(model: nn.Module, ids: Tensor, mask: Tensor, extras: Mapping[str, Tensor]) -> Tensor:
-        found = adapter.position_ids(model, ids, mask, extras)
-        made.append((found, mask))
-        return found
+    def noted(model: nn.Module, tokens: Tensor, mask: Tensor, position_ids: Tensor, *rest: Any) -> Tensor:
+        made.append((position_ids, mask))
+        return adapter.backbone(model, tokens, mask, position_ids, *rest)
 
-    noting = replace(probe.loaded, adapter=replace(adapter, position_ids=noted))
+    noting = replace(probe.loaded, adapter=replace(adapter, backbone=noted))
     unshared_hidden(noting, probe.prompts, response_batch(probe, probe.pairs))
     [(found, mask)] = made
     for number, (row, ids) in enumerate(probe.pairs):
@@ -65,7 +63,7 @@ def _from_zero(positions: Int[Tensor, "*axes t"]) -> Int[Tensor, "*axes t"]:
     return positions - positions[..., :1]
 
 
-def _equal(found: Int[Tensor, "*axes t"], expected: Int[Tensor, "*other t"]) -> bool:
+def _equal(found: Int[Tensor, "*axes t"], expected: Int[Tensor, "*other s"]) -> bool:
     """Compare positions; those of one axis are those of all, and more than three begin with the text's."""
     one, other = (value[-3:] if value.ndim > 1 else value[None] for value in (found, expected))
     return bool((one == other).all()) if one.shape[-1] == other.shape[-1] else False
