@@ -82,6 +82,26 @@ def _check(options: Namespace) -> None:
     print(check(config))
 
 
+def _check_adapter(options: Namespace) -> int:
+    _quiet_libraries()
+    import json
+
+    from vlm_distill.adapters.adapter import LoadOptions
+    from vlm_distill.conformance.command import check_adapter
+    from vlm_distill.conformance.table import all_findings, table, values
+    from vlm_distill.processes import local_device
+    from vlm_distill.runs.folder import print_log
+
+    loading = LoadOptions(
+        dtype=options.dtype,
+        device=local_device(options.device),
+        trust_remote_code=options.trust_remote_code,
+    )
+    found = check_adapter(options.model, loading, print_log)
+    print(json.dumps(values(*found), indent=2, ensure_ascii=False) if options.json else table(*found))
+    return int(any(one.outcome == "failed" for one in all_findings(*found).values()))
+
+
 def _eval(options: Namespace) -> None:
     from vlm_distill.config import apply_overrides, check_yaml, decode
 
@@ -161,12 +181,12 @@ def _path(text: str) -> Path:
 class Verb:
     """What `--help` says about a verb, its arguments by name as argparse takes them, and what it does.
 
-    One that `continues` goes on where it was interrupted.
+    It may return an exit code. One that `continues` goes on where it was interrupted.
     """
 
     help: str
     arguments: Mapping[str, Mapping[str, Any]]
-    run: Callable[[Namespace], None]
+    run: Callable[[Namespace], int | None]
     continues: bool = False
 
 
@@ -204,6 +224,21 @@ VERBS = {
         help="print the resolved run and whether teacher and student fit together; trains nothing",
         arguments=CONFIG,
         run=_check,
+    ),
+    "check-adapter": Verb(
+        help="prove that a model, of whatever family, is read and trained as transformers itself has it",
+        arguments={
+            "model": {"help": "a folder, a hub id or bundled:NAME"},
+            "--json": {"action": "store_true", "help": "print the table for programs"},
+            "--dtype": {
+                "default": "float32",
+                "choices": ["float32", "bfloat16", "float16", "auto"],
+                "help": "of its weights; structure is always checked in float32 (default: float32)",
+            },
+            "--device": {"default": "auto"},
+            "--trust-remote-code": TRUST,
+        },
+        run=_check_adapter,
     ),
     "eval": Verb(
         help="score a model on a suite",
@@ -301,7 +336,7 @@ def _parse(arguments: Sequence[str] | None) -> Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; return the exit code.
 
-    0, 2 for what a user can mend, 130 when interrupted by Ctrl-C, 143 by SIGTERM or SIGUSR1.
+    0, 1 for a model that fails a check, 2 for what a user can mend, 130 when interrupted by Ctrl-C, 143 by SIGTERM or SIGUSR1.
     """
     with handled():
         return _main(arguments)
@@ -312,7 +347,7 @@ def _main(arguments: Sequence[str] | None) -> int:
     try:
         options = _parse(arguments)
         _show_log()
-        options.run(options)
+        code: int | None = options.run(options)
     except KeyboardInterrupt as interrupted:
         return _interrupted(options, str(interrupted))
     except Exception as error:
@@ -324,7 +359,7 @@ def _main(arguments: Sequence[str] | None) -> int:
             raise
         print(f"vlm-distill: error: {printable(' '.join(line.split()))}", file=sys.stderr)
         return 2
-    return 0
+    return code or 0
 
 
 def _interrupted(options: Namespace, line: str) -> int:

@@ -49,8 +49,9 @@ def single_forward_hidden(
 
 def shares_prefixes(loaded: LoadedModel, *, in_one_forward: bool = False) -> bool:
     """Say whether responses of one prompt share its forward, in the mode that the model is in."""
-    without_cache = in_one_forward or cache_disabled(loaded.model)
-    return loaded.adapter.supports_prefix_sharing and (not without_cache or takes_block_mask(loaded.model))
+    if in_one_forward or cache_disabled(loaded.model):
+        return loaded.adapter.supports_one_sequence and takes_block_mask(loaded.model)
+    return loaded.adapter.supports_prefix_sharing
 
 
 def unshared_hidden(

@@ -68,7 +68,8 @@ class Adapter:
     training, scoring and generation alike.
     `head(model)` returns the output layer.
     `supports_prefix_sharing` says that several continuations of one prefix can share its cache, which
-    recurrent states do not allow.
+    recurrent states do not allow, `supports_one_sequence` that they can follow it in one sequence under a
+    mask. Both are measured on the model (conformance/facts.py); a record can only forbid them.
 
     Three hooks let a frozen vision tower run once per image; None where images enter in another way.
     `image_features(model, pixels)` returns what the tower (`parts["vision"]`) gives, before the projector,
@@ -104,6 +105,7 @@ class Adapter:
     ] = hidden_states
     head: Callable[[nn.Module], Head] = output_head
     supports_prefix_sharing: bool = True
+    supports_one_sequence: bool = True
     image_features: (
         Callable[
             [nn.Module, Float[Tensor, "image channel height width"]], Float[Tensor, "image token features"]
