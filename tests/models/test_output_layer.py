@@ -7,10 +7,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import GraniteConfig, GraniteForCausalLM
 
+from tests.families import llava_like, other_image_text, text
 from tests.models.gguf_writer import write_gguf
 from tests.tiny import example, picture, tiny_llava, tiny_text_model
 from tests.tiny_qwen import tiny_qwen
 from vlm_distill.adapters.adapter import LoadedModel, LoadOptions
+from vlm_distill.adapters.catalog import find_adapter
 from vlm_distill.adapters.causal_lm import CAUSAL_LM
 from vlm_distill.adapters.head import output_layer
 from vlm_distill.errors import AdapterError
@@ -36,6 +38,12 @@ def tied_with_a_scale() -> LoadedModel:
         pad_token_id=tokenizer.pad_token_id,
     )
     return wrap_model(CAUSAL_LM, GraniteForCausalLM(config).eval(), tokenizer, path="granite")
+
+
+def from_family(name: str) -> LoadedModel:
+    families = {**text.FAMILIES, **llava_like.FAMILIES, **other_image_text.FAMILIES}
+    model, processor = families[name]()
+    return wrap_model(find_adapter(model.config.model_type), model, processor, path=name)
 
 
 MODELS = {
@@ -102,6 +110,41 @@ def test_an_output_layer_that_differs_or_is_missing_is_refused(tmp_path: Path) -
     with pytest.raises(AdapterError, match=r"expected the output layer as a tensor lm_head.weight of shape"):
         light_model(str(tmp_path / "model"), LoadOptions())
     head = tensors.pop("lm_head.weight")
+    # Where the names of another module only end alike, it is not the output layer.
     save_file({**tensors, "a.lm_head.weight": head, "b.lm_head.weight": head.clone()}, path)
-    with pytest.raises(AdapterError, match=r"several tensors .*: a.lm_head.weight, b.lm_head"):
+    with pytest.raises(AdapterError, match=r"expected the output layer as a tensor lm_head.weight of shape"):
         light_model(str(tmp_path / "model"), LoadOptions())
+
+
+def test_of_two_tensors_that_are_both_renamed_to_the_output_layer_none_is_taken(tmp_path: Path) -> None:
+    save_model(from_family("gpt_neox"), tmp_path / "model")
+    path = tmp_path / "model" / "model.safetensors"
+    tensors = load_file(path)
+    save_file({**tensors, "lm_head.weight": tensors["embed_out.weight"].clone()}, path)
+    with pytest.raises(AdapterError, match=r"several tensors .*: embed_out.weight, lm_head.weight"):
+        light_model(str(tmp_path / "model"), LoadOptions())
+
+
+@pytest.mark.parametrize(
+    ("name", "in_files"),
+    [
+        ("gpt_neox", "embed_out.weight"),
+        ("llava_next", "language_model.lm_head.weight"),
+        ("llava_siglip", "language_model.lm_head.weight"),
+        ("mllama", "language_model.lm_head.weight"),
+        ("aria", "language_model.lm_head.weight"),
+        # Stored once, as the embeddings that it is tied to.
+        ("internvl", "language_model.model.embed_tokens.weight"),
+    ],
+)
+def test_an_output_layer_that_files_call_by_another_name_is_read_as_the_model_loads_it(
+    tmp_path: Path, name: str, in_files: str
+) -> None:
+    whole = from_family(name)
+    save_model(whole, tmp_path / "model")
+    tensors = load_file(tmp_path / "model" / "model.safetensors")
+    assert in_files in tensors
+    assert "lm_head.weight" not in tensors
+    light = light_model(str(tmp_path / "model"), LoadOptions())
+    require_same_head(light, load_model(str(tmp_path / "model")))
+    assert torch.equal(light.head.weight, whole.head.weight)

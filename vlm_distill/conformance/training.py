@@ -16,6 +16,7 @@ from vlm_distill.models.feature_store import FeatureStore, VisionCacheConfig
 from vlm_distill.models.gradient_checkpointing import recompute_activations
 from vlm_distill.models.lora import Lora, add_lora, merge_lora, part_of
 from vlm_distill.models.vision_cache import why_not_cached, with_vision_cache
+from vlm_distill.training.bypassed import bypassed_layers
 
 LORA = Lora(rank=4, alpha=8)
 
@@ -80,7 +81,7 @@ def _freeze_tower(loaded: LoadedModel) -> None:
 
 def _add_moved_matrices(loaded: LoadedModel) -> None:
     """Add matrices in place and move them from where they change nothing."""
-    add_lora(loaded, {"language": LORA}, seed=0)
+    add_lora(loaded, {"language": LORA}, seed=0, without=bypassed_layers(loaded))
     generator = torch.Generator().manual_seed(0)
     for name, parameter in loaded.model.named_parameters():
         if ".lora_" in name:

@@ -1,10 +1,10 @@
 """LoRA and DoRA matrices beside the linear layers of a component, through peft, and merging them away.
 
 The layers are exchanged inside the model: its class, its functions and the adapter record stay. Other
-parameters (norms, embeddings, the output head, expert weights that are no linear layer) get no matrices.
+parameters (norms, embeddings, the output head, routers, expert weights that are no linear layer) get none.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Literal
 
 import torch
@@ -50,11 +50,13 @@ def part_of(name: str, parts: Mapping[Part, tuple[str, ...]]) -> Part | None:
     return max(fitting)[1] if fitting else None
 
 
-def add_lora(loaded: LoadedModel, lora: Mapping[Part, Lora], *, seed: int) -> None:
+def add_lora(
+    loaded: LoadedModel, lora: Mapping[Part, Lora], *, seed: int, without: Collection[nn.Module] = ()
+) -> None:
     """Freeze the named components and put matrices beside all their linear layers, in place.
 
-    The output head gets none. The matrices follow from `seed`, the model's outputs do not change yet, and
-    torch's random numbers go on as if nothing had been drawn.
+    The output head and the layers `without` get none. The matrices follow from `seed`, the model's outputs do
+    not change yet, and torch's random numbers go on as if nothing had been drawn.
 
     Raises:
         AdapterError: the family has no such component, it has no linear layer, or the model is quantised.
@@ -64,7 +66,7 @@ def add_lora(loaded: LoadedModel, lora: Mapping[Part, Lora], *, seed: int) -> No
             f"{loaded.path}: its weights are quantised, so LoRA could not be merged into them; "
             "start from the model's unquantised weights"
         )
-    layers = {part: _linear_layers(loaded, part) for part in lora}
+    layers = {part: _linear_layers(loaded, part, without) for part in lora}
     for name, parameter in loaded.model.named_parameters():
         if part_of(name, loaded.adapter.parts) in lora:
             parameter.requires_grad_(False)
@@ -75,7 +77,7 @@ def add_lora(loaded: LoadedModel, lora: Mapping[Part, Lora], *, seed: int) -> No
             _inject(loaded.model, layers[part], settings)
 
 
-def _linear_layers(loaded: LoadedModel, part: Part) -> dict[str, nn.Linear]:
+def _linear_layers(loaded: LoadedModel, part: Part, without: Collection[nn.Module]) -> dict[str, nn.Linear]:
     parts = loaded.adapter.parts
     if part not in parts:
         raise AdapterError(
@@ -83,13 +85,17 @@ def _linear_layers(loaded: LoadedModel, part: Part) -> dict[str, nn.Linear]:
             f"{did_you_mean(part, parts)}"
         )
     head = loaded.head.weight
+    # Under all their names: families use a layer, or its weight, in several places.
     found = {
         name: module
-        for name, module in loaded.model.named_modules()
+        for name, module in loaded.model.named_modules(remove_duplicate=False)
         if isinstance(module, nn.Linear)
+        # A class with a forward of its own returns something else, as routers of experts do.
+        and type(module).forward is nn.Linear.forward
         # torch's own attention reads the weight of its output layer and never calls the layer.
         and not isinstance(module, NonDynamicallyQuantizableLinear)
         and module.weight is not head
+        and module not in without
         and part_of(f"{name}.", parts) == part
     }
     if not found:
@@ -102,7 +108,9 @@ def _linear_layers(loaded: LoadedModel, part: Part) -> dict[str, nn.Linear]:
 
 def _inject(model: nn.Module, layers: Mapping[str, nn.Linear], settings: Lora) -> None:
     # peft freezes and marks the module that it is given, so it gets the layers alone and not the model.
-    holder = nn.ModuleDict({str(number): layer for number, layer in enumerate(layers.values())})
+    # A weight gets one pair of matrices wherever it stands, or they could not be merged into it.
+    by_weight = {layer.weight: layer for layer in layers.values()}
+    holder = nn.ModuleDict({str(number): layer for number, layer in enumerate(by_weight.values())})
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
@@ -111,8 +119,9 @@ def _inject(model: nn.Module, layers: Mapping[str, nn.Linear], settings: Lora) -
         target_modules=r"\d+",
     )
     inject_adapter_in_model(config, holder, NAME)
-    for name, wrapped in zip(layers, holder.values(), strict=True):
-        model.set_submodule(name, wrapped.train(model.training))
+    wrapped = dict(zip(by_weight, holder.values(), strict=True))
+    for name, layer in layers.items():
+        model.set_submodule(name, wrapped[layer.weight].train(model.training))
 
 
 def merge_lora(loaded: LoadedModel) -> None:
@@ -120,9 +129,12 @@ def merge_lora(loaded: LoadedModel) -> None:
 
     The merged weights stay frozen. Without LoRA nothing happens.
     """
-    wrapped = [
-        (name, module) for name, module in loaded.model.named_modules() if isinstance(module, LoraLayer)
-    ]
-    for name, module in wrapped:
+    wrapped = {
+        name: module
+        for name, module in loaded.model.named_modules(remove_duplicate=False)
+        if isinstance(module, LoraLayer)
+    }
+    for module in {*wrapped.values()}:
         module.merge()
+    for name, module in wrapped.items():
         loaded.model.set_submodule(name, module.get_base_layer())

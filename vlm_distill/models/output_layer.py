@@ -4,13 +4,17 @@
 and fingerprint are those of the whole model, and `head` works as ever.
 """
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from vlm_distill.adapters.adapter import LoadedModel, LoadOptions
 from vlm_distill.adapters.foreign import blaming
@@ -68,35 +72,51 @@ def require_same_head(light: LoadedModel, whole: LoadedModel) -> None:
 def read_head(folder: Path, model: nn.Module) -> dict[str, Tensor]:
     """Return weight and, where there is one, bias of the output layer from the safetensors files of a folder.
 
-    Only these tensors are read. Files may name modules in another way than the model in memory, so the last
-    two parts of a name and the shape decide; a model that ties its output layer to its embeddings stores
-    those alone.
+    Only these tensors are read. Files may name modules in another way than the model in memory, so they are
+    renamed as transformers does when it loads them; a model that ties its output layer to its embeddings may
+    store these alone.
 
     Raises:
-        AdapterError: no tensor of the files, or several, can be the output layer.
+        AdapterError: no tensor of the files, or several, are the output layer.
     """
-    files = _files(folder)
-    layer: Any = output_layer(model)
-    loaded: Any = model
-    # Families with an inner language model say it in either config.
-    configs = (loaded.config, loaded.config.get_text_config())
-    is_tied = any(getattr(config, "tie_word_embeddings", False) for config in configs)
+    files, loaded = _files(folder), cast("PreTrainedModel", model)
+    keys = _keys_by_name(loaded, files)
+    layer = output_layer(model)
     found: dict[str, Tensor] = {}
     for part, parameter in layer.named_parameters(recurse=False):
-        names = [_name_of(model, layer, part)]
-        if part == "weight" and is_tied:
-            names.append(_name_of(model, loaded.get_input_embeddings(), part))
-        found[part] = _read(folder, files, names, tuple(parameter.shape))
+        name = _name_of(model, layer, part)
+        tied = loaded.all_tied_weights_keys.get(name)
+        names = [name] if tied is None else [name, tied]
+        found[part] = _read(folder, files, names, keys, shape=tuple(parameter.shape))
     return found
 
 
-def _read(folder: Path, files: dict[str, Path], names: list[str], shape: tuple[int, ...]) -> Tensor:
+def _keys_by_name(model: PreTrainedModel, keys: Iterable[str]) -> dict[str, list[str]]:
+    """Return the names in the files of what is loaded as it stands there, by its name in the model."""
+    transforms = get_model_conversion_mapping(model)
+    renamings = [one for one in transforms if isinstance(one, WeightRenaming)]
+    converters = [one for one in transforms if isinstance(one, WeightConverter)]
+    known = model.state_dict()
+    found: dict[str, list[str]] = {}
+    for key in keys:
+        name, converted = rename_source_key(key, renamings, converters, model.base_model_prefix, known)
+        if name not in known and key in known:
+            name, converted = key, None
+        if converted is None:
+            found.setdefault(name, []).append(key)
+    return found
+
+
+def _read(
+    folder: Path,
+    files: Mapping[str, Path],
+    names: Sequence[str],
+    keys: Mapping[str, Sequence[str]],
+    *,
+    shape: tuple[int, ...],
+) -> Tensor:
     for name in names:
-        ending = ".".join(name.split(".")[-2:])
-        matching = [key for key in files if key == ending or key.endswith(f".{ending}")]
-        fitting = [key for key in matching if _shape(files[key], key) == shape]
-        if name in fitting:
-            fitting = [name]
+        fitting = [key for key in keys.get(name, ()) if _shape(files[key], key) == shape]
         if len(fitting) > 1:
             raise AdapterError(f"{folder}: several tensors could be the output layer: {', '.join(fitting)}")
         if fitting:

@@ -6,12 +6,12 @@ Loading shows what files lack (models/load.py); here plain prompts go through to
 from collections.abc import Sequence
 
 import torch
-from PIL import Image as Picture
 
 from vlm_distill.adapters.adapter import LoadedModel
 from vlm_distill.adapters.chat import pad_id
 from vlm_distill.adapters.foreign import blaming
 from vlm_distill.adapters.plain_text import names_of
+from vlm_distill.batches import PromptBatch
 from vlm_distill.data.examples import RecipeSource
 from vlm_distill.data.image_counts import ImageCounts, count_images
 from vlm_distill.data.recipe import Recipe
@@ -19,10 +19,7 @@ from vlm_distill.errors import AdapterError
 from vlm_distill.evaluation.task import Task
 from vlm_distill.forward import forward_prompts
 from vlm_distill.generation.decoding import evaluating, own_suppressed_ids
-from vlm_distill.records import Example, Image, Message, Text
-
-PLAIN = Example(id="hello", messages=(Message(role="user", content=(Text(text="Hello"),)),))
-SEEN = Example(id="seen", messages=(Message(role="user", content=(Image(), Text(text="Hello"))),))
+from vlm_distill.models.trial_prompts import trial_prompts
 
 
 def require_readable_prompts(loaded: LoadedModel) -> None:
@@ -41,10 +38,11 @@ def require_readable_prompts(loaded: LoadedModel) -> None:
     with blaming(f"{loaded.path}: generation_config.json: expected `suppress_tokens` to be a list of ids"):
         torch.tensor(own_suppressed_ids(loaded), dtype=torch.long)
     try:
-        prompts = loaded.adapter.encode(loaded.processor, [PLAIN], [[]])
+        prompts = trial_prompts(loaded).values()
     except AdapterError as error:
-        raise AdapterError(f"{loaded.path}: it cannot read a plain prompt: {error}") from error
-    outside = sorted(i for i in {*needed, *prompts.input_ids[0].tolist()} if i >= num_rows)
+        raise AdapterError(f"{loaded.path}: it cannot read a trial prompt: {error}") from error
+    read = {i for one in prompts for i in one.input_ids[0].tolist()}
+    outside = sorted(i for i in needed | read if i >= num_rows)
     if outside:
         first = tokenizer.convert_ids_to_tokens(outside[:5])
         raise AdapterError(
@@ -81,25 +79,19 @@ def _unseen(loaded: LoadedModel, role: str, found: ImageCounts, what: str) -> Ad
 
 
 def require_answers(loaded: LoadedModel) -> LoadedModel:
-    """Return the model, or refuse one whose body fails on a plain prompt or says nothing finite of it.
-
-    A model that reads images is asked about one too.
-    """
-    _require_finite(loaded, PLAIN, [])
-    if loaded.image_token_ids:
-        _require_finite(loaded, SEEN, [Picture.new("RGB", (64, 64), "white")])
+    """Return the model, or refuse one whose body fails on a trial prompt or says nothing finite of it."""
+    for what, prompts in trial_prompts(loaded).items():
+        _require_finite(loaded, prompts, what)
     return loaded
 
 
-def _require_finite(loaded: LoadedModel, example: Example, pictures: list[Picture.Image]) -> None:
-    what = "a prompt with an image" if pictures else "a plain prompt"
+def _require_finite(loaded: LoadedModel, prompts: PromptBatch, what: str) -> None:
     with (
         blaming(f"{loaded.path}: the model fails on {what}"),
         torch.inference_mode(),
         evaluating(loaded.model),
     ):
-        prompts = loaded.encode([example], [pictures]).to(loaded.device)
-        hidden, _ = forward_prompts(loaded, prompts)
+        hidden, _ = forward_prompts(loaded, prompts.to(loaded.device))
         is_finite = bool(loaded.head.logits(hidden[:, -1:]).isfinite().all())
     if not is_finite:
         raise AdapterError(

@@ -8,11 +8,17 @@ from torch import nn
 from vlm_distill.adapters.adapter import LoadedModel, Part
 from vlm_distill.errors import AdapterError, few
 from vlm_distill.models.lora import Lora, add_lora, part_of
+from vlm_distill.progress import Log, silent
+from vlm_distill.training.bypassed import bypassed_layers
 from vlm_distill.training.config import Trainable, Treatment
 
 
-def prepare_parts(loaded: LoadedModel, trainable: Trainable, *, seed: int) -> list[nn.Parameter]:
+def prepare_parts(
+    loaded: LoadedModel, trainable: Trainable, *, seed: int, log: Log = silent
+) -> list[nn.Parameter]:
     """Set which parameters learn and add LoRA matrices where they are wanted; return the learning ones.
+
+    The log says how many linear layers get no matrices because the model reads their weights past them.
 
     A component that the family lacks (vision in a text model) can only be `full`, the default. Weights that
     belong to no component learn.
@@ -35,7 +41,14 @@ def prepare_parts(loaded: LoadedModel, trainable: Trainable, *, seed: int) -> li
         parameter.requires_grad_(owner is None or treatments[owner] == "full")
     lora = {part: treatment for part, treatment in treatments.items() if isinstance(treatment, Lora)}
     if lora:
-        add_lora(loaded, lora, seed=seed)
+        bypassed = bypassed_layers(loaded)
+        names = [name for name, module in loaded.model.named_modules() if module in bypassed]
+        if left_out := [name for name in names if part_of(f"{name}.", parts) in lora]:
+            log(
+                f"LoRA: {len(left_out)} linear layers get no matrices, for {loaded.path} reads their weights "
+                f"past them: {few(left_out, most=4)}"
+            )
+        add_lora(loaded, lora, seed=seed, without=bypassed)
     learning = [parameter for parameter in loaded.model.parameters() if parameter.requires_grad]
     if not learning:
         raise AdapterError(

@@ -69,7 +69,7 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, stage: Stage, log: Log) -> None:
         self.config, self.stage, self.log = config, stage, log
-        prepare_parts(stage.student, config.trainable, seed=stage.seed)
+        prepare_parts(stage.student, config.trainable, seed=stage.seed, log=log)
         self.accelerator = _accelerator(config, stage)
         if config.gradient_checkpointing:
             recompute_activations(stage.student.model)
