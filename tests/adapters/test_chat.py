@@ -4,6 +4,8 @@ from dataclasses import replace
 import pytest
 import torch
 from transformers import (
+    Blip2Processor,
+    BlipImageProcessor,
     CohereConfig,
     CohereForCausalLM,
     Gemma2Config,
@@ -20,7 +22,7 @@ from transformers import (
 from tests.tiny import example, picture, tiny_llava, tiny_text_model
 from vlm_distill.adapters.body import hidden_states
 from vlm_distill.adapters.catalog import find_adapter
-from vlm_distill.adapters.chat import find_stop_ids
+from vlm_distill.adapters.chat import encode_image_text, find_stop_ids
 from vlm_distill.adapters.head import output_head
 from vlm_distill.adapters.positions import sequential_positions
 from vlm_distill.batches import PromptBatch
@@ -105,6 +107,12 @@ def test_a_model_without_a_chat_template_says_what_to_do():
     tokenizer.chat_template = None
     with pytest.raises(AdapterError, match=r"no chat template; add a chat_template\.jinja"):
         replace(tiny_text_model(), processor=tokenizer).encode([example("a", "hi")], [[]])
+
+
+def test_a_processor_that_reads_no_chat_template_is_not_to_be_given_one():
+    processor = Blip2Processor(BlipImageProcessor(), copy.deepcopy(tiny_text_model().tokenizer))
+    with pytest.raises(AdapterError, match="Blip2Processor reads no chat template"):
+        encode_image_text(processor, [example("a", "hi")], [[]])
 
 
 def test_a_template_that_refuses_a_turn_names_the_example_and_the_turns():

@@ -1,5 +1,7 @@
 """Tiny families with tiles padded per call, cross attention, experts, convolutions or several towers."""
 
+from typing import Any
+
 from transformers import (
     AriaImageProcessor,
     AriaProcessor,
@@ -17,7 +19,11 @@ from transformers import (
     Lfm2VlProcessor,
     MllamaImageProcessor,
     MllamaProcessor,
+    SmolVLMImageProcessor,
+    SmolVLMProcessor,
+    SmolVLMVideoProcessor,
 )
+from transformers.utils import is_num2words_available
 
 from tests.families.build import Build, Tiny, byte_tokenizer, language, names
 from tests.families.image_text_parts import (
@@ -31,6 +37,9 @@ from tests.families.image_text_parts import (
     tokenizer_of,
 )
 
+TILES = {"size": {"longest_edge": 2 * SIZE}, "max_image_size": {"longest_edge": SIZE}}
+PLACES = [f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)]
+TILE_TOKENS = ("<fake_token_around_image>", "<image>", "<global-img>", *PLACES)
 LARGER = {"height": 2 * SIZE, "width": 2 * SIZE}
 
 
@@ -63,20 +72,32 @@ def idefics2() -> Tiny:
 
 def idefics3() -> Tiny:
     """Pictures become as many tiles as their size asks for, padded to the most of a call."""
-    places = [f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)]
-    tokenizer = byte_tokenizer("<fake_token_around_image>", "<image>", "<global-img>", *places)
     processor = Idefics3Processor(
-        image_processor=Idefics3ImageProcessor(
-            size={"longest_edge": 2 * SIZE}, max_image_size={"longest_edge": SIZE}
-        ),
-        tokenizer=tokenizer,
+        image_processor=Idefics3ImageProcessor(**TILES),
+        tokenizer=byte_tokenizer(*TILE_TOKENS),
         image_seq_len=4,
         chat_template=template("<image>"),
     )
+    return tiled("idefics3", processor)
+
+
+def smolvlm() -> Tiny:
+    """Idefics 3 with videos; its processor needs the package num2words."""
+    processor = SmolVLMProcessor(
+        image_processor=SmolVLMImageProcessor(**TILES),
+        tokenizer=byte_tokenizer(*TILE_TOKENS, "<end_of_utterance>", "<video>"),
+        video_processor=SmolVLMVideoProcessor(**TILES),
+        image_seq_len=4,
+        chat_template=template("<image>"),
+    )
+    return tiled("smolvlm", processor)
+
+
+def tiled(model_type: str, processor: Any) -> Tiny:
     return built(
-        "idefics3",
+        model_type,
         processor,
-        text_config=language(tokenizer, model_type="llama"),
+        text_config=language(processor.tokenizer, model_type="llama"),
         vision_config=TOWER,
         scale_factor=2,
         image_token_id=processor.image_token_id,
@@ -236,3 +257,5 @@ def lfm2_vl() -> Tiny:
 FAMILIES: dict[str, Build] = names(
     [idefics2, idefics3, mllama, janus, aria, deepseek_vl, deepseek_vl_hybrid, lfm2_vl]
 )
+if is_num2words_available():
+    FAMILIES["smolvlm"] = smolvlm

@@ -3,6 +3,8 @@
 from typing import Any
 
 from transformers import (
+    Dots3NoteFeatureExtractor,
+    Dots3NoteProcessor,
     Emu3ImageProcessor,
     Emu3Processor,
     Gemma3nAudioFeatureExtractor,
@@ -16,6 +18,7 @@ from transformers import (
     Molmo2VideoProcessor,
     Qwen2VLImageProcessor,
     Qwen2VLVideoProcessor,
+    Qwen3VLVideoProcessor,
     SiglipImageProcessor,
 )
 
@@ -238,6 +241,70 @@ def gemma3n() -> Tiny:
     )
 
 
-FAMILIES: dict[str, Build] = names([lfm3_vl, molmo2, gemma3n])
+def dots3_note() -> Tiny:
+    """Keys chosen by an indexer beside windows, latent keys, experts in the tower too; a tower of sound."""
+    tokenizer = byte_tokenizer("<|imgpad|>", "<|video_pad|>", "<|audio_comp_pad|>")
+    processor = Dots3NoteProcessor(
+        image_processor=Qwen2VLImageProcessor(**BOUNDS, **{**PATCHES, "temporal_patch_size": 1}),
+        tokenizer=tokenizer,
+        video_processor=Qwen3VLVideoProcessor(**PATCHES),
+        feature_extractor=Dots3NoteFeatureExtractor(),
+        chat_template=template("<|imgpad|>"),
+    )
+    latent = {
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "q_lora_rank": 8,
+        "kv_lora_rank": 8,
+        "head_dim": 12,
+        "qk_nope_head_dim": 8,
+        "v_head_dim": 8,
+    }
+    text = {
+        **latent,
+        **{f"swa_{name}": value for name, value in latent.items()},
+        "qk_rope_head_dim": 4,
+        "moe_intermediate_size": 16,
+        "shared_experts_intermediate_size": 16,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "index_topk": 8,
+        "index_head_dim": 8,
+        # So many that no two keys have equal scores of zero.
+        "index_n_heads": 16,
+        "num_hidden_layers": 3,
+        "layer_types": ["indexed_attention", "sliding_attention", "indexed_attention"],
+        "sliding_window": 16,
+    }
+    tower = {
+        "moe_intermediate_size": 16,
+        "mlp_layer_types": ["dense", "sparse"],
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "adapter_in_dim": 16,
+        "adapter_out_dim": 16,
+    }
+    sound = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "downsample_hidden_size": 4,
+        "adapter_input_size": 16,
+        "adapter_out_dim": 16,
+    }
+    return built(
+        "dots3_note",
+        processor,
+        text_config=language(tokenizer, **text),
+        vision_config={**TOWER, **tower},
+        audio_config=sound,
+        **{
+            f"{kind}_token_id": getattr(processor, f"{kind}_token_id") for kind in ("image", "video", "audio")
+        },
+    )
+
+
+FAMILIES: dict[str, Build] = names([lfm3_vl, molmo2, gemma3n, dots3_note])
 WRONG_IN_BATCHES: dict[str, Build] = names([emu3, minimax_m3_vl])
 """In a padded batch these are other models than alone, in transformers too: they must be refused."""

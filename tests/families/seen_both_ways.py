@@ -145,6 +145,26 @@ def paligemma2() -> Tiny:
     return paligemma("gemma2", **WINDOWED, query_pre_attn_scalar=8)
 
 
+def t5gemma2() -> Tiny:
+    """An encoder reads prompts and pictures, a decoder answers: to be refused."""
+    tokenizer = tokenizer_of("<image_soft_token>", boi_token="<start_of_image>", eoi_token="<end_of_image>")
+    processor = Gemma3Processor(
+        image_processor=Gemma3ImageProcessor(size=SQUARE),
+        tokenizer=tokenizer,
+        image_seq_length=4,
+        chat_template=template("<start_of_image>"),
+    )
+    ids = {"bos_token_id": tokenizer.pad_token_id, "pad_token_id": tokenizer.pad_token_id}
+    text = {**language(tokenizer, **GEMMA, **WINDOWED, query_pre_attn_scalar=8), **ids}
+    return built(
+        "t5gemma2",
+        processor,
+        encoder={"text_config": text, "vision_config": SIGLIP, "mm_tokens_per_image": 4},
+        decoder=text,
+        image_token_index=tokenizer.image_token_id,
+    )
+
+
 FAMILIES: dict[str, Build] = names(
     [gemma3, gemma4, gemma4_bidirectional, gemma4_unified, paligemma, paligemma2]
 )

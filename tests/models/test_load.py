@@ -8,13 +8,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config
 
+from tests.families.seen_both_ways import t5gemma2
 from tests.tiny import example, picture, tiny_llava, tiny_text_model
 from vlm_distill.adapters.adapter import LoadedModel, LoadOptions
 from vlm_distill.adapters.catalog import find_adapter
 from vlm_distill.errors import AdapterError
 from vlm_distill.models import names
 from vlm_distill.models.fingerprint import fingerprint, weights_fingerprint
-from vlm_distill.models.load import load_model, load_tokenizer
+from vlm_distill.models.load import load_model, load_tokenizer, wrap_model
 from vlm_distill.models.names import resolve
 from vlm_distill.models.save import save_model
 from vlm_distill.models.skeleton import load_skeleton
@@ -252,6 +253,11 @@ def test_a_config_that_names_no_family_is_an_adapter_error_of_every_reader(saved
     for read in (load_model, load_skeleton, load_tokenizer):
         with pytest.raises(AdapterError, match=r"model: config\.json"):
             read(str(saved))
+
+
+def test_a_model_that_reads_prompts_by_an_encoder_is_refused():
+    with pytest.raises(AdapterError, match="t5gemma2: an encoder reads its prompts"):
+        wrap_model(find_adapter("t5gemma2"), *t5gemma2(), path="t5gemma2")
 
 
 def test_any_model_of_transformers_goes_the_generic_path_of_what_it_reads():

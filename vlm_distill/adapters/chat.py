@@ -1,5 +1,6 @@
 """Prompts through a model's own chat template and processor, and what its files say of ends and images."""
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -55,7 +56,16 @@ def encode_image_text(
 
 def require_chat_template(processor: Any) -> None:
     if getattr(processor, "chat_template", None) is None:
-        name = getattr(processor, "name_or_path", "") or type(processor).__name__
+        kind = type(processor).__name__
+        name = getattr(processor, "name_or_path", "") or kind
+        # From a folder a processor gets what its class names; tokenizers take templates all the same.
+        if (
+            hasattr(processor, "tokenizer")
+            and "chat_template" not in inspect.signature(processor.__init__).parameters
+        ):
+            raise AdapterError(
+                f"{name}: {kind} reads no chat template, so it has no turns; choose another model"
+            )
         raise AdapterError(
             f"{name}: the model has no chat template; add a chat_template.jinja to its folder, "
             "or use the instruction-tuned version of the model"

@@ -37,6 +37,8 @@ def greedy(probe: Probe) -> Finding:
     forced = all_forced_logits(probe, pairs)
     logits = all_plain_logits(probe, pairs) if forced is None else forced
     never = torch.tensor(own_suppressed_ids(probe.loaded), dtype=torch.long, device=logits.device)
+    # The place of an image may have an embedding and no logit.
+    never = never[never < logits.shape[1]]
     allowed = logits.index_fill(1, never, torch.finfo(logits.dtype).min)
     what = "logits of greedy tokens against generate's largest"
     return compare_values(what, _at(logits, pairs), allowed.amax(dim=1), slack=judged(probe).slack)

@@ -175,7 +175,16 @@ def _require_few_layers(values: dict[str, Any], where: str) -> None:
 def wrap_model(
     adapter: Adapter, model: nn.Module, processor: Any, *, path: str, fingerprint: str | None = None
 ) -> LoadedModel:
-    """Return a model in memory with its tokenizer and stop ids; the default fingerprint is of its weights."""
+    """Return a model in memory with its tokenizer and stop ids; the default fingerprint is of its weights.
+
+    Raises:
+        AdapterError: its prompts are read by an encoder, so that no response continues them.
+    """
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        raise AdapterError(
+            f"{path}: an encoder reads its prompts and a decoder answers; "
+            "choose a model whose answers continue their prompts"
+        )
     tokenizer = getattr(processor, "tokenizer", processor)
     with blaming(f"{path}: its stop ids and image tokens cannot be read"):
         stop_ids = find_stop_ids(getattr(model, "generation_config", None), processor)
