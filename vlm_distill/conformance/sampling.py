@@ -34,8 +34,7 @@ def greedy(probe: Probe) -> Finding:
         ):
             return failed(f"greedy, prompt {one.example_id}: {one.finish} after the tokens {one.token_ids}")
     pairs = _pairs(completions)
-    forced = all_forced_logits(probe, pairs)
-    logits = all_plain_logits(probe, pairs) if forced is None else forced
+    logits = _judged_logits(probe, pairs)
     never = torch.tensor(own_suppressed_ids(probe.loaded), dtype=torch.long, device=logits.device)
     # The place of an image may have an embedding and no logit.
     never = never[never < logits.shape[1]]
@@ -46,11 +45,11 @@ def greedy(probe: Probe) -> Finding:
 
 @torch.no_grad()
 def sampled(probe: Probe) -> Finding:
-    """The noted log-probabilities of sampled tokens, in nats, are those of the model's own forward."""
+    """The noted log-probabilities of sampled tokens, in nats, are those of `generate` with these tokens."""
     completions = sampled_completions(probe)
-    logits = all_plain_logits(probe, _pairs(completions))
+    logits = _judged_logits(probe, _pairs(completions))
     expected = _at(logits.log_softmax(dim=-1), _pairs(completions))
-    what = "noted log-probabilities against the model's own forward"
+    what = "noted log-probabilities against generate"
     return compare_values(what, _noted(completions, expected), expected, slack=judged(probe).slack)
 
 
@@ -81,6 +80,15 @@ def complete(probe: Probe, sampling: Sampling) -> list[Completion]:
     """Return the completions of all prompts in one batch."""
     engine = TransformersEngine(loaded=probe.loaded, load_images=probe.load_pictures, batch_size=64)
     return engine.generate(probe.examples, sampling)
+
+
+def _judged_logits(probe: Probe, pairs: Pairs) -> Float[Tensor, "row vocab"]:
+    """Return what `generate` says about responses, or the plain forward where it cannot be made to choose.
+
+    A plain forward reads marks of images or sounds in a response as if they stood for some.
+    """
+    forced = all_forced_logits(probe, pairs)
+    return all_plain_logits(probe, pairs) if forced is None else forced
 
 
 def _pairs(completions: list[Completion]) -> Pairs:
