@@ -1,5 +1,6 @@
 """A model with weights in its output layer alone: what it knows, and how the layer is found in the files."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import GraniteConfig, GraniteForCausalLM
 
+from tests.families.text import FAMILIES
 from tests.models.gguf_writer import write_gguf
 from tests.tiny import example, picture, tiny_llava, tiny_text_model
 from tests.tiny_qwen import tiny_qwen
@@ -38,11 +40,18 @@ def tied_with_a_scale() -> LoadedModel:
     return wrap_model(CAUSAL_LM, GraniteForCausalLM(config).eval(), tokenizer, path="granite")
 
 
+def of_family(name: str) -> LoadedModel:
+    model, tokenizer = FAMILIES[name]()
+    return wrap_model(CAUSAL_LM, model, tokenizer, path=name)
+
+
 MODELS = {
     "text": tiny_text_model,
     "llava": tiny_llava,
     "qwen2.5-vl": tiny_qwen,
     "tied": tied_with_a_scale,
+    "under another name in its files": partial(of_family, "gpt_neox"),
+    "with a tied bias": partial(of_family, "bert"),
 }
 
 
@@ -102,6 +111,6 @@ def test_an_output_layer_that_differs_or_is_missing_is_refused(tmp_path: Path) -
     with pytest.raises(AdapterError, match=r"expected the output layer as a tensor lm_head.weight of shape"):
         light_model(str(tmp_path / "model"), LoadOptions())
     head = tensors.pop("lm_head.weight")
-    save_file({**tensors, "a.lm_head.weight": head, "b.lm_head.weight": head.clone()}, path)
-    with pytest.raises(AdapterError, match=r"several tensors .*: a.lm_head.weight, b.lm_head"):
+    save_file({**tensors, "lm_head.weight": head, "model.lm_head.weight": head.clone()}, path)
+    with pytest.raises(AdapterError, match=r"several tensors .*: lm_head.weight, model.lm_head"):
         light_model(str(tmp_path / "model"), LoadOptions())

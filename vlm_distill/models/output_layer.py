@@ -4,6 +4,7 @@
 and fingerprint are those of the whole model, and `head` works as ever.
 """
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from vlm_distill.adapters.adapter import LoadedModel, LoadOptions
 from vlm_distill.adapters.foreign import blaming
@@ -68,45 +71,45 @@ def require_same_head(light: LoadedModel, whole: LoadedModel) -> None:
 def read_head(folder: Path, model: nn.Module) -> dict[str, Tensor]:
     """Return weight and, where there is one, bias of the output layer from the safetensors files of a folder.
 
-    Only these tensors are read. Files may name modules in another way than the model in memory, so the last
-    two parts of a name and the shape decide; a model that ties its output layer to its embeddings stores
-    those alone.
+    Only these tensors are read, by the names that transformers gives to what is in the files. A model that
+    ties its output layer to its embeddings may store those alone.
 
     Raises:
-        AdapterError: no tensor of the files, or several, can be the output layer.
+        AdapterError: no tensor of the files, or several, are the output layer.
     """
     files = _files(folder)
-    layer: Any = output_layer(model)
-    loaded: Any = model
-    # Families with an inner language model say it in either config.
-    configs = (loaded.config, loaded.config.get_text_config())
-    is_tied = any(getattr(config, "tie_word_embeddings", False) for config in configs)
+    names = _names_in_memory(model, files)
+    layer = output_layer(model)
     found: dict[str, Tensor] = {}
     for part, parameter in layer.named_parameters(recurse=False):
-        names = [_name_of(model, layer, part)]
-        if part == "weight" and is_tied:
-            names.append(_name_of(model, loaded.get_input_embeddings(), part))
-        found[part] = _read(folder, files, names, tuple(parameter.shape))
+        tied = [name for name, one in model.named_parameters(remove_duplicate=False) if one is parameter]
+        # Its own name before those of what it is tied to.
+        wanted = list(dict.fromkeys([_name_of(model, layer, part), *tied]))
+        named = ([key for key in files if names[key] == name] for name in wanted)
+        shape = tuple(parameter.shape)
+        fitting = next((keys for keys in named if any(_shape(files[key], key) == shape for key in keys)), [])
+        if not fitting:
+            raise AdapterError(
+                f"{folder}: expected the output layer as a tensor {' or '.join(wanted)} of shape "
+                f"{list(shape)}, found none in its safetensors files"
+            )
+        if len(fitting) > 1:
+            raise AdapterError(f"{folder}: several tensors could be the output layer: {', '.join(fitting)}")
+        with safe_open(files[fitting[0]], framework="pt") as handle:
+            found[part] = handle.get_tensor(fitting[0])
     return found
 
 
-def _read(folder: Path, files: dict[str, Path], names: list[str], shape: tuple[int, ...]) -> Tensor:
-    for name in names:
-        ending = ".".join(name.split(".")[-2:])
-        matching = [key for key in files if key == ending or key.endswith(f".{ending}")]
-        fitting = [key for key in matching if _shape(files[key], key) == shape]
-        if name in fitting:
-            fitting = [name]
-        if len(fitting) > 1:
-            raise AdapterError(f"{folder}: several tensors could be the output layer: {', '.join(fitting)}")
-        if fitting:
-            with safe_open(files[fitting[0]], framework="pt") as handle:
-                tensor: Tensor = handle.get_tensor(fitting[0])
-            return tensor
-    raise AdapterError(
-        f"{folder}: expected the output layer as a tensor {' or '.join(names)} of shape {list(shape)}, found "
-        "none in its safetensors files"
-    )
+def _names_in_memory(model: nn.Module, keys: Iterable[str]) -> dict[str, str]:
+    """Return the names that tensors of files have in a model, as transformers loads them."""
+    loaded: Any = model
+    changes = get_model_conversion_mapping(loaded)
+    renamings = [change for change in changes if isinstance(change, WeightRenaming)]
+    converters = [change for change in changes if isinstance(change, WeightConverter)]
+    state = loaded.state_dict()
+    return {
+        key: rename_source_key(key, renamings, converters, loaded.base_model_prefix, state)[0] for key in keys
+    }
 
 
 def _files(folder: Path) -> dict[str, Path]:
