@@ -3,6 +3,7 @@
 from functools import partial
 from typing import Any
 
+import torch
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -22,7 +23,10 @@ def causal_lm(name: str, settings: dict[str, Any], **of_tokenizer: Any) -> Tiny:
         key: value for key, value in known.items() if key not in ("model_type", *settings.get("without", ()))
     }
     config = AutoConfig.for_model(model_type, **own)
-    return randomised(AutoModelForCausalLM.from_config(config)), tokenizer
+    # Some weights of one dimension start at random.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return randomised(AutoModelForCausalLM.from_config(config)), tokenizer
 
 
 def hrm_text_prefix() -> Tiny:

@@ -9,8 +9,8 @@ MIXED = {"layer_types": ["linear_attention", "full_attention"]}
 DELTA = {
     "linear_num_key_heads": 2,
     "linear_num_value_heads": 4,
-    "linear_key_head_dim": 4,
-    "linear_value_head_dim": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
     "linear_conv_kernel_dim": 3,
 }
 # Delta-rule layers beside attention with compressed keys, and experts.
@@ -61,6 +61,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "layer_types": ["linear_attention", "sliding_attention", "full_attention"],
         "sliding_window": 6,
         "shared_expert_intermediate_size": 8,
+        "rms_norm_eps": 0.01,
     },
     "lfm2": {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False},
     "lfm2_moe": {**EXPERTS, "layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
@@ -98,7 +99,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "olmo_hybrid": {**MIXED, **DELTA, "linear_num_key_heads": 2, "linear_num_value_heads": 2},
     "qwen3_5_moe_text": {**EXPERTS, **MIXED, **DELTA, **HEADS, "shared_expert_intermediate_size": 8},
     "qwen3_5_text": {**MIXED, **DELTA, **HEADS},
-    "qwen3_next": {**EXPERTS, **MIXED, **DELTA, **HEADS, "shared_expert_intermediate_size": 8},
+    "qwen3_next": {
+        **EXPERTS,
+        **MIXED,
+        **DELTA,
+        **HEADS,
+        "linear_num_value_heads": 2,
+        "shared_expert_intermediate_size": 8,
+    },
     "qwen4_exp_text": {
         **EXPERTS,
         **DELTA,
