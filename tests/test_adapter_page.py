@@ -21,35 +21,43 @@ TEMPLATE = DOCS / "adapter_template"
 PAGE = (DOCS / "adapters.md").read_text(encoding="utf-8")
 [FAMILY] = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
 HOOK = ", head=head"
+ADAPTER = "tempered_llava/adapter.py"
 
 
-def filled(folder: Path, name: str, adapter: str | None = None) -> Path:
-    """Write the template with the name of a family, and its adapter where one is given; return the folder."""
+def filled(folder: Path, model_type: str) -> Path:
+    """Write the template, filled in for a model type; return the folder."""
+    name = model_type.replace("-", "_")
     shutil.copytree(TEMPLATE, folder, ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "my_family").rename(folder / name)
     for path in filter(Path.is_file, folder.rglob("*")):
-        path.write_text(path.read_text(encoding="utf-8").replace("my_family", name), encoding="utf-8")
-    if adapter is not None:
-        (folder / name / "adapter.py").write_text(adapter, encoding="utf-8")
+        text = path.read_text(encoding="utf-8").replace("my_family", name).replace("my-type", model_type)
+        path.write_text(text, encoding="utf-8")
     return folder
+
+
+def with_settings(model: Path, copy: Path, **changes: object) -> Path:
+    """Return a copy of a model's folder with other values in its config."""
+    shutil.copytree(model, copy)
+    write_json(copy / "config.json", {**read_json(copy / "config.json"), **changes})
+    return copy
 
 
 @pytest.fixture(scope="session")
 def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder of packages and models of the page's family, `teacher` and `student`.
+    """Return a folder of packages and of `model`, one of the page's family.
 
     `llava` is the bare template, `deviant` has the page's adapter, `bare` that without its hook.
     """
 
     def make(folder: Path) -> None:
-        filled(folder / "llava", "llava")
-        filled(folder / "deviant", "tempered_llava", FAMILY)
-        filled(folder / "bare", "tempered_llava", FAMILY.replace(HOOK, ""))
-        for name in ("llava", "deviant", "bare"):
-            install(folder / name, folder / name / "installed")
-        paths = (folder / "deviant" / "installed",)
-        for name in ("teacher", "student"):
-            python("-m", "tempered_llava.tiny", str(folder / name), paths=paths)
+        install(filled(folder / "llava", "llava"), folder / "llava" / "installed")
+        filled(folder / "deviant", "tempered-llava")
+        (folder / "deviant" / ADAPTER).write_text(FAMILY, encoding="utf-8")
+        install(folder / "deviant", folder / "deviant" / "installed")
+        shutil.copytree(folder / "deviant" / "installed", folder / "bare" / "installed")
+        (folder / "bare" / "installed" / ADAPTER).write_text(FAMILY.replace(HOOK, ""), encoding="utf-8")
+        arguments = ("-m", "tempered_llava.tiny", str(folder / "model"))
+        python(*arguments, paths=(folder / "deviant" / "installed",))
 
     return once(tmp_path_factory, "adapter_page", make)
 
@@ -75,15 +83,14 @@ def test_the_tests_of_the_template_pass_where_it_is_installed(packages: Path, na
 def test_a_run_distils_the_family_of_the_page_and_no_broken_neighbour_is_met(
     packages: Path, tmp_path: Path
 ) -> None:
-    shutil.copytree(packages / "teacher", tmp_path / "teacher")
-    broken = shutil.copytree(packages / "teacher", tmp_path / "broken")
-    values = read_json(broken / "config.json")
-    write_json(broken / "config.json", {**values, "model_type": "broken_llava"})
+    shutil.copytree(packages / "model", tmp_path / "teacher")
+    student = with_settings(packages / "model", tmp_path / "student", sharpness=2.0)
+    broken = with_settings(packages / "model", tmp_path / "broken", model_type="broken_llava")
     (tmp_path / "others").mkdir()
     declare(tmp_path / "others", "broken_parts", GROUP, broken_llava="no_such_module:ADAPTER")
     config = write_run(
         tmp_path,
-        student={"model": str(packages / "student")},
+        student={"model": str(student)},
         warmup=None,
         rounds=1,
         train={"steps": 2, "batch_size": 4, "learning_rate": 1e-3},
@@ -102,4 +109,4 @@ def test_a_run_distils_the_family_of_the_page_and_no_broken_neighbour_is_met(
     ]
     assert not (tmp_path / "nothing").exists()
     trained = read_json(tmp_path / "run" / "round_1" / "model" / "config.json")
-    assert (trained["model_type"], trained["sharpness"]) == ("tempered_llava", 3.0)
+    assert (trained["model_type"], trained["sharpness"]) == ("tempered-llava", 2.0)

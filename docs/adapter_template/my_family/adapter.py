@@ -2,4 +2,4 @@
 
 from vlm_distill.adapters.adapter import Adapter
 
-ADAPTER = Adapter(name="my_family", model_types=("my_family",))
+ADAPTER = Adapter(name="my_family", model_types=("my-type",))

@@ -29,7 +29,7 @@ def tiny() -> LoadedModel:
     )
     ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     config = AutoConfig.for_model(
-        "my_family",
+        "my-type",
         vision_config=TOWER,
         text_config={"model_type": "llama", **SIZES, **ids, "vocab_size": len(tokenizer)},
         image_token_id=processor.image_token_id,
