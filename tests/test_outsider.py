@@ -4,17 +4,14 @@ The package is outsider/ beside this file, installed into a folder of its own by
 """
 
 import json
-import os
 import re
-import subprocess
-import sys
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from tests.distributions import declare
+from tests.installed import command, install
 from tests.plain_run import config_of
 from tests.tiny import tiny_text_model
 from tests.tiny_run import write_run
@@ -32,63 +29,14 @@ from vlm_distill.runs.plan import plan, read_plan
 OUTSIDER = Path(__file__).parent / "outsider"
 PACKAGE = Path(__file__).parents[1] / "vlm_distill"
 PARTS = ("adapter", "source", "scorer", "divergence", "objective", "engine")
-# Runs verbs; says how each ended, and then which modules of other packages were loaded.
-PROGRAM = """
-import shlex, sys
-from vlm_distill.cli import main
-for verb in sys.argv[1:]:
-    try:
-        code = main(shlex.split(verb))
-    except SystemExit as end:
-        code = end.code
-    print("ended:", code, file=sys.stderr)
-loaded = [name for name in sys.modules if name.startswith("example_parts.")]
-print("loaded:", *loaded, file=sys.stderr)
-"""
 STAGE = {"steps": 2, "batch_size": 4, "learning_rate": 1e-3}
 OBJECTIVE = {"kind": "two_sided", "divergence": {"kind": "hellinger", "scale": 2}, "own": 1}
-
-
-@dataclass(frozen=True)
-class Done:
-    """How verbs ended: `said` are the lines of standard error."""
-
-    codes: list[int]
-    printed: str
-    said: list[str]
-    loaded: set[str]
 
 
 @pytest.fixture(scope="session")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder that pip has installed the package into."""
-    offline = ["--no-index", "--no-deps", "--no-build-isolation", "--disable-pip-version-check"]
-
-    def make(folder: Path) -> None:
-        install = [sys.executable, "-m", "pip", "install", *offline, "--target", str(folder), str(OUTSIDER)]
-        subprocess.run(install, check=True, capture_output=True)
-
-    return once(tmp_path_factory, "outsider", make)
-
-
-def command(*verbs: str, paths: tuple[Path, ...]) -> Done:
-    """Run verbs in one process that sees the distributions in some folders."""
-    path = os.pathsep.join([str(Path(__file__).parents[1]), *map(str, paths)])
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, *verbs],
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    *said, last = done.stderr.splitlines()
-    return Done(
-        codes=[int(line.split()[1]) for line in said if line.startswith("ended:")],
-        printed=done.stdout,
-        said=[line for line in said if not line.startswith("ended:")],
-        loaded={name.removeprefix("example_parts.") for name in last.split()[1:]},
-    )
+    return once(tmp_path_factory, "outsider", lambda folder: install(OUTSIDER, folder))
 
 
 def write_outsiders_run(folder: Path, **changes: object) -> Path:
@@ -124,7 +72,7 @@ def finished_elsewhere(installed: Path, tmp_path_factory: pytest.TempPathFactory
     def make(folder: Path) -> None:
         done = command(f"run {write_outsiders_run(folder)} cache.tier=top_k", paths=(installed,))
         assert done.codes == [0], done.said
-        assert done.loaded == set(PARTS)
+        assert done.loaded_of("example_parts") == set(PARTS)
 
     return once(tmp_path_factory, "finished_elsewhere", make) / "run"
 
@@ -181,7 +129,7 @@ def test_what_names_no_outsider_loads_none(installed: Path) -> None:
     done = command(
         "--help", "ls", "check easy_vqa objective.kind=two_sidde", "check easy_vqa", paths=(installed,)
     )
-    assert (done.codes, done.loaded) == ([0, 0, 2, 0], set())
+    assert (done.codes, done.loaded_of("example_parts")) == ([0, 0, 2, 0], set())
     assert "objective.kind: unknown kind 'two_sidde'; did you mean 'two_sided'?" in done.said[-1]
 
 
@@ -195,7 +143,7 @@ def test_a_broken_or_doubtful_part_ends_only_the_command_that_names_it(
     kinds = ("shattered", "two_sided", "kd", "distillm2")
     verbs = [f"check easy_vqa 'objective={{kind: {kind}}}'" for kind in kinds]
     done = command(*verbs, paths=(installed, tmp_path))
-    assert (done.codes, done.loaded) == ([2, 2, 0, 0], set())
+    assert (done.codes, done.loaded_of("example_parts")) == ([2, 2, 0, 0], set())
     said = [line.partition("easy_vqa.yaml: ")[2] or line for line in done.said]
     assert said == [
         f"objective: broken_parts 0.3 ({group}: shattered) cannot be loaded: ModuleNotFoundError: "
@@ -231,8 +179,10 @@ def test_every_part_is_taken_as_an_object_too(tmp_path: Path, monkeypatch: pytes
 def test_the_guide_shows_the_package_as_it_is() -> None:
     guide = (OUTSIDER.parents[1] / "docs" / "extending.md").read_text(encoding="utf-8")
     shown = re.findall(r"```python\n(.*?)```", guide, flags=re.DOTALL)
+    # Families have a page and an example of their own.
+    others = [name for name in PARTS if name != "adapter"]
     assert shown == [
-        (OUTSIDER / "example_parts" / f"{name}.py").read_text(encoding="utf-8") for name in PARTS
+        (OUTSIDER / "example_parts" / f"{name}.py").read_text(encoding="utf-8") for name in others
     ]
     [declared] = re.findall(r"```toml\n(.*?)```", guide, flags=re.DOTALL)
     assert (OUTSIDER / "pyproject.toml").read_text(encoding="utf-8").endswith(declared)

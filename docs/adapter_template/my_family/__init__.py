@@ -1,0 +1,1 @@
+"""A model family for vlm-distill."""

@@ -1,0 +1,112 @@
+"""docs/adapters.md and its template: the family that the page shows, installed as a package and distilled."""
+
+import dataclasses
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.distributions import declare
+from tests.installed import command, install, python
+from tests.tiny_run import write_run
+from tests.whole_runs import once
+from vlm_distill.adapters.adapter import Adapter
+from vlm_distill.adapters.catalog import GROUP
+from vlm_distill.conformance.checks import CHECKS
+from vlm_distill.files import read_json, write_json
+
+DOCS = Path(__file__).parents[1] / "docs"
+TEMPLATE = DOCS / "adapter_template"
+PAGE = (DOCS / "adapters.md").read_text(encoding="utf-8")
+[FAMILY] = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+HOOK = ", head=head"
+ADAPTER = "tempered_llava/adapter.py"
+
+
+def filled(folder: Path, model_type: str) -> Path:
+    """Write the template, filled in for a model type; return the folder."""
+    name = model_type.replace("-", "_")
+    shutil.copytree(TEMPLATE, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "my_family").rename(folder / name)
+    for path in filter(Path.is_file, folder.rglob("*")):
+        text = path.read_text(encoding="utf-8").replace("my_family", name).replace("my-type", model_type)
+        path.write_text(text, encoding="utf-8")
+    return folder
+
+
+def with_settings(model: Path, copy: Path, **changes: object) -> Path:
+    """Return a copy of a model's folder with other values in its config."""
+    shutil.copytree(model, copy)
+    write_json(copy / "config.json", {**read_json(copy / "config.json"), **changes})
+    return copy
+
+
+@pytest.fixture(scope="session")
+def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of packages and of `model`, one of the page's family.
+
+    `llava` is the bare template, `deviant` has the page's adapter, `bare` that without its hook.
+    """
+
+    def make(folder: Path) -> None:
+        install(filled(folder / "llava", "llava"), folder / "llava" / "installed")
+        filled(folder / "deviant", "tempered-llava")
+        (folder / "deviant" / ADAPTER).write_text(FAMILY, encoding="utf-8")
+        install(folder / "deviant", folder / "deviant" / "installed")
+        shutil.copytree(folder / "deviant" / "installed", folder / "bare" / "installed")
+        (folder / "bare" / "installed" / ADAPTER).write_text(FAMILY.replace(HOOK, ""), encoding="utf-8")
+        arguments = ("-m", "tempered_llava.tiny", str(folder / "model"))
+        python(*arguments, paths=(folder / "deviant" / "installed",))
+
+    return once(tmp_path_factory, "adapter_page", make)
+
+
+def test_the_page_shows_the_template_filled_in(packages: Path) -> None:
+    [declared] = re.findall(r"```toml\n(.*?)```", PAGE, flags=re.DOTALL)
+    assert (packages / "deviant" / "pyproject.toml").read_text(encoding="utf-8") == declared
+    assert HOOK in FAMILY
+    assert len([line for line in FAMILY.splitlines() if line]) <= 30
+
+
+def test_the_page_names_every_check_and_every_hook() -> None:
+    first_cells = [line.split(" | ")[0] for line in PAGE.splitlines() if line.startswith("| `")]
+    named = {name for cell in first_cells for name in re.findall(r"`(\w+)", cell)}
+    assert named == {*CHECKS, *(field.name for field in dataclasses.fields(Adapter))}
+
+
+@pytest.mark.parametrize("name", ["llava", "deviant"])
+def test_the_tests_of_the_template_pass_where_it_is_installed(packages: Path, name: str) -> None:
+    python("-m", "pytest", "-q", str(packages / name / "tests"), paths=(packages / name / "installed",))
+
+
+def test_a_run_distils_the_family_of_the_page_and_no_broken_neighbour_is_met(
+    packages: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(packages / "model", tmp_path / "teacher")
+    student = with_settings(packages / "model", tmp_path / "student", sharpness=2.0)
+    broken = with_settings(packages / "model", tmp_path / "broken", model_type="broken_llava")
+    (tmp_path / "others").mkdir()
+    declare(tmp_path / "others", "broken_parts", GROUP, broken_llava="no_such_module:ADAPTER")
+    config = write_run(
+        tmp_path,
+        student={"model": str(student)},
+        warmup=None,
+        rounds=1,
+        train={"steps": 2, "batch_size": 4, "learning_rate": 1e-3},
+        controls=[],
+        evaluate={"agreement_tokens": 5},
+    )
+    done = command(
+        f"run {config} teacher.model={broken} output={tmp_path / 'nothing'}",
+        f"run {config}",
+        paths=(packages / "deviant" / "installed", tmp_path / "others"),
+    )
+    assert done.codes == [2, 0], done.said
+    line = "cannot be loaded: ModuleNotFoundError: No module named 'no_such_module'; mend or uninstall it"
+    assert [said for said in done.said if "broken" in said] == [
+        f"vlm-distill: error: broken_parts 0.3 ({GROUP}: broken_llava) {line}"
+    ]
+    assert not (tmp_path / "nothing").exists()
+    trained = read_json(tmp_path / "run" / "round_1" / "model" / "config.json")
+    assert (trained["model_type"], trained["sharpness"]) == ("tempered-llava", 2.0)
