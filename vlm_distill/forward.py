@@ -165,6 +165,13 @@ class CachedPrefix:
         return _hidden(self.loaded, input_ids, self.mask, positions, extras, self.cache)
 
 
+def prompt_hidden(loaded: LoadedModel, prompts: PromptBatch) -> Float[Tensor, "prompt token width"]:
+    """Return the hidden states of the prompts, which nothing continues."""
+    extras = {**prompts.extras, **prompts.token_extras}
+    positions = _positions(loaded, prompts)
+    return _hidden(loaded, prompts.input_ids, prompts.attention_mask, positions, extras)
+
+
 def forward_prompts(
     loaded: LoadedModel, prompts: PromptBatch
 ) -> tuple[Float[Tensor, "prompt token width"], CachedPrefix]:

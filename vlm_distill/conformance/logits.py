@@ -14,7 +14,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from vlm_distill.adapters.adapter import LoadedModel
-from vlm_distill.adapters.head import output_layer
 from vlm_distill.batches import PromptBatch, ResponseBatch
 from vlm_distill.conformance.findings import (
     Finding,
@@ -27,6 +26,7 @@ from vlm_distill.conformance.oracle import all_plain_logits, judged, own_inputs
 from vlm_distill.conformance.probes import Probe, response_batch
 from vlm_distill.forward import (
     prefix_shared_hidden,
+    prompt_hidden,
     shares_prefixes,
     tree_attention_hidden,
     unshared_hidden,
@@ -40,18 +40,18 @@ Result = tuple[Float[Tensor, "row column"], dict[str, Tensor]]
 
 @torch.no_grad()
 def head(probe: Probe) -> Finding:
-    """The adapter's head gives the model's own logits, from what the model hands to its output layer."""
+    """The adapter's head gives the model's own logits, from the hidden states of its body."""
     hidden, expected = own_head(probe)
     return compare_values("the head's logits against the model's", probe.loaded.head.logits(hidden), expected)
 
 
 def own_head(probe: Probe) -> tuple[Float[Tensor, "1 t width"], Float[Tensor, "1 t vocab"]]:
-    """Return what the model hands to its output layer for the first prompt, and its logits."""
-    seen: list[Tensor] = []
+    """Return the hidden states of the first prompt after the final norm, and the model's logits of it."""
     model: Any = probe.loaded.model
-    with output_layer(model).register_forward_pre_hook(lambda _, args: seen.append(args[0])):
-        logits: Tensor = model(**own_inputs(probe, 0)).logits
-    return seen[-1], logits
+    alone = probe.loaded.encode(probe.examples[:1], [probe.load_pictures(probe.examples[0])])
+    hidden = prompt_hidden(probe.loaded, alone.to(probe.loaded.device))
+    logits: Tensor = model(**own_inputs(probe, 0)).logits
+    return hidden, logits
 
 
 @torch.no_grad()
