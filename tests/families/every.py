@@ -1,4 +1,7 @@
-"""All tiny families by name, and those that must be refused, with the check that finds it."""
+"""All tiny families by name, and what is found about one of them as it is used: with measured facts."""
+
+from dataclasses import dataclass, replace
+from typing import Any
 
 from tests.families import (
     llava_like,
@@ -11,6 +14,12 @@ from tests.families import (
     text,
 )
 from tests.families.build import Build
+from vlm_distill.adapters.adapter import LoadedModel
+from vlm_distill.adapters.catalog import find_adapter
+from vlm_distill.conformance.checks import CHECKS, examine
+from vlm_distill.conformance.facts import Facts, measure
+from vlm_distill.conformance.findings import Finding
+from vlm_distill.models.load import wrap_model
 
 IMAGE_TEXT: dict[str, Build] = {
     **llava_like.FAMILIES,
@@ -22,3 +31,38 @@ IMAGE_TEXT: dict[str, Build] = {
     **seen_both_ways.FAMILIES,
 }
 TEXT: dict[str, Build] = {**text.FAMILIES, **text.DEVIANT}
+FAMILIES = {**IMAGE_TEXT, **TEXT}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What is found about a family; `failed` are its failed checks, with their lines."""
+
+    model_type: str
+    adapter: str
+    is_generic: bool
+    facts: Facts
+    findings: dict[str, Finding]
+
+    @property
+    def failed(self) -> dict[str, str]:
+        return {name: one.line for name, one in self.findings.items() if one.outcome == "failed"}
+
+
+def load_family(name: str) -> LoadedModel:
+    model, processor = FAMILIES[name]()
+    config: Any = model.config
+    return wrap_model(find_adapter(config.model_type), model, processor, path=name)
+
+
+def look_at(name: str, *, checks: tuple[str, ...] = tuple(CHECKS)) -> Found:
+    loaded = load_family(name)
+    facts = measure(loaded)
+    adapter = loaded.adapter
+    return Found(
+        model_type=loaded.model.config.model_type,  # type: ignore[union-attr]
+        adapter=adapter.name,
+        is_generic=not adapter.model_types,
+        facts=facts,
+        findings=examine(replace(loaded, adapter=facts.settled(adapter)), checks),
+    )
