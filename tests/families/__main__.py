@@ -6,12 +6,10 @@ Ends with 1 where a family is found to be other than expected (expected.py).
 """
 
 import argparse
-import time
-import warnings
 from multiprocessing import get_context
 from pathlib import Path
 
-from tests.families.every import FAMILIES, IMAGE_TEXT, TEXT, Found, look_at
+from tests.families.every import FAMILIES, IMAGE_TEXT, TEXT, Found, look_at_quietly
 from tests.families.expected import FAILS
 from vlm_distill.packages import package_version
 
@@ -27,19 +25,6 @@ share the forward of their prompt, as measured; without either they run separate
 What is true of a family need not be true of a checkpoint: `vlm-distill check-adapter MODEL` looks at yours.
 """
 COLUMNS = "| family | path | shares prompts | worst difference | found |\n| --- | --- | --- | --- | --- |\n"
-
-
-def _look(name: str) -> tuple[str, Found, float]:
-    import torch
-    from transformers.utils import logging
-
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    began = time.monotonic()
-    found = look_at(name)
-    return name, found, time.monotonic() - began
 
 
 def _row(name: str, found: Found) -> str:
@@ -82,7 +67,7 @@ def main() -> int:
     found: dict[str, Found] = {}
     unexpected = []
     with get_context("spawn").Pool(options.processes, maxtasksperchild=40) as pool:
-        for name, one, seconds in pool.imap(_look, names):
+        for name, one, seconds in pool.imap(look_at_quietly, names):
             found[name] = one
             if set(one.failed) != FAILS.get(name, set()):
                 unexpected.append(name)

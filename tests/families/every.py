@@ -1,7 +1,12 @@
 """All tiny families by name, and what is found about one of them as it is used: with measured facts."""
 
+import time
+import warnings
 from dataclasses import dataclass, replace
 from typing import Any
+
+import torch
+from transformers.utils import logging
 
 from tests.families import (
     llava_like,
@@ -66,3 +71,13 @@ def look_at(name: str, *, checks: tuple[str, ...] = tuple(CHECKS)) -> Found:
         facts=facts,
         findings=examine(replace(loaded, adapter=facts.settled(adapter)), checks),
     )
+
+
+def look_at_quietly(name: str) -> tuple[str, Found, float]:
+    """Return the same with the name and the seconds that it took, for a process of its own."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    began = time.monotonic()
+    return name, look_at(name), time.monotonic() - began
