@@ -336,7 +336,8 @@ def _parse(arguments: Sequence[str] | None) -> Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; return the exit code.
 
-    0, 1 for a model that fails a check, 2 for what a user can mend, 130 when interrupted by Ctrl-C, 143 by SIGTERM or SIGUSR1.
+    0, 1 for a model that fails a check, 2 for what a user can mend, 130 when interrupted by Ctrl-C, 143 by
+    SIGTERM or SIGUSR1.
     """
     with handled():
         return _main(arguments)
