@@ -16,11 +16,23 @@ from tests.tiny import VOCAB_SIZE
 from tests.tiny_run import write_run
 from tests.whole_runs import Copy, config_of
 from vlm_distill.cli import main
+from vlm_distill.models.skeleton import load_skeleton
+from vlm_distill.progress import silent
 from vlm_distill.runs.config import ModelConfig
+from vlm_distill.runs.proof import proven
 from vlm_distill.runs.teacher import Teacher
 from vlm_distill.teacher_cache.tiers import HIDDEN
 
 STAGES = ("warmup", "round_1", "round_2", "seqkd")
+
+
+def teacher_of(folder: Path, *, keeps_head_only: bool) -> Teacher:
+    """Return the teacher of the config in a folder, proven."""
+    config = ModelConfig(model=str(folder / "teacher"))
+    verdict = proven(load_skeleton(config.model), ("answers",), role="teacher", log=silent)
+    return Teacher(
+        config, device="cpu", keeps_head_only=keeps_head_only, vision_cache=None, verdict=verdict, log=print
+    )
 
 
 @pytest.fixture
@@ -59,8 +71,7 @@ def test_the_student_in_training_is_compared_with_the_cached_teacher(pair: tuple
 
 def test_a_live_teacher_is_frozen(tmp_path: Path) -> None:
     write_run(tmp_path)
-    config = ModelConfig(model=str(tmp_path / "teacher"))
-    teacher = Teacher(config, device="cpu", keeps_head_only=False, vision_cache=None, log=print)
+    teacher = teacher_of(tmp_path, keeps_head_only=False)
     assert not any(parameter.requires_grad for parameter in teacher.loaded.model.parameters())
 
 
@@ -75,8 +86,7 @@ def test_a_run_goes_on_after_other_held_out_answers(finished: Path, cached: Path
 
 def test_a_teacher_without_its_body_has_the_weights_of_its_output_layer_alone(tmp_path: Path) -> None:
     write_run(tmp_path)
-    config = ModelConfig(model=str(tmp_path / "teacher"))
-    teacher = Teacher(config, device="cpu", keeps_head_only=True, vision_cache=None, log=print)
+    teacher = teacher_of(tmp_path, keeps_head_only=True)
     assert sum(not parameter.is_meta for parameter in teacher.loaded.model.parameters()) == 1
     assert not any(parameter.is_meta for parameter in teacher.full().model.parameters())
     teacher.release()

@@ -20,6 +20,7 @@ from tests.tiny_run import write_run
 from tests.whole_runs import Copy, config_of
 from vlm_distill.adapters.adapter import LoadedModel
 from vlm_distill.cli import main
+from vlm_distill.conformance.verdict import Verdict
 from vlm_distill.data.dataset import open_dataset
 from vlm_distill.data.store import ResponseStore
 from vlm_distill.evaluation.agreement import Answers, agreement
@@ -223,9 +224,9 @@ def test_eval_loads_no_weights_for_answers_that_are_stored_or_that_another_engin
     shutil.copytree(finished / "eval" / "round_2" / "tiny", tmp_path / "tiny")
     loaded: list[str] = []
 
-    def load(config: ModelConfig, device: str) -> LoadedModel:
+    def load(config: ModelConfig, device: str, verdict: Verdict) -> LoadedModel:
         loaded.append(config.model)
-        return teacher.load(config, device)
+        return teacher.load(config, device, verdict)
 
     monkeypatch.setattr(pipeline, "load", load)
     assert main(arguments) == 0

@@ -26,9 +26,8 @@ from vlm_distill.conformance.findings import Finding, failed
 from vlm_distill.conformance.probes import Probe, probe_of
 from vlm_distill.errors import one_line
 
-Use: TypeAlias = Literal["answers", "learns", "recomputes", "lora", "vision_cache", "saves"]
+Use: TypeAlias = Literal["answers", "caches", "learns", "recomputes", "lora", "vision_cache", "saves"]
 """What a run does with a model: as a teacher or in an evaluation it answers, a student learns."""
-USES: tuple[Use, ...] = ("answers", "learns", "recomputes", "lora", "vision_cache", "saves")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,7 +133,7 @@ CHECKS = {
     "trained": Check(run=sampling.trained, needed_for=_for("learns"), remedy=_FORWARD),
     "cached_rows": Check(
         run=cached_rows.cached_rows,
-        needed_for=_for("answers"),
+        needed_for=_for("caches"),
         remedy="leave `cache` out: what is stored of this teacher is not what it says live",
     ),
     "learning": Check(

@@ -73,7 +73,7 @@ def _copy(loaded: LoadedModel, cut: Cut) -> LoadedModel:
         torch.manual_seed(0)
         model: Any = type(original)._from_config(config, dtype=torch.float32)
     model.generation_config = original.generation_config
-    randomise(model)
+    randomise(model, seed=1)
     for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
         if layer is not None and layer.weight.numel() > LARGE:
             layer.weight.requires_grad_(False)

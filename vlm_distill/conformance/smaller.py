@@ -5,6 +5,7 @@ stay as show every kind. Widths and vocabulary stay, because the processor is ma
 """
 
 import copy
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -74,12 +75,17 @@ def num_layers_of_every_kind(layers: Sequence[nn.Module]) -> int:
 def _kinds(layers: Sequence[nn.Module]) -> list[Any]:
     """Return what tells each layer from another: modules, shapes, and settings other than its number."""
     found = [dict(_settings(layer)) for layer in layers]
-    values = {key: [str(one.get(key)) for one in found] for one in found for key in one}
-    # What differs in all layers is a number of them, or grows with it.
-    telling = sorted(
-        key for key, of_all in values.items() if len({*of_all}) < len(layers) or len({*of_all}) == 1
-    )
-    return [tuple(values[key][place] for key in telling) for place in range(len(layers))]
+    keys = dict.fromkeys(key for one in found for key in one)
+    telling = [key for key in keys if not _counts([one[key] for one in found if key in one])]
+    return [tuple(str(one.get(key)) for key in telling) for one in found]
+
+
+def _counts(values: Sequence[Any]) -> bool:
+    """Return whether a setting is a number of the layer, or grows or shrinks with it."""
+    if not all(type(value) in (int, float) for value in values):
+        return False
+    steps = {after > before for before, after in itertools.pairwise(values) if after != before}
+    return len({*values}) == len(values) > 1 and len(steps) == 1
 
 
 def _settings(layer: nn.Module) -> Any:

@@ -1,6 +1,6 @@
 """What a run will be, without loading a weight: resolved config, pair report, and the memory it needs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -19,6 +19,7 @@ from vlm_distill.runs.folder import require_plan
 from vlm_distill.runs.memory import MicroBatchShape, estimate, weightless
 from vlm_distill.runs.plan import Step, plan, tracks
 from vlm_distill.runs.prepare import about_data, millions, recipe_of, trains_tokenizer
+from vlm_distill.runs.proof import about, student_uses, teacher_uses
 from vlm_distill.runs.teacher import load_options
 from vlm_distill.runs.usable import require_images_read, require_readable_prompts
 from vlm_distill.students.build import build_llava
@@ -54,11 +55,13 @@ def check(config: RunConfig) -> str:
     require_plan(config.folder)
     found, steps = inspect(config), plan(config)
     require_engines(config, steps, teacher=found.teacher, student=found.student, alignment=found.alignment)
+    found, proof = _with_verdicts(config, found)
     lines = dump_yaml(config.model_dump(mode="json")).rstrip().split("\n")
     lines.append(f"data: recipe {found.recipe.name} with {len(found.recipe.sources)} source(s)")
     lines += about_data(config.data)
     lines.append(f"evaluation: {', '.join(found.tasks) or 'none'}")
     lines += [f"pair: {line}" for line in found.pair.lines()] if found.pair else []
+    lines += proof
     about = " (more with the tokens that the data will give it)" if trains_tokenizer(config.student) else ""
     lines.append(f"student: {millions(found.student)} parameters{about}; the run writes to {config.folder}")
     lines += [f"step: {_line(step)}" for step in steps]
@@ -70,6 +73,15 @@ def check(config: RunConfig) -> str:
     if config.rounds and config.train and config.objective:
         lines += _memory(config, found, "rounds", config.train, config.objective)
     return "\n".join(map(printable, lines))
+
+
+def _with_verdicts(config: RunConfig, found: Inspected) -> tuple[Inspected, list[str]]:
+    """Return the models as their kept verdicts have measured them, and a line about each."""
+    student, line = about(found.student, student_uses(config), role="student")
+    if found.teacher is None:
+        return replace(found, student=student), [line]
+    teacher, first = about(found.teacher, teacher_uses(config), role="teacher")
+    return replace(found, teacher=teacher, student=student), [first, line]
 
 
 def _line(step: Step) -> str:

@@ -11,6 +11,7 @@ from vlm_distill.adapters.adapter import LoadedModel, LoadOptions
 from vlm_distill.alignment.alignment import ALL_IDS, Alignment
 from vlm_distill.alignment.pair import PairReport, pair_report, share_stops
 from vlm_distill.batches import TrainItem
+from vlm_distill.conformance.prove import settle, weighed
 from vlm_distill.data.dataset import Dataset, open_dataset
 from vlm_distill.data.draw import draw
 from vlm_distill.data.images import ImageLoader, ImageStore
@@ -28,6 +29,7 @@ from vlm_distill.runs.config import VISION_FEATURES, ModelConfig, RunConfig
 from vlm_distill.runs.evaluator import Evaluator, HeldOut, draw_held_out
 from vlm_distill.runs.folder import Cached
 from vlm_distill.runs.plan import HELD_OUT, Step, compares
+from vlm_distill.runs.proof import Proof
 from vlm_distill.runs.teacher import Teacher, load, load_options
 from vlm_distill.state import write_state
 from vlm_distill.teacher_cache.fill import CachePlan, fill_cache
@@ -40,11 +42,14 @@ class Context:
 
     All processes of a job ask for the parts in the same order, because they make some of them together.
     `seconds` is how long each step took in this process, `caches` holds what cache steps have filled in it,
-    `num_unreadable` how many prompts are left out because a model cannot read them.
+    `num_unreadable` how many prompts are left out because a model cannot read them, `proof` the verdicts on
+    its models.
     """
 
-    def __init__(self, config: RunConfig, folder: Path, steps: Sequence[Step], log: Log) -> None:
-        self.config, self.folder, self.log = config, folder, log
+    def __init__(
+        self, config: RunConfig, folder: Path, steps: Sequence[Step], *, proof: Proof, log: Log
+    ) -> None:
+        self.config, self.folder, self.proof, self.log = config, folder, proof, log
         self.steps: Mapping[str, Step] = {step.name: step for step in steps}
         self.seconds: dict[str, float] = {}
         self.caches: dict[str, CacheReader] = {}
@@ -82,11 +87,13 @@ class Context:
     def teacher(self) -> Teacher | None:
         if self.config.teacher is None:
             return None
+        assert self.proof.teacher is not None
         return Teacher(
             self.config.teacher,
             device=self.config.device,
             keeps_head_only=self.config.cache is not None,
             vision_cache=self.vision_cache,
+            verdict=self.proof.teacher,
             log=self.log,
         )
 
@@ -101,7 +108,8 @@ class Context:
     def first_student(self) -> LoadedModel:
         """The student as it is before any training, without its weights."""
         trusted = self.config.student.trust_remote_code
-        return load_skeleton(self.student_name(""), trust_remote_code=trusted)
+        skeleton = load_skeleton(self.student_name(""), trust_remote_code=trusted)
+        return settle(skeleton, self.proof.student)
 
     @property
     def alignment(self) -> Alignment:
@@ -263,7 +271,10 @@ class Context:
             self._student = None
             trusted = self.config.student.trust_remote_code
             model = ModelConfig(model=self.student_name(stage), trust_remote_code=trusted)
-            loaded = with_vision_cache(load(model, self.config.device), self.vision_cache)
+            loaded = load(model, self.config.device, self.proof.student)
+            if not stage:
+                loaded = weighed(loaded, log=self.log)
+            loaded = with_vision_cache(loaded, self.vision_cache)
             teacher = self.teacher.loaded if self.teacher else None
             self._student = (stage, share_stops(loaded, teacher, self.alignment))
         return self._student[1]

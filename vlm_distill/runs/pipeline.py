@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+from vlm_distill.conformance.prove import weighed
 from vlm_distill.data.images import ImageStore
 from vlm_distill.errors import ConfigError
 from vlm_distill.evaluation.measures import Measured
@@ -29,6 +30,7 @@ from vlm_distill.runs.folder import hold, is_complete, open_folder, print_log, r
 from vlm_distill.runs.inputs import require_same_inputs
 from vlm_distill.runs.plan import BASE, TEACHER, Kind, Step, choose, plan
 from vlm_distill.runs.prepare import introduce, prepare_data, prepare_student
+from vlm_distill.runs.proof import Proof, prove_models, proven
 from vlm_distill.runs.provenance import record_steps
 from vlm_distill.runs.stages import cache, cache_existing, generate, measure, train_student
 from vlm_distill.runs.summary import summarise
@@ -63,12 +65,12 @@ def run(config: RunConfig, *, only: Sequence[str] = (), log: Log = print_log) ->
     require_plan(config.folder)
     start(config.device)
     # What is wrong in the config or missing on this machine shows here, before anything is written.
-    _inspect(config, chosen)
+    proof = _inspect(config, chosen, log)
     if only:
         _require_ready(config.folder, steps, chosen)
     with _opened(config, steps) as folder:
         _announce(config, folder, chosen, log)
-        context = Context(config, folder, steps, log)
+        context = Context(config, folder, steps, proof=proof, log=log)
         measured = _walk(context, chosen)
         features = context.vision_cache
         if features and features.num_computed + features.num_found:
@@ -96,13 +98,13 @@ def fill_caches(config: RunConfig, *, log: Log = print_log) -> list[str]:
     require_plan(config.folder)
     start(config.device)
     asked = [step for step in steps if step.track == TEACHER and step.kind == "generate"]
-    _inspect(config, asked)
+    proof = _inspect(config, asked, log)
     if not read_by_teacher(config):
         raise ConfigError("cache: no objective of this run reads the teacher; nothing to cache")
     with _opened(config, steps) as folder:
         where = folder / "cache"
         log(f"cache {config.name}: writes to {where}; safe to interrupt, the same command continues")
-        context = Context(config, folder, steps, log)
+        context = Context(config, folder, steps, proof=proof, log=log)
         before = (*BASE, "held_out.generate", "held_out.cache")
         _walk(context, [step for step in steps if step.name in before])
         introduce(context)
@@ -124,9 +126,10 @@ def evaluate_model(
     images = ImageStore(folder / "images")
     # Questions share images; there is no run folder to keep features in.
     store = FeatureStore(VisionCacheConfig(), folder=None, log=log)
-    # Not for stored answers, nor for another engine.
-    full = functools.cache(lambda: with_vision_cache(load(config, device), store))
     loaded = without_weights(config, options)
+    verdict = proven(loaded, ("answers", "vision_cache"), role="model", log=log)
+    full = functools.cache(lambda: with_vision_cache(weighed(load(config, device, verdict), log=log), store))
+    # Loaded neither for stored answers nor for another engine.
     asked = Asked(loaded=loaded, load_images=images.load_images, options=options, full=full)
     if not has_answers(folder, evaluate.suite, shuffle_images=evaluate.shuffle_images):
         require_images_read(loaded, "model", None, tasks)
@@ -145,9 +148,11 @@ def _opened(config: RunConfig, steps: Sequence[Step]) -> AbstractContextManager[
     return open_folder(config, steps, check=lambda: require_same_inputs(config, config.folder, steps))
 
 
-def _inspect(config: RunConfig, chosen: Sequence[Step]) -> None:
+def _inspect(config: RunConfig, chosen: Sequence[Step], log: Log) -> Proof:
+    """Return the verdicts on the models of a run, or refuse what it cannot be done with."""
     found = inspect(config)
     require_engines(config, chosen, teacher=found.teacher, student=found.student, alignment=found.alignment)
+    return prove_models(config, found.teacher, found.student, log)
 
 
 def _require_ready(folder: Path, steps: Sequence[Step], chosen: Sequence[Step]) -> None:

@@ -15,7 +15,7 @@ from vlm_distill.processes import on_main
 from vlm_distill.records import Example
 from vlm_distill.runs.config import DataConfig, StudentConfig
 from vlm_distill.runs.context import Context
-from vlm_distill.runs.provenance import Provenance, environment, write_provenance
+from vlm_distill.runs.provenance import Proven, Provenance, environment, write_provenance
 from vlm_distill.state import find_state, write_state
 from vlm_distill.students.build import build_llava
 from vlm_distill.students.pruning import shrink_student
@@ -75,6 +75,11 @@ def introduce(context: Context) -> None:
         unreadable_prompts=context.num_unreadable,
         student=student.fingerprint,
         teacher=teacher.loaded.fingerprint if teacher else None,
+        proven={
+            role: Proven(verdict=verdict.hash, is_generic=verdict.is_generic)
+            for role, verdict in (("teacher", context.proof.teacher), ("student", context.proof.student))
+            if verdict is not None
+        },
     )
     on_main(lambda: write_provenance(context.folder, provenance))
     # The teacher works next.

@@ -36,11 +36,20 @@ class Environment:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Proven:
+    """The hash of the verdict on a model's structure, and whether its family has no adapter of its own."""
+
+    verdict: str
+    is_generic: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Provenance(Environment):
     """The environment of the last start, the seed, and fingerprints of what the run reads.
 
     `student` is that before any training. `unreadable_prompts` are left out because a model cannot read them:
-    their number in training and held out. `steps` are the environments in which steps were made, by name.
+    their number in training and held out. `proven` are the teacher and the student at its start. `steps` are
+    the environments in which steps were made, by name.
     """
 
     seed: int
@@ -49,6 +58,7 @@ class Provenance(Environment):
     student: str
     teacher: str | None
     unreadable_prompts: Mapping[str, int] = field(default_factory=dict)
+    proven: Mapping[str, Proven] = field(default_factory=dict)
     steps: Mapping[str, Environment] = field(default_factory=dict)
     format_version: Literal[1] = 1
 

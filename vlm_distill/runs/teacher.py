@@ -6,6 +6,8 @@ from dataclasses import replace
 import torch
 
 from vlm_distill.adapters.adapter import LoadedModel, LoadOptions
+from vlm_distill.conformance.prove import settle, weighed
+from vlm_distill.conformance.verdict import Verdict
 from vlm_distill.models.feature_store import FeatureStore
 from vlm_distill.models.fingerprint import locate
 from vlm_distill.models.load import load_model
@@ -18,9 +20,12 @@ from vlm_distill.runs.config import ModelConfig
 from vlm_distill.runs.usable import require_answers, require_readable_prompts
 
 
-def load(config: ModelConfig, device: str) -> LoadedModel:
-    """Load the model that a config names; `device` "auto" is the accelerator of this machine, or the CPU."""
-    return require_answers(load_model(config.model, load_options(config, device)))
+def load(config: ModelConfig, device: str, verdict: Verdict) -> LoadedModel:
+    """Load the model that a config names, as its verdict has measured it.
+
+    `device` "auto" is the accelerator of this machine, or the CPU.
+    """
+    return require_answers(settle(load_model(config.model, load_options(config, device)), verdict))
 
 
 def load_options(config: ModelConfig, device: str) -> LoadOptions:
@@ -45,8 +50,8 @@ def without_weights(config: ModelConfig, options: LoadOptions) -> LoadedModel:
 class Teacher:
     """The teacher of a run.
 
-    `loaded` is what training needs: the full model, or where `keeps_head_only` its output layer, which knows
-    tokenizer, processor and fingerprint too.
+    `verdict` is that on its structure. `loaded` is what training needs: the full model, or where
+    `keeps_head_only` its output layer, which knows tokenizer, processor and fingerprint too.
     """
 
     def __init__(
@@ -56,12 +61,14 @@ class Teacher:
         device: str,
         keeps_head_only: bool,
         vision_cache: FeatureStore | None,
+        verdict: Verdict,
         log: Log,
     ) -> None:
         self._config, self._device, self._vision_cache, self._log = config, device, vision_cache, log
+        self._verdict = verdict
         self._full: LoadedModel | None = None
         if keeps_head_only:
-            self.loaded = light_model(config.model, load_options(config, device))
+            self.loaded = settle(light_model(config.model, load_options(config, device)), verdict)
         else:
             self.loaded = self._full = self._load()
 
@@ -73,7 +80,7 @@ class Teacher:
         return self._full
 
     def _load(self) -> LoadedModel:
-        loaded = load(self._config, self._device)
+        loaded = weighed(load(self._config, self._device, self._verdict), log=self._log)
         # Else autocast would keep a copy in half precision of every weight.
         loaded.model.requires_grad_(False)
         return with_vision_cache(loaded, self._vision_cache)
