@@ -260,6 +260,26 @@ def test_a_model_that_reads_prompts_by_an_encoder_is_refused():
         wrap_model(find_adapter("t5gemma2"), *t5gemma2(), path="t5gemma2")
 
 
+@pytest.mark.parametrize(
+    ("model_type", "parts"),
+    [
+        ("phi4_multimodal", "vision_config and audio_config"),
+        ("moshi", "audio_encoder_config"),
+        ("moss_transcribe_diarize", "audio_config"),
+    ],
+)
+def test_a_text_model_that_reads_more_than_text_is_not_taken_for_one_without_a_word(
+    saved: Path, model_type: str, parts: str
+):
+    (saved / "config.json").write_text(json.dumps({"model_type": model_type}))
+    for read in (load_model, load_skeleton):
+        with pytest.raises(AdapterError) as caught:
+            read(str(saved))
+        assert f"model type '{model_type}' has " in str(caught.value)
+        assert all(part in str(caught.value) for part in parts.split(" and "))
+        assert "beside text is not supported" in str(caught.value)
+
+
 def test_any_model_of_transformers_goes_the_generic_path_of_what_it_reads():
     assert find_adapter("llama").name == find_adapter("gpt2").name == "causal_lm"
     assert find_adapter("llava").name == "llava"

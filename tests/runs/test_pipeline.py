@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from tests.commands import error_of, run
+from tests.distributions import declare, forget
 from tests.engines import VLLM_INSTALLED
 from tests.scripted_engine import ScriptedEngine
 from tests.state_files import change_state
@@ -315,6 +316,36 @@ def test_parts_that_cannot_learn_are_said_before_anything_is_written(
     config = write_run(tmp_path)
     assert message in error_of(capsys, run(config, override))
     assert message in error_of(capsys, main(["check", str(config), override]))
+    assert not (tmp_path / "run").exists()
+
+
+MISSPELT = """
+from dataclasses import replace
+from vlm_distill.adapters.llava import LLAVA
+
+PARTS = {"vision": ("model.vision_towr.",), "projector": ("model.multi",), "language": ("model.language",)}
+ADAPTER = replace(LLAVA, name="bold", parts=PARTS)
+"""
+
+
+@pytest.mark.parametrize("verb", ["check", "run"])
+def test_an_installed_family_that_misspells_a_component_is_refused_before_anything_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    config = write_run(tmp_path)
+    save_model(tiny_llava(0), tmp_path / "student")
+    (tmp_path / "misspelt_parts.py").write_text(MISSPELT)
+    declare(tmp_path, "misspelt", "vlm_distill.adapters", llava="misspelt_parts:ADAPTER")
+    monkeypatch.syspath_prepend(tmp_path)
+    forget()
+    try:
+        student = f"student={{model: {tmp_path / 'student'}}}"
+        line = error_of(capsys, main([verb, str(config), student, "train.trainable={vision: frozen}"]))
+    finally:
+        monkeypatch.undo()
+        forget()
+    assert "parts.vision of family 'bold': expected parameters below 'model.vision_towr.'" in line
+    assert "found model.vision_tower, " in line
     assert not (tmp_path / "run").exists()
 
 

@@ -3,16 +3,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
-from tests.stages import config, make_stage
+from tests.stages import config, load_images, make_items, make_stage
 from tests.tiny import add_statistics, fresh, tiny_llava, tiny_text_model
 from tests.tiny_families import FAMILIES
 from vlm_distill.adapters.adapter import LoadedModel
 from vlm_distill.errors import AdapterError
+from vlm_distill.forward import unshared_hidden
+from vlm_distill.losses import DPO
 from vlm_distill.models.gradient_checkpointing import recompute_activations
 from vlm_distill.models.lora import Lora
 from vlm_distill.training.config import Trainable
+from vlm_distill.training.items import collate
 from vlm_distill.training.parts import prepare_parts, training_mode
+from vlm_distill.training.reference import reference_log_probs
 from vlm_distill.training.trainer import Trainer
 
 LORA = Lora(rank=2, alpha=4)
@@ -101,3 +107,97 @@ def test_running_statistics_move_where_the_weights_learn_only(
     stage = make_stage(tmp_path, student=student)
     Trainer(config(trainable=Trainable(vision=vision)), stage, print).optimizer_step()
     assert (not torch.equal(statistics.running_mean, before)) is moves
+
+
+class Dropping(nn.Module):
+    """A layer around another that drops values out by its own mode, as older decoder layers do."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, hidden: torch.Tensor, **options: object) -> torch.Tensor:
+        return torch.dropout(self.layer(hidden, **options), 0.5, self.training)
+
+
+class DroppingLayer(GradientCheckpointingLayer, Dropping):
+    pass
+
+
+def noisy_llava() -> LoadedModel:
+    """Return a LLaVA whose tower normalises over the batch, and which drops values out everywhere."""
+    student = fresh(tiny_llava())
+    add_statistics(student)
+    tower, language = student.model.model.vision_tower, student.model.model.language_model
+    tower.dropped = nn.Dropout(0.5)
+    embeddings = next(module for name, module in tower.named_modules() if name.endswith("embeddings"))
+    embeddings.register_forward_hook(lambda module, args, states: tower.dropped(states))
+    language.layers[0] = DroppingLayer(language.layers[0])
+    student.model.eval()
+    return student
+
+
+def hidden_of(loaded: LoadedModel) -> torch.Tensor:
+    batch = collate(make_items(3), student=loaded, teacher=None, load_images=load_images)
+    # With a graph, without which nothing is recomputed.
+    return unshared_hidden(loaded, batch.student_prompts, batch.responses).detach()
+
+
+def images_of(loaded: LoadedModel) -> torch.Tensor:
+    pictures = [load_images(item.example) for item in make_items(3)]
+    pixels = loaded.encode([item.example for item in make_items(3)], pictures).extras["pixel_values"]
+    with torch.no_grad():
+        return loaded.adapter.image_features(loaded.model, pixels)
+
+
+@pytest.mark.parametrize("language", ["full", LORA])
+@pytest.mark.parametrize("recomputes", [False, True])
+def test_a_frozen_tower_says_in_training_what_it_says_in_evaluation_before_and_after(
+    tmp_path: Path, language: object, recomputes: bool
+) -> None:
+    student = noisy_llava()
+    expected, buffers = images_of(student), dict(student.model.model.vision_tower.named_buffers())
+    buffers = {name: value.clone() for name, value in buffers.items()}
+    settings = config(
+        trainable=Trainable(vision="frozen", language=language), gradient_checkpointing=recomputes
+    )
+    trainer = Trainer(settings, make_stage(tmp_path, student=student), print)
+    trainer.optimizer_step()
+    assert torch.equal(images_of(student), expected)
+    assert modes(student, "model.vision_tower.") == {False}
+    assert modes(student, "model.language_model.layers.1.") == {True}
+    for name, value in student.model.model.vision_tower.named_buffers():
+        assert torch.equal(value, buffers[name]), name
+
+
+@pytest.mark.parametrize("recomputes", [False, True])
+def test_frozen_layers_drop_nothing_out_in_their_own_forward(tmp_path: Path, recomputes: bool) -> None:
+    student = noisy_llava()
+    expected = hidden_of(student)
+    settings = config(
+        trainable=Trainable(vision="frozen", language="frozen"), gradient_checkpointing=recomputes
+    )
+    trainer = Trainer(settings, make_stage(tmp_path, student=student), print)
+    torch.testing.assert_close(hidden_of(student), expected)
+    trainer.optimizer_step()
+    layer = student.model.model.language_model.layers[0]
+    assert layer.training is recomputes
+    assert not torch.equal(hidden_of(student), expected)  # the projector has learnt
+
+
+def test_a_live_teacher_says_the_same_before_during_and_after_training(tmp_path: Path) -> None:
+    teacher = noisy_llava()
+    expected = hidden_of(teacher)
+    trainer = Trainer(config(), make_stage(tmp_path, teacher=teacher), print)
+    trainer.optimizer_step()
+    assert modes(teacher, "") == {False}
+    assert torch.equal(hidden_of(teacher), expected)
+
+
+def test_the_reference_of_dpo_is_the_student_without_dropout(tmp_path: Path) -> None:
+    student = noisy_llava()
+    stage = make_stage(tmp_path, student=student, objective=DPO().build())
+    Trainer(config(), stage, print)  # puts the student into training mode
+    scored = [reference_log_probs(replace(stage, key=key), config(), log=print) for key in ("a", "b")]
+    assert scored[0] == scored[1]
+    assert student.model.training

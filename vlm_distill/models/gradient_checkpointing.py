@@ -1,5 +1,6 @@
 """Gradient checkpointing: layers keep no activations and are forwarded again in the backward pass."""
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -25,6 +26,26 @@ def recompute_activations(loaded_model: nn.Module) -> None:
     # transformers makes all embeddings require gradients, which only the reentrant variant needs; a frozen
     # vision tower would be forwarded twice and backward once.
     model.disable_input_require_grads()
+
+
+def rest_inside(layer: nn.Module) -> None:
+    """Let a layer that recomputes its activations run in eval mode, in place.
+
+    It stays in training mode around its forward, where transformers decides on the recomputation.
+    """
+    recompute: Callable[..., Any] = layer._gradient_checkpointing_func  # type: ignore[assignment]
+
+    def resting(forward: Callable[..., Any], *inputs: Any) -> Any:
+        def in_eval_mode(*inputs: Any) -> Any:
+            layer.training = False
+            try:
+                return forward(*inputs)
+            finally:
+                layer.training = True
+
+        return recompute(in_eval_mode, *inputs)
+
+    layer._gradient_checkpointing_func = resting  # type: ignore[assignment]
 
 
 def keep_activations(loaded_model: nn.Module) -> None:

@@ -8,10 +8,11 @@ from typing import Any
 
 from safetensors import safe_open
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
 
 from vlm_distill.adapters.adapter import Adapter, LoadedModel, LoadOptions
 from vlm_distill.adapters.catalog import find_adapter, load_family
+from vlm_distill.adapters.causal_lm import CAUSAL_LM
 from vlm_distill.adapters.chat import find_image_token_ids, find_stop_ids
 from vlm_distill.adapters.foreign import REMEDY, blaming
 from vlm_distill.errors import AdapterError, one_line, shown
@@ -32,6 +33,8 @@ TRUST = (
     "it brings code of its own, which runs only where you trust it: `trust_remote_code: true` beside `model` "
     "in a config, `--trust-remote-code` for eval and export, and nowhere for the parts of a build"
 )
+# Parts of a config for what is not text.
+_SENSES = re.compile("vision|image|video|audio|speech")
 # Layers are built as modules and ids are listed, even without weights; no model has a tenth of these.
 MOST = {"num_hidden_layers": 1000, "vocab_size": 2**24}
 # Of towers too, under the names that families have for them.
@@ -111,7 +114,20 @@ def load_config(path: Path, name: str, *, trust_remote_code: bool = False) -> An
                     f"{name}: config.json: expected 1 to {most:,} {key}, got {value}; {REMEDY}"
                 )
     _require_own_files(config, name, trust_remote_code=trust_remote_code)
+    _require_text_alone(config, name)
     return config
+
+
+def _require_text_alone(config: Any, name: str) -> None:
+    """Refuse to take for a text model what transformers has as one, and what reads pictures or sounds too."""
+    values = vars(config).items()
+    others = [key for key, value in values if _SENSES.search(key) and isinstance(value, PreTrainedConfig)]
+    if others and find_adapter(config.model_type) is CAUSAL_LM:
+        raise AdapterError(
+            f"{name}: model type {config.model_type!r} has {' and '.join(others)}, but no class of "
+            "image-text models in transformers: what it reads beside text is not supported; choose another "
+            "model, or an adapter of a package for it"
+        )
 
 
 def remedy_for(path: Path, *, trust_remote_code: bool) -> str:

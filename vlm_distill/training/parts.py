@@ -7,6 +7,7 @@ from torch import nn
 
 from vlm_distill.adapters.adapter import LoadedModel, Part
 from vlm_distill.errors import AdapterError, few
+from vlm_distill.models.gradient_checkpointing import rest_inside
 from vlm_distill.models.lora import Lora, add_lora, part_of
 from vlm_distill.progress import Log, silent
 from vlm_distill.training.bypassed import bypassed_layers
@@ -95,6 +96,8 @@ def training_mode(loaded: LoadedModel, trainable: Trainable) -> None:
         keeps_statistics = treatment != "full" and getattr(module, "track_running_stats", False)
         if (treatment == "frozen" and not recomputes) or keeps_statistics:
             module.training = False
+        elif treatment == "frozen":
+            rest_inside(module)
 
 
 def moving_statistics(model: nn.Module) -> set[str]:
