@@ -65,7 +65,8 @@ def _features(
 ) -> Float[Tensor, "b key width"]:
     """Return the projected features of all tiles, zeros for prompts without pictures."""
     seen = base.vision_model(**{name: extras[name] for name in PIXELS}).last_hidden_state
-    found = base.multi_modal_projector(seen).flatten(1, 3)  # [with pictures, key, width]
+    # The tower may live on another device than the embeddings.
+    found = base.multi_modal_projector(seen).flatten(1, 3).to(has_pictures.device)  # [pictured, key, width]
     every: Tensor = found.new_zeros((len(has_pictures), *found.shape[1:]))
     return every.index_put((has_pictures,), found)
 
