@@ -11,12 +11,14 @@ from peft.tuners.lora import LoraLayer
 from PIL import Image as Picture
 from torch import Tensor
 
+from tests.families.packed_like import kimi_k25
 from tests.tiny import tiny_llava, tiny_text_model
 from tests.tiny_families import FAMILIES, tiny_bert, tiny_gpt2, tiny_granite, tiny_jamba
 from tests.tiny_qwen import FAMILIES as QWEN
 from tests.tiny_qwen import tiny_qwen
 from vlm_distill.adapters.adapter import LoadedModel
 from vlm_distill.adapters.body import hidden_states
+from vlm_distill.adapters.catalog import find_adapter
 from vlm_distill.adapters.chat import (
     encode_image_text,
     encode_text,
@@ -28,7 +30,7 @@ from vlm_distill.batches import Head, PromptBatch
 from vlm_distill.conformance.checks import CHECKS, examine
 from vlm_distill.models.feature_store import FeatureStore, VisionCacheConfig
 from vlm_distill.models.gradient_checkpointing import cache_disabled
-from vlm_distill.models.load import load_model
+from vlm_distill.models.load import load_model, wrap_model
 from vlm_distill.models.vision_cache import with_vision_cache
 
 TEXT_ONLY = {"placeholders", "pictures", "token_extras", "vision_cache"}
@@ -233,6 +235,13 @@ def test_a_body_of_its_own_is_reached_by_training_and_sampling_alike(
 
 def test_a_model_that_attends_both_ways_is_no_causal_one() -> None:
     assert examine(tiny_bert(), ["causal"])["causal"].outcome == "failed"
+
+
+def test_a_model_in_half_precision_is_judged_on_pixels_in_half_precision() -> None:
+    model, processor = kimi_k25()
+    loaded = wrap_model(find_adapter("kimi_k25"), model.bfloat16(), processor, path="tiny-kimi")
+    [found] = examine(loaded, ["generated"]).values()
+    assert found.outcome == "passed", found.line
 
 
 def test_pictures_in_another_order_are_noticed() -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.families import packed_like
 from tests.families.other_image_text import deepseek_vl_hybrid
 from tests.families.recent_image_text import emu3
 from tests.tiny import tiny_llava, tiny_text_model
@@ -22,6 +23,17 @@ def test_what_merges_patches_inside_a_tower_is_the_projector(family: str) -> Non
     assert found["vision"] == ("model.visual.",)
     assert found["projector"][0] == "model.visual.merger."
     assert found["language"] == ("model.language_model.", "lm_head.")
+
+
+@pytest.mark.parametrize(
+    ("build", "inside"),
+    [
+        (packed_like.hunyuan_vl, {"model.vision_tower.patch_merger."}),
+        (packed_like.qwen3_omni_moe_thinker, {"model.visual.merger.", "model.visual.merger_list."}),
+    ],
+)
+def test_what_merges_patches_has_other_names_too(build, inside) -> None:
+    assert set(find_parts(build()[0])["projector"]) == inside
 
 
 def test_a_text_model_is_all_language() -> None:

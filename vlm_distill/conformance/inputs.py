@@ -8,6 +8,7 @@ from PIL import Image as Picture
 from torch import Tensor
 
 from vlm_distill.adapters.adapter import LoadedModel
+from vlm_distill.adapters.body import dtype_of
 from vlm_distill.records import Example
 
 
@@ -29,4 +30,9 @@ def processed(loaded: LoadedModel, example: Example, pictures: Sequence[Picture.
         chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
     )
     taken = set(inspect.signature(model.forward).parameters) - {"labels"}
-    return {name: value.to(loaded.device) for name, value in made.items() if name in taken}
+    dtype = dtype_of(model)  # Not every class casts the float32 pixels of its processor.
+    return {
+        name: value.to(loaded.device, dtype) if value.is_floating_point() else value.to(loaded.device)
+        for name, value in made.items()
+        if name in taken
+    }

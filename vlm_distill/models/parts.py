@@ -14,7 +14,15 @@ from vlm_distill.adapters.head import output_layer
 from vlm_distill.models.layers import decoder_of
 
 ENCODERS = ("vision_config", "audio_config", "high_res_vision_config", "vq_config")
-MERGERS = ("merger", "deepstack_merger_list", "projector", "connector", "aligner")
+MERGERS = (
+    "merger",
+    "merger_list",
+    "deepstack_merger_list",
+    "patch_merger",
+    "projector",
+    "connector",
+    "aligner",
+)
 """Modules inside a tower that make its features the language model's."""
 
 
