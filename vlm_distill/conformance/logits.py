@@ -155,6 +155,9 @@ def with_gradients(probe: Probe, logits_of: Logits) -> Result:
     """Return logits and the gradient of every parameter that they depend on, by name; none is accumulated."""
     learning = {name: p for name, p in probe.loaded.model.named_parameters() if p.requires_grad}
     logits = logits_of(probe)
+    if not logits.requires_grad:
+        # Nothing that learns was reached: a picture as tokens of a codebook has no gradient.
+        return logits, {}
     gradients = torch.autograd.grad(weighted_square(logits), list(learning.values()), allow_unused=True)
     found = zip(learning, gradients, strict=True)
     return logits.detach(), {name: gradient for name, gradient in found if gradient is not None}
