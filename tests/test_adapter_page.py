@@ -1,6 +1,7 @@
 """docs/adapters.md and its template: the family that the page shows, installed as a package and distilled."""
 
 import dataclasses
+import json
 import re
 import shutil
 from pathlib import Path
@@ -75,9 +76,20 @@ def test_the_page_names_every_check_and_every_hook() -> None:
     assert named == {*CHECKS, *(field.name for field in dataclasses.fields(Adapter))}
 
 
-@pytest.mark.parametrize("name", ["llava", "deviant"])
-def test_the_tests_of_the_template_pass_where_it_is_installed(packages: Path, name: str) -> None:
-    python("-m", "pytest", "-q", str(packages / name / "tests"), paths=(packages / name / "installed",))
+def test_check_adapter_proves_the_family_and_refuses_it_without_its_hook(packages: Path) -> None:
+    verb = f"check-adapter {packages / 'model'} --json"
+    done = {name: command(verb, paths=(packages / name / "installed",)) for name in ("deviant", "bare")}
+    assert {name: one.codes for name, one in done.items()} == {"deviant": [0], "bare": [1]}
+    findings = json.loads(done["bare"].printed)["findings"]
+    failed = [name for name, finding in findings.items() if finding["outcome"] == "failed"]
+    assert failed[0] == "head"
+    said = PAGE.partition("## An example\n")[2].partition(" fail on the generic path")[0]
+    assert [name for name in failed if not name.startswith("weights")] == re.findall(r"`(\w+)`", said)
+    assert "`head`" in findings["head"]["remedy"]
+
+
+def test_the_tests_of_the_template_pass_where_it_is_installed(packages: Path) -> None:
+    python("-m", "pytest", "-q", str(packages / "llava" / "tests"), paths=(packages / "llava" / "installed",))
 
 
 def test_a_run_distils_the_family_of_the_page_and_no_broken_neighbour_is_met(
@@ -98,15 +110,15 @@ def test_a_run_distils_the_family_of_the_page_and_no_broken_neighbour_is_met(
         evaluate={"agreement_tokens": 5},
     )
     done = command(
+        f"check-adapter {broken}",
         f"run {config} teacher.model={broken} output={tmp_path / 'nothing'}",
         f"run {config}",
         paths=(packages / "deviant" / "installed", tmp_path / "others"),
     )
-    assert done.codes == [2, 0], done.said
+    assert done.codes == [2, 2, 0], done.said
     line = "cannot be loaded: ModuleNotFoundError: No module named 'no_such_module'; mend or uninstall it"
-    assert [said for said in done.said if "broken" in said] == [
-        f"vlm-distill: error: broken_parts 0.3 ({GROUP}: broken_llava) {line}"
-    ]
+    refused = f"vlm-distill: error: broken_parts 0.3 ({GROUP}: broken_llava) {line}"
+    assert [said for said in done.said if "broken" in said] == [refused, refused]
     assert not (tmp_path / "nothing").exists()
     trained = read_json(tmp_path / "run" / "round_1" / "model" / "config.json")
     assert (trained["model_type"], trained["sharpness"]) == ("tempered-llava", 2.0)
