@@ -49,6 +49,8 @@ def single_forward_hidden(
 
 def shares_prefixes(loaded: LoadedModel, *, in_one_forward: bool = False) -> bool:
     """Say whether responses of one prompt share its forward, in the mode that the model is in."""
+    if not loaded.adapter.supports_left_padding:
+        return False
     if in_one_forward or cache_disabled(loaded.model):
         return loaded.adapter.supports_one_sequence and takes_block_mask(loaded.model)
     return loaded.adapter.supports_prefix_sharing
@@ -59,7 +61,8 @@ def unshared_hidden(
 ) -> Float[Tensor, "row width"]:
     """Forward every response with its own copy of its prompt.
 
-    Both are one sequence: left-padded prompt, right-padded response.
+    Both are one sequence: left-padded prompt, right-padded response. Where padding on the left reaches the
+    numbers it goes behind the response, where no token sees it.
     """
     index = responses.prompt_index
     repeated = prompts.select(index)
@@ -73,7 +76,8 @@ def unshared_hidden(
     positions = _positions(loaded, prompts)[..., index, :]
     following = positions[..., -1:] + responses.mask.cumsum(dim=1)
     positions = torch.cat([positions, following], dim=-1)[..., :-1]
-    hidden = _hidden(loaded, input_ids, mask, positions, extras)
+    forward = _hidden if loaded.adapter.supports_left_padding else _padded_right
+    hidden = forward(loaded, input_ids, mask, positions, extras)
     predicting = hidden[:, repeated.input_ids.shape[1] - 1 :]  # [response, token, width]
     return predicting[responses.mask]
 
@@ -229,6 +233,23 @@ def _continued(
 
 def _repeated(value: Shaped[Tensor, "row 1 *rest"], width: int) -> Shaped[Tensor, "row width *rest"]:
     return value.expand(-1, width, *value.shape[2:])
+
+
+def _padded_right(
+    loaded: LoadedModel,
+    input_ids: Int[Tensor, "b t"],
+    mask: Int[Tensor, "b t"],
+    positions: Int[Tensor, "*axes b t"],
+    extras: Mapping[str, Tensor],
+) -> Float[Tensor, "b t width"]:
+    """Return the same with the padding of every row behind its tokens; the states stand where the ids do."""
+    order = (mask == 0).int().argsort(dim=1, stable=True)
+    rows = torch.arange(len(order), device=order.device)[:, None]
+    moved = {
+        name: value[rows, order] if value.shape[:2] == mask.shape else value for name, value in extras.items()
+    }
+    hidden = _hidden(loaded, input_ids[rows, order], mask[rows, order], positions[..., rows, order], moved)
+    return hidden[rows, order.argsort(dim=1)]
 
 
 def _slots(prompt_index: Int[Tensor, " response"]) -> Int[Tensor, " response"]:

@@ -69,7 +69,9 @@ class Adapter:
     `head(model)` returns the output layer.
     `supports_prefix_sharing` says that several continuations of one prefix can share its cache, which
     recurrent states do not allow, `supports_one_sequence` that they can follow it in one sequence under a
-    mask. Both are measured on the model (conformance/facts.py); a record can only forbid them.
+    mask, `supports_left_padding` that padding before a prompt changes nothing: without it rows are padded
+    behind their tokens, nothing is shared, and prompts are answered one at a time. All are measured on the
+    model (conformance/facts.py); a record can only forbid them.
 
     Three hooks let a frozen vision tower run once per image; None where images enter in another way.
     `image_features(model, pixels)` returns what the tower (`parts["vision"]`) gives, before the projector,
@@ -106,6 +108,7 @@ class Adapter:
     head: Callable[[nn.Module], Head] = output_head
     supports_prefix_sharing: bool = True
     supports_one_sequence: bool = True
+    supports_left_padding: bool = True
     image_features: (
         Callable[
             [nn.Module, Float[Tensor, "image channel height width"]], Float[Tensor, "image token features"]

@@ -40,7 +40,7 @@ def hidden_states(
     # Some bodies take by `**kwargs` what the whole model names.
     named = own | _named_by(whole.__class__)
     # The name of the cache since transformers 5.24, and the one before.
-    cache_name = "cache" if "cache" in own else "past_key_values"
+    cache_name = "cache" if "cache" in named else "past_key_values"
     if cache is not None and _is_recurrent(cache):
         # What was before is in the states, where padding has left nothing.
         attention_mask = attention_mask[:, -tokens.shape[1] :]

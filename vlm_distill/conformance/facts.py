@@ -23,15 +23,17 @@ SHORT = ((0, 2), (0, 3))
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Facts:
-    """Which output layer gives the model's own logits, and in which ways responses share their prompt.
+    """Which output layer gives the model's own logits, where padding may stand, and how prompts are shared.
 
     `head` is that of the adapter, or the layer without the scale and soft cap of the config. `prefix_sharing`
-    is by a cache, `one_sequence` by a mask of queries by keys. `lines` say how it was found out.
+    is by a cache, `one_sequence` by a mask of queries by keys. `left_padding` says that padding before a
+    prompt changes nothing. `lines` say how it was found out.
     """
 
     head: HeadKind
     prefix_sharing: bool
     one_sequence: bool
+    left_padding: bool
     lines: Mapping[str, str]
 
     def settled(self, adapter: Adapter) -> Adapter:
@@ -41,6 +43,7 @@ class Facts:
             head=adapter.head if self.head == "adapter" else plain_head,
             supports_prefix_sharing=adapter.supports_prefix_sharing and self.prefix_sharing,
             supports_one_sequence=adapter.supports_one_sequence and self.one_sequence,
+            supports_left_padding=adapter.supports_left_padding and self.left_padding,
         )
 
 
@@ -48,12 +51,18 @@ def measure(loaded: LoadedModel) -> Facts:
     """Return the facts of a model, which is small or a copy (random_copy.py)."""
     kind = fitting_head(loaded)
     fitted = replace(loaded, adapter=replace(loaded.adapter, head=plain_head)) if kind == "plain" else loaded
+    padded = find(CHECKS["padding"], probe_of(fitted)).outcome == "passed"
+    if not padded:
+        fitted = replace(fitted, adapter=replace(fitted.adapter, supports_left_padding=False))
     probe = probe_of(fitted, lengths=SHORT)
     cache, sequence = (find(CHECKS[name], probe) for name in ("prefix_shared", "one_sequence"))
     lines = {
         "output layer": "measured, as the config says"
         if kind == "adapter"
         else "measured, without the scale and soft cap of the config, which this class does not apply",
+        "padding": "measured, exact on the left"
+        if padded
+        else "measured, not exact on the left: rows are padded on the right, prompts answered one at a time",
         "prefix sharing": _said(cache, allowed=loaded.adapter.supports_prefix_sharing),
         "one sequence": _said(sequence, allowed=loaded.adapter.supports_one_sequence),
     }
@@ -61,6 +70,7 @@ def measure(loaded: LoadedModel) -> Facts:
         head=kind,
         prefix_sharing=cache.outcome == "passed",
         one_sequence=sequence.outcome == "passed",
+        left_padding=padded,
         lines=lines,
     )
 

@@ -171,7 +171,7 @@ def _blank(loaded: LoadedModel, findings: Mapping[str, Finding]) -> Verdict:
         packages=versions(),
         copied="nothing",
         judge="transformers",
-        facts=Facts(head="adapter", prefix_sharing=False, one_sequence=False, lines={}),
+        facts=Facts(head="adapter", prefix_sharing=False, one_sequence=False, left_padding=True, lines={}),
         notes={},
         findings=findings,
     )

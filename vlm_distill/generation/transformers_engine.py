@@ -77,6 +77,8 @@ class TransformersEngine:
 
     def generate(self, examples: Sequence[Example], sampling: Sampling) -> list[Completion]:
         loaded = self._whole()
+        if len(examples) > 1 and not loaded.adapter.supports_left_padding:
+            return [one for example in examples for one in self.generate([example], sampling)]
         prompts = loaded.encode(examples, [self.load_images(example) for example in examples])
         uniforms = row_uniforms([example.id for example in examples], sampling)
         with evaluating(loaded.model):
