@@ -7,6 +7,9 @@ from torch import nn
 
 from vlm_distill.batches import Head
 
+# Gemma 2 and later, RecurrentGemma, xLSTM.
+SOFT_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+
 
 def output_layer(model: nn.Module) -> nn.Module:
     """Return the module whose weight turns hidden states into logits.
@@ -27,7 +30,8 @@ def output_head(model: nn.Module) -> Head:
     scale *= getattr(config, "logit_scale", None) or 1.0
     scale *= getattr(config, "lm_head_multiplier", None) or 1.0
     scale /= getattr(config, "logits_scaling", None) or 1.0
-    soft_cap = getattr(config, "final_logit_softcapping", None)  # Gemma 2 and later
+    scale /= getattr(config, "logits_mup_width_multiplier", None) or 1.0  # Inkling
+    soft_cap = next((cap for name in SOFT_CAPS if (cap := getattr(config, name, None)) is not None), None)
     return replace(
         plain_head(model), scale=float(scale), soft_cap=None if soft_cap is None else float(soft_cap)
     )
