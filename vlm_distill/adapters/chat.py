@@ -1,7 +1,7 @@
 """Prompts through a model's own chat template and processor, and what its files say of ends and images."""
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -43,12 +43,19 @@ def encode_text(
 
 
 def encode_image_text(
-    processor: Any, examples: Sequence[Example], images: Sequence[Sequence[Picture.Image]]
+    processor: Any,
+    examples: Sequence[Example],
+    images: Sequence[Sequence[Picture.Image]],
+    *,
+    with_rows: Callable[[Encoding], Encoding] = dict,
 ) -> PromptBatch:
-    """Return the prompts of an image-text model; prompts without images may be among them."""
+    """Return the prompts of an image-text model; prompts without images may be among them.
+
+    `with_rows` is for a processor whose tensors have no rows along the first axis that belong to a prompt.
+    """
     require_chat_template(processor)
     encodings = [
-        _render(processor, _chat_with_pictures(example, pictures), example.id, pictures)
+        with_rows(_render(processor, _chat_with_pictures(example, pictures), example.id, pictures))
         for example, pictures in zip(examples, images, strict=True)
     ]
     return pad_prompts(encodings, pad_id=pad_id(processor.tokenizer))

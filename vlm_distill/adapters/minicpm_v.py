@@ -3,36 +3,26 @@
 A batch has them as rows, which can be counted by prompt, and the model gets them as it reads them.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from functools import partial
 
 from jaxtyping import Float, Int, Shaped
-from PIL import Image
 from torch import Tensor, nn
 from transformers import Cache
 
 from vlm_distill.adapters.adapter import PIXELS, Adapter
 from vlm_distill.adapters.body import hidden_states
-from vlm_distill.adapters.chat import encode_image_text, pad_id
-from vlm_distill.adapters.padding import pad_prompts
-from vlm_distill.batches import PromptBatch
-from vlm_distill.records import Example
+from vlm_distill.adapters.chat import encode_image_text
+from vlm_distill.adapters.padding import Encoding
 
 
-def encode_patches(
-    processor: Any, examples: Sequence[Example], images: Sequence[Sequence[Image.Image]]
-) -> PromptBatch:
-    """Return the prompts of chat.py with one row of pixels for each patch."""
-    encodings = []
-    for example, pictures in zip(examples, images, strict=True):
-        alone = encode_image_text(processor, [example], [pictures])
-        encoding = {"input_ids": alone.input_ids, **alone.extras, **alone.token_extras}
-        if pictures:
-            [pixels] = alone.extras[PIXELS]
-            # From [colour, height, patch * width] to [patch, colour, height, width]; patches are square.
-            encoding[PIXELS] = pixels.unflatten(-1, (-1, pixels.shape[1])).permute(2, 0, 1, 3)
-        encodings.append(encoding)
-    return pad_prompts(encodings, pad_id=pad_id(processor.tokenizer))
+def patches_as_rows(encoding: Encoding) -> Encoding:
+    """Return an encoded prompt with one row of pixels for each patch."""
+    if PIXELS not in encoding:
+        return encoding
+    [pixels] = encoding[PIXELS]
+    # From [colour, height, patch * width] to [patch, colour, height, width]; patches are square.
+    return {**encoding, PIXELS: pixels.unflatten(-1, (-1, pixels.shape[1])).permute(2, 0, 1, 3)}
 
 
 def side_by_side(
@@ -54,6 +44,6 @@ def side_by_side(
 MINICPM_V = Adapter(
     name="minicpm_v",
     model_types=("minicpmv4_6", "minicpmv4_7"),
-    encode=encode_patches,
+    encode=partial(encode_image_text, with_rows=patches_as_rows),
     backbone=side_by_side,
 )
