@@ -1,6 +1,10 @@
-"""Where the output layer of a model is."""
+"""Where the output layer of a model is, and by what its family scales logits."""
 
+import pytest
+
+from tests.families.build import Build
 from tests.families.llava_own_parts import nemotron_h_omni
+from tests.families.muse_and_inkling import inkling_mm_model, muse_glimmer
 from vlm_distill.adapters.catalog import IMAGE_TEXT
 from vlm_distill.adapters.head import output_layer
 from vlm_distill.conformance.checks import examine
@@ -11,4 +15,10 @@ def test_that_of_a_class_around_a_whole_language_model_is_found_in_it():
     model, processor = nemotron_h_omni()
     assert output_layer(model) is model.language_model.lm_head
     found = examine(wrap_model(IMAGE_TEXT, model, processor, path="nemotron"), ("head", "generated"))
+    assert {finding.outcome for finding in found.values()} == {"passed"}
+
+
+@pytest.mark.parametrize("build", [muse_glimmer, inkling_mm_model])
+def test_a_scale_is_applied_under_whatever_name_a_family_has_for_it(build: Build):
+    found = examine(wrap_model(IMAGE_TEXT, *build(), path=build.__name__), ("head", "generated"))
     assert {finding.outcome for finding in found.values()} == {"passed"}
