@@ -53,7 +53,7 @@ def side_by_side(
 
 MINICPM_V = Adapter(
     name="minicpm_v",
-    model_types=("minicpmv4_6", "minicpmv4_7"),
+    model_types=("minicpmv4_6", "minicpmv4_7", "minicpm_ocr"),
     encode=encode_patches,
     backbone=side_by_side,
 )
