@@ -11,7 +11,7 @@ from vlm_distill.forward import unshared_hidden
 from vlm_distill.models.load import wrap_model
 
 
-@pytest.mark.parametrize("family", ["minicpmv4_6", "minicpmv4_7"])
+@pytest.mark.parametrize("family", ["minicpmv4_6", "minicpmv4_7", "minicpm_ocr"])
 def test_the_model_gets_the_patches_of_a_batch_as_its_processor_makes_those_of_a_prompt(family: str):
     probe = probe_of(wrap_model(find_adapter(family), *packed_like.FAMILIES[family](), path=family))
     made = [own_inputs(probe, row) for row in range(3)]

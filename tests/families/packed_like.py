@@ -11,6 +11,9 @@ from transformers import (
     Kimi_K25ImageProcessor,
     Kimi_K25Processor,
     Kimi_K25VideoProcessor,
+    MiniCPMOcrImageProcessor,
+    MiniCPMOcrProcessor,
+    MiniCPMOcrVideoProcessor,
     MiniCPMV4_6ImageProcessor,
     MiniCPMV4_6Processor,
     MiniCPMV4_6VideoProcessor,
@@ -201,7 +204,19 @@ def minicpmv4_7() -> Tiny:
     return _minicpm("minicpmv4_7", MiniCPMV4_7Processor)
 
 
-def _minicpm(kind: str, processor_class: Any) -> Tiny:
+def minicpm_ocr() -> Tiny:
+    return _minicpm(
+        "minicpm_ocr", MiniCPMOcrProcessor, images=MiniCPMOcrImageProcessor, videos=MiniCPMOcrVideoProcessor
+    )
+
+
+def _minicpm(
+    kind: str,
+    processor_class: Any,
+    *,
+    images: Any = MiniCPMV4_6ImageProcessor,
+    videos: Any = MiniCPMV4_6VideoProcessor,
+) -> Tiny:
     marks = {
         "image_token": "<|image_pad|>",
         "video_token": "<|video_pad|>",
@@ -214,8 +229,8 @@ def _minicpm(kind: str, processor_class: Any) -> Tiny:
     }
     sizes = {"patch_size": 4, "scale_resolution": 16, "max_slice_nums": 4}
     processor = processor_class(
-        image_processor=MiniCPMV4_6ImageProcessor(**sizes),
-        video_processor=MiniCPMV4_6VideoProcessor(**sizes),
+        image_processor=images(**sizes),
+        video_processor=videos(**sizes),
         tokenizer=_tokenizer(marks),
         chat_template=template("<|image_pad|>"),
     )
@@ -302,6 +317,7 @@ FAMILIES: dict[str, Build] = names(
         hunyuan_vl,
         minicpmv4_6,
         minicpmv4_7,
+        minicpm_ocr,
         qwen2_5_omni_thinker,
         qwen3_omni_moe_thinker,
     )

@@ -30,7 +30,9 @@ def output_head(model: nn.Module) -> Head:
     scale *= getattr(config, "logit_scale", None) or 1.0
     scale *= getattr(config, "lm_head_multiplier", None) or 1.0
     scale /= getattr(config, "logits_scaling", None) or 1.0
-    scale /= getattr(config, "logits_mup_width_multiplier", None) or 1.0  # Inkling
+    # Muse multiplies by output_multiplier, Inkling divides by logits_mup_width_multiplier.
+    scale *= getattr(config, "output_multiplier", None) or 1.0
+    scale /= getattr(config, "logits_mup_width_multiplier", None) or 1.0
     soft_cap = next((cap for name in SOFT_CAPS if (cap := getattr(config, name, None)) is not None), None)
     return replace(
         plain_head(model), scale=float(scale), soft_cap=None if soft_cap is None else float(soft_cap)

@@ -43,7 +43,7 @@ def side_by_side(
 
 MINICPM_V = Adapter(
     name="minicpm_v",
-    model_types=("minicpmv4_6", "minicpmv4_7"),
+    model_types=("minicpmv4_6", "minicpmv4_7", "minicpm_ocr"),
     encode=partial(encode_image_text, with_rows=patches_as_rows),
     backbone=side_by_side,
 )
