@@ -24,6 +24,8 @@ def learning(probe: Probe) -> Finding:
     # A component that is frozen takes nothing but itself away.
     for frozen in (None, *parts) if len(parts) > 1 else (None,):
         wanted = {name for name in reached if frozen is None or part_of(name, parts) != frozen}
+        if not wanted:
+            continue  # The rest is reached by no gradient: a tower that gives ids, not features.
         with frozen_part(probe.loaded, frozen):
             found = {*with_gradients(some, forward_logits(response_hidden))[1]}
         if wrong := sorted(found ^ wanted):
