@@ -20,7 +20,7 @@ def tiny(family: str) -> LoadedModel:
 
 
 # Positions by place; a bias that a convolution reads; groups of keys by place.
-@pytest.mark.parametrize("family", ["bart", "mamba_biased", "minimax_m3_vl_text"])
+@pytest.mark.parametrize("family", ["llama4_text", "mamba_biased", "minimax_m3_vl_text"])
 def test_a_family_that_left_padding_reaches_passes_with_padding_behind_its_tokens(family: str) -> None:
     loaded = tiny(family)
     facts = measure(loaded)

@@ -28,7 +28,8 @@ COLUMNS = "| family | path | shares prompts | worst difference | found |\n| --- 
 
 
 def _row(name: str, found: Found) -> str:
-    ways = {"by a cache": found.facts.prefix_sharing, "in one sequence": found.facts.one_sequence}
+    facts = found.facts
+    ways = {"by a cache": facts.prefix_sharing, "in one sequence": facts.one_sequence} if facts else {}
     sharing = ", ".join(way for way, is_exact in ways.items() if is_exact) or "no"
     errors = [
         one.error for one in found.findings.values() if one.outcome == "passed" and one.error is not None

@@ -23,7 +23,8 @@ from vlm_distill.adapters.adapter import LoadedModel
 from vlm_distill.adapters.catalog import find_adapter
 from vlm_distill.conformance.checks import CHECKS, examine
 from vlm_distill.conformance.facts import Facts, measure
-from vlm_distill.conformance.findings import Finding
+from vlm_distill.conformance.findings import Finding, failed
+from vlm_distill.errors import AdapterError
 from vlm_distill.models.load import wrap_model
 
 IMAGE_TEXT: dict[str, Build] = {
@@ -43,11 +44,10 @@ FAMILIES = {**IMAGE_TEXT, **TEXT}
 class Found:
     """What is found about a family; `failed` are its failed checks, with their lines."""
 
-    model_type: str
-    adapter: str
-    is_generic: bool
-    facts: Facts
     findings: dict[str, Finding]
+    adapter: str = ""
+    is_generic: bool = True
+    facts: Facts | None = None
 
     @property
     def failed(self) -> dict[str, str]:
@@ -61,11 +61,14 @@ def load_family(name: str) -> LoadedModel:
 
 
 def look_at(name: str, *, checks: tuple[str, ...] = tuple(CHECKS)) -> Found:
-    loaded = load_family(name)
+    """Return what the checks find; a family that is refused by what it is fails `load`."""
+    try:
+        loaded = load_family(name)
+    except AdapterError as error:
+        return Found(findings={"load": failed(str(error))})
     facts = measure(loaded)
     adapter = loaded.adapter
     return Found(
-        model_type=loaded.model.config.model_type,  # type: ignore[union-attr]
         adapter=adapter.name,
         is_generic=not adapter.model_types,
         facts=facts,

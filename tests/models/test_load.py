@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import GPT2Config
 
 from tests.families.seen_both_ways import t5gemma2
+from tests.families.text import FAMILIES
 from tests.tiny import example, picture, tiny_llava, tiny_text_model
 from vlm_distill.adapters.adapter import LoadedModel, LoadOptions
 from vlm_distill.adapters.catalog import find_adapter
@@ -258,6 +259,9 @@ def test_a_config_that_names_no_family_is_an_adapter_error_of_every_reader(saved
 def test_a_model_that_reads_prompts_by_an_encoder_is_refused():
     with pytest.raises(AdapterError, match="t5gemma2: an encoder reads its prompts"):
         wrap_model(find_adapter("t5gemma2"), *t5gemma2(), path="t5gemma2")
+    # A decoder alone, whose config says that it is none of a pair.
+    with pytest.raises(AdapterError, match="bart: an encoder reads its prompts"):
+        wrap_model(find_adapter("bart"), *FAMILIES["bart"](), path="bart")
 
 
 @pytest.mark.parametrize(

@@ -196,7 +196,9 @@ def wrap_model(
     Raises:
         AdapterError: its prompts are read by an encoder, so that no response continues them.
     """
-    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+    config = getattr(model, "config", None)
+    # The decoder of such a pair alone says False, but its family does not.
+    if getattr(config, "is_encoder_decoder", False) or getattr(type(config), "is_encoder_decoder", False):
         raise AdapterError(
             f"{path}: an encoder reads its prompts and a decoder answers; "
             "choose a model whose answers continue their prompts"
@@ -204,7 +206,7 @@ def wrap_model(
     tokenizer = getattr(processor, "tokenizer", processor)
     with blaming(f"{path}: its stop ids and image tokens cannot be read"):
         stop_ids = find_stop_ids(getattr(model, "generation_config", None), processor)
-        image_token_ids = find_image_token_ids(getattr(model, "config", None), processor)
+        image_token_ids = find_image_token_ids(config, processor)
     return LoadedModel(
         adapter=adapter if adapter.parts else replace(adapter, parts=find_parts(model)),
         model=model,
