@@ -1,0 +1,29 @@
+"""Every tiny family is what it is expected to be: right in the checks, or found by the named ones."""
+
+import pytest
+
+from tests.families.every import FAMILIES, look_at
+from tests.families.expected import FAILS
+
+# The half that needs no gradients; all checks are made by `python -m tests.families`.
+CHEAP = (
+    "prompt_ids",
+    "placeholders",
+    "head",
+    "positions",
+    "token_extras",
+    "generated",
+    "causal",
+    "padding",
+    "alone",
+    "mixed",
+    "greedy",
+    "trained",
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_is_right_or_found_to_be_wrong_in_the_checks_without_gradients(name: str) -> None:
+    found = look_at(name, checks=CHEAP)
+    assert set(found.failed) == FAILS.get(name, set()) & {*CHEAP, "load"}, found.failed
