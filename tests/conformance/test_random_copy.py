@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
+from tests.families.packed_like import minicpmv4_6
 from tests.families.text import causal_lm
 from tests.tiny import VISION, tiny_llava
 from tests.tiny_families import FAMILIES
@@ -97,6 +98,17 @@ def test_a_layer_of_a_tower_that_is_read_is_one_of_those_that_are_left() -> None
     config = random_copy(deep).loaded.model.config
     assert config.vision_config.num_hidden_layers == 2
     assert config.vision_feature_layer == -2
+
+
+def test_a_layer_of_a_tower_behind_which_patches_are_merged_is_left() -> None:
+    model, processor = minicpmv4_6()
+    config = copy.deepcopy(model.config)
+    config.vision_config.num_hidden_layers = 6
+    config.insert_layer_id = config.vision_config.insert_layer_id = 3
+    loaded = wrap_model(find_adapter("minicpmv4_6"), type(model)(config), processor, path="tiny-minicpm")
+    left = random_copy(loaded).loaded.model.config
+    assert left.vision_config.num_hidden_layers == 2
+    assert left.insert_layer_id == left.vision_config.insert_layer_id == 1
 
 
 def test_listed_layers_of_a_tower_stand_before_one_that_is_not_listed() -> None:

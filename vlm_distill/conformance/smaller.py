@@ -144,7 +144,7 @@ def _shorten_tower(model: Any, config: Any, tower: Any, language: Sequence[nn.Mo
 
 
 def _names(name: str, value: Any) -> bool:
-    is_one = name.endswith("feature_layer") and isinstance(value, int)
+    is_one = name.endswith(("feature_layer", "layer_id")) and isinstance(value, int)
     return is_one or bool(_PLACES.fullmatch(name) and _are_places(value))
 
 
