@@ -11,6 +11,7 @@ from transformers.utils import logging
 from tests.families import (
     llava_like,
     llava_own_parts,
+    muse_and_inkling,
     other_image_text,
     packed_like,
     qwen_like,
@@ -30,6 +31,7 @@ from vlm_distill.models.load import wrap_model
 IMAGE_TEXT: dict[str, Build] = {
     **llava_like.FAMILIES,
     **llava_own_parts.FAMILIES,
+    **muse_and_inkling.FAMILIES,
     **other_image_text.FAMILIES,
     **packed_like.FAMILIES,
     **qwen_like.FAMILIES,

@@ -305,6 +305,4 @@ def dots3_note() -> Tiny:
     )
 
 
-FAMILIES: dict[str, Build] = names([lfm3_vl, molmo2, gemma3n, dots3_note])
-WRONG_IN_BATCHES: dict[str, Build] = names([emu3, minimax_m3_vl])
-"""In a padded batch these are other models than alone, in transformers too: they must be refused."""
+FAMILIES: dict[str, Build] = names([lfm3_vl, molmo2, gemma3n, emu3, dots3_note, minimax_m3_vl])

@@ -12,6 +12,7 @@ from transformers.models.auto.modeling_auto import (
 from vlm_distill.adapters.adapter import Adapter
 from vlm_distill.adapters.causal_lm import CAUSAL_LM
 from vlm_distill.adapters.cohere_vision import COHERE_VISION
+from vlm_distill.adapters.emu3 import EMU3
 from vlm_distill.adapters.hunyuan_vl import HUNYUAN_VL
 from vlm_distill.adapters.hyperclovax import HYPERCLOVAX, HYPERCLOVAX_VISION
 from vlm_distill.adapters.llava import LLAVA
@@ -26,6 +27,7 @@ from vlm_distill.plugins import find_part, installed_names
 GROUP = "vlm_distill.adapters"
 DEVIATING = (
     COHERE_VISION,
+    EMU3,
     HUNYUAN_VL,
     HYPERCLOVAX,
     HYPERCLOVAX_VISION,
