@@ -5,7 +5,7 @@ prompt. `response_hidden` gives them for whole responses, with and without a sha
 `forward_prompts` begins a response that is continued token by token.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,8 +76,10 @@ def unshared_hidden(
     positions = _positions(loaded, prompts)[..., index, :]
     following = positions[..., -1:] + responses.mask.cumsum(dim=1)
     positions = torch.cat([positions, following], dim=-1)[..., :-1]
-    forward = _hidden if loaded.adapter.supports_left_padding else _padded_right
-    hidden = forward(loaded, input_ids, mask, positions, extras)
+    if loaded.adapter.supports_left_padding:
+        hidden = _hidden(loaded, input_ids, mask, positions, extras)
+    else:
+        hidden = _padded_right(loaded, input_ids, mask, positions, extras, per_token=continued)
     predicting = hidden[:, repeated.input_ids.shape[1] - 1 :]  # [response, token, width]
     return predicting[responses.mask]
 
@@ -241,13 +243,13 @@ def _padded_right(
     mask: Int[Tensor, "b t"],
     positions: Int[Tensor, "*axes b t"],
     extras: Mapping[str, Tensor],
+    *,
+    per_token: Iterable[str],
 ) -> Float[Tensor, "b t width"]:
     """Return the same with the padding of every row behind its tokens; the states stand where the ids do."""
     order = (mask == 0).int().argsort(dim=1, stable=True)
     rows = torch.arange(len(order), device=order.device)[:, None]
-    moved = {
-        name: value[rows, order] if value.shape[:2] == mask.shape else value for name, value in extras.items()
-    }
+    moved = {**extras, **{name: extras[name][rows, order] for name in per_token}}
     hidden = _hidden(loaded, input_ids[rows, order], mask[rows, order], positions[..., rows, order], moved)
     return hidden[rows, order.argsort(dim=1)]
 
