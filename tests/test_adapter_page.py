@@ -92,7 +92,7 @@ def test_the_tests_of_the_template_pass_where_it_is_installed(packages: Path) ->
     python("-m", "pytest", "-q", str(packages / "llava" / "tests"), paths=(packages / "llava" / "installed",))
 
 
-def test_a_run_distils_the_family_of_the_page_and_no_broken_neighbour_is_met(
+def test_a_run_distils_the_family_with_its_hook_and_meets_no_broken_neighbour(
     packages: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(packages / "model", tmp_path / "teacher")
@@ -117,8 +117,11 @@ def test_a_run_distils_the_family_of_the_page_and_no_broken_neighbour_is_met(
     )
     assert done.codes == [2, 2, 0], done.said
     line = "cannot be loaded: ModuleNotFoundError: No module named 'no_such_module'; mend or uninstall it"
-    refused = f"vlm-distill: error: broken_parts 0.3 ({GROUP}: broken_llava) {line}"
-    assert [said for said in done.said if "broken" in said] == [refused, refused]
+    told = f"vlm-distill: error: broken_parts 0.3 ({GROUP}: broken_llava) {line}"
+    assert [said for said in done.said if "broken" in said] == [told, told]
+    refused = command(f"run {config} output={tmp_path / 'nothing'}", paths=(packages / "bare" / "installed",))
+    assert refused.codes == [2]
+    assert "teacher: check 'head' failed: " in refused.said[-1]
     assert not (tmp_path / "nothing").exists()
     trained = read_json(tmp_path / "run" / "round_1" / "model" / "config.json")
     assert (trained["model_type"], trained["sharpness"]) == ("tempered-llava", 2.0)
