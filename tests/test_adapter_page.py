@@ -43,6 +43,20 @@ def with_settings(model: Path, copy: Path, **changes: object) -> Path:
     return copy
 
 
+def write_family_run(model: Path, folder: Path) -> Path:
+    """Write a run with a model as the teacher and another one of its family as the student."""
+    shutil.copytree(model, folder / "teacher")
+    return write_run(
+        folder,
+        student={"model": str(with_settings(model, folder / "student", sharpness=2.0))},
+        warmup=None,
+        rounds=1,
+        train={"steps": 2, "batch_size": 4, "learning_rate": 1e-3},
+        controls=[],
+        evaluate={"agreement_tokens": 5},
+    )
+
+
 @pytest.fixture(scope="session")
 def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder of packages and of `model`, one of the page's family.
@@ -76,49 +90,45 @@ def test_the_page_names_every_check_and_every_hook() -> None:
     assert named == {*CHECKS, *(field.name for field in dataclasses.fields(Adapter))}
 
 
-def test_check_adapter_proves_the_family_and_refuses_it_without_its_hook(packages: Path) -> None:
-    verb = f"check-adapter {packages / 'model'} --json"
-    done = {name: command(verb, paths=(packages / name / "installed",)) for name in ("deviant", "bare")}
-    assert {name: one.codes for name, one in done.items()} == {"deviant": [0], "bare": [1]}
-    findings = json.loads(done["bare"].printed)["findings"]
-    failed = [name for name, finding in findings.items() if finding["outcome"] == "failed"]
-    assert failed[0] == "head"
-    said = PAGE.partition("## An example\n")[2].partition(" fail on the generic path")[0]
-    assert [name for name in failed if not name.startswith("weights")] == re.findall(r"`(\w+)`", said)
-    assert "`head`" in findings["head"]["remedy"]
-
-
 def test_the_tests_of_the_template_pass_where_it_is_installed(packages: Path) -> None:
     python("-m", "pytest", "-q", str(packages / "llava" / "tests"), paths=(packages / "llava" / "installed",))
 
 
-def test_a_run_distils_the_family_of_the_page_and_no_broken_neighbour_is_met(
+def test_the_family_is_distilled_with_its_hook_and_meets_no_broken_neighbour(
     packages: Path, tmp_path: Path
 ) -> None:
-    shutil.copytree(packages / "model", tmp_path / "teacher")
-    student = with_settings(packages / "model", tmp_path / "student", sharpness=2.0)
+    config = write_family_run(packages / "model", tmp_path)
     broken = with_settings(packages / "model", tmp_path / "broken", model_type="broken_llava")
     (tmp_path / "others").mkdir()
     declare(tmp_path / "others", "broken_parts", GROUP, broken_llava="no_such_module:ADAPTER")
-    config = write_run(
-        tmp_path,
-        student={"model": str(student)},
-        warmup=None,
-        rounds=1,
-        train={"steps": 2, "batch_size": 4, "learning_rate": 1e-3},
-        controls=[],
-        evaluate={"agreement_tokens": 5},
-    )
     done = command(
         f"check-adapter {broken}",
         f"run {config} teacher.model={broken} output={tmp_path / 'nothing'}",
+        f"check-adapter {packages / 'model'}",
         f"run {config}",
         paths=(packages / "deviant" / "installed", tmp_path / "others"),
     )
-    assert done.codes == [2, 2, 0], done.said
+    assert done.codes == [2, 2, 0, 0], done.said
     line = "cannot be loaded: ModuleNotFoundError: No module named 'no_such_module'; mend or uninstall it"
-    refused = f"vlm-distill: error: broken_parts 0.3 ({GROUP}: broken_llava) {line}"
-    assert [said for said in done.said if "broken" in said] == [refused, refused]
+    told = f"vlm-distill: error: broken_parts 0.3 ({GROUP}: broken_llava) {line}"
+    assert [said for said in done.said if "broken" in said] == [told, told]
     assert not (tmp_path / "nothing").exists()
     trained = read_json(tmp_path / "run" / "round_1" / "model" / "config.json")
     assert (trained["model_type"], trained["sharpness"]) == ("tempered-llava", 2.0)
+
+
+def test_the_family_without_its_hook_is_refused_by_the_lines_that_the_page_names(
+    packages: Path, tmp_path: Path
+) -> None:
+    config = write_family_run(packages / "model", tmp_path)
+    verbs = (f"check-adapter {packages / 'model'} --json", f"run {config}")
+    done = command(*verbs, paths=(packages / "bare" / "installed",))
+    assert done.codes == [1, 2], done.said
+    findings = json.loads(done.printed)["findings"]
+    failed = [name for name, finding in findings.items() if finding["outcome"] == "failed"]
+    said = PAGE.partition("## An example\n")[2].partition(" fail on the generic path")[0]
+    assert [name for name in failed if not name.startswith("weights")] == re.findall(r"`(\w+)`", said)
+    assert failed[0] == "head"
+    assert "`head`" in findings["head"]["remedy"]
+    assert "teacher: check 'head' failed: " in done.said[-1]
+    assert not (tmp_path / "run").exists()

@@ -2,8 +2,10 @@
 
 import copy
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +77,21 @@ def test_another_config_processor_or_hook_is_another_structure(change: str) -> N
         other = replace(loaded, tokenizer=tokenizer, processor=tokenizer)
     assert structure_key(other) != structure_key(loaded)
     assert structure_key(fresh(loaded)) == structure_key(loaded)
+
+
+def test_a_hook_of_the_same_name_with_other_code_is_another_structure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded, keys = tiny_text_model(), set()
+    for scale in ("1.0", "2.0"):
+        (tmp_path / scale).mkdir()
+        code = f"def head(model):\n    return Head(model.get_output_embeddings().weight, scale={scale})\n"
+        (tmp_path / scale / "hooks_of_another_package.py").write_text(code)
+        monkeypatch.syspath_prepend(tmp_path / scale)
+        monkeypatch.delitem(sys.modules, "hooks_of_another_package", raising=False)
+        head = import_module("hooks_of_another_package").head
+        keys.add(structure_key(replace(loaded, adapter=replace(loaded.adapter, head=head))))
+    assert len(keys) == 2
 
 
 def test_a_damaged_verdict_is_a_line_and_made_again(kept: Path) -> None:

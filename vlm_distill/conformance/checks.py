@@ -40,7 +40,10 @@ class Check:
 
 
 _ENCODE = "write an `encode` that gives the ids of the model's own processor"
-_FORWARD = "give the adapter a `backbone` that forwards as the model's own class does"
+_FORWARD = (
+    "give the adapter `position_ids` that begin where the class's own do, else a `backbone` that forwards as "
+    "the class does"
+)
 
 
 def _for(*uses: Use) -> frozenset[Use]:

@@ -5,6 +5,7 @@ set of versions. Weights are looked at once by their fingerprint.
 """
 
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
@@ -16,7 +17,7 @@ from vlm_distill.conformance.facts import Facts
 from vlm_distill.conformance.findings import Finding
 from vlm_distill.errors import DataError
 from vlm_distill.files import hash_json, sha256_file
-from vlm_distill.packages import package_version, provider_version
+from vlm_distill.packages import package_version
 from vlm_distill.progress import Log
 from vlm_distill.state import find_state, write_state
 
@@ -68,17 +69,16 @@ class Weighed:
 def structure_key(loaded: LoadedModel) -> str:
     """Return the hash of what a verdict on structure depends on; no weight is read."""
     model: Any = loaded.model
-    kind = type(model)
     return hash_json(
         {
-            "class": f"{kind.__module__}.{kind.__qualname__}",
+            "class": _origin(type(model)),
             "config": _json(model.config.to_dict()),
             "attention": str(getattr(model.config, "_attn_implementation", None)),
             "processor": _processor_hash(loaded),
             "ids": [loaded.stop_ids, loaded.image_token_ids],
             "adapter": _describe(loaded.adapter),
             "versions": versions(),
-            "code": code_hash(),
+            "code": _code_of(Path(__file__).resolve().parents[1]),
         }
     )
 
@@ -117,14 +117,6 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "vlm_distill"
 
 
-@cache
-def code_hash() -> str:
-    """Return the hash of this package's code: a checkout changes under one version."""
-    root = Path(__file__).resolve().parents[1]
-    files = sorted(root.rglob("*.py"))
-    return hash_json([[path.relative_to(root).as_posix(), sha256_file(path)] for path in files])
-
-
 def _find(kind: type[T], path: Path, log: Log) -> T | None:
     try:
         return find_state(kind, path, remedy="it is made again")
@@ -153,8 +145,8 @@ def _processor_hash(loaded: LoadedModel) -> str:
     settings = [part.to_dict() for part in (processor, *parts) if hasattr(part, "to_dict")]
     return hash_json(
         [
-            type(processor).__name__,
-            type(tokenizer).__name__,
+            _origin(type(processor)),
+            _origin(type(tokenizer)),
             known,
             _json([tokenizer.special_tokens_map, settings]),
             [_json(getattr(one, "chat_template", None)) for one in (processor, tokenizer)],
@@ -163,17 +155,31 @@ def _processor_hash(loaded: LoadedModel) -> str:
 
 
 def _describe(adapter: Adapter) -> list[Any]:
-    """Return the hooks of an adapter by name, and the versions of the packages that they come from."""
-    found = []
-    for one in fields(adapter):
-        value = getattr(adapter, one.name)
-        module = getattr(value, "__module__", None) if callable(value) else None
-        name = f"{module}.{getattr(value, '__qualname__', value)}" if module else value
-        package = module.partition(".")[0] if module else "vlm_distill"
-        # The versions of these are in the key already.
-        version = None if package in ("vlm_distill", "transformers") else provider_version(package)
-        found.append([one.name, _json(name), version])
-    return found
+    """Return the hooks of an adapter by name and code, and its other fields as they are."""
+    values = {one.name: getattr(adapter, one.name) for one in fields(adapter)}
+    return [[name, _origin(one) if callable(one) else _json(one)] for name, one in values.items()]
+
+
+def _origin(value: Any) -> list[str | None]:
+    """Return the name of a class or function, and the hash of the code of its package.
+
+    A checkout changes under one version. What is in the key by version already has none.
+    """
+    module = str(value.__module__)
+    package = sys.modules.get(module.partition(".")[0])
+    name = f"{module}.{getattr(value, '__qualname__', value)}"
+    if package is None or package.__name__.replace("_", "-") in PACKAGES:
+        return [name, None]
+    # A module alone has a file and no path, a built-in one neither.
+    place = next(iter(getattr(package, "__path__", [])), getattr(package, "__file__", None))
+    return [name, None if place is None else _code_of(Path(place))]
+
+
+@cache
+def _code_of(place: Path) -> str:
+    """Return the hash of the Python files of a package, or of a module alone."""
+    files = sorted(place.rglob("*.py")) if place.is_dir() else [place]
+    return hash_json([[path.relative_to(place).as_posix(), sha256_file(path)] for path in files])
 
 
 def _json(value: Any) -> Any:

@@ -100,8 +100,8 @@ def _linear_layers(loaded: LoadedModel, part: Part, without: Collection[nn.Modul
     }
     if not found:
         raise AdapterError(
-            f"train.trainable.{part}: expected linear layers for LoRA below {', '.join(parts[part])} "
-            f"of {loaded.path}, found none; choose `full` or `frozen`"
+            f"train.trainable.{part}: expected linear layers for LoRA in {loaded.path}, found none below "
+            f"{list(parts[part])}; choose `full` or `frozen`"
         )
     return found
 
