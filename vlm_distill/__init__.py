@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from vlm_distill.adapters.adapter import Adapter as Adapter
     from vlm_distill.adapters.adapter import LoadedModel as LoadedModel
     from vlm_distill.adapters.adapter import LoadOptions as LoadOptions
+    from vlm_distill.conformance.prove import prove as prove
     from vlm_distill.losses import DistiLLM2 as DistiLLM2
     from vlm_distill.losses import RowGroup as RowGroup
     from vlm_distill.losses import Rows as Rows
@@ -40,6 +41,7 @@ _HOMES = {
     "linear_divergence": "losses",
     "load_model": "models.load",
     "load_run": "runs.config",
+    "prove": "conformance.prove",
     "run": "runs.pipeline",
     "save_model": "models.save",
 }

@@ -22,7 +22,7 @@ from vlm_distill.conformance.findings import (
     does_not_apply,
     failed,
 )
-from vlm_distill.conformance.oracle import all_plain_logits, judged, own_inputs
+from vlm_distill.conformance.oracle import all_plain_logits, judged, keeping, own_inputs
 from vlm_distill.conformance.probes import Probe, response_batch
 from vlm_distill.forward import (
     prefix_shared_hidden,
@@ -33,6 +33,8 @@ from vlm_distill.forward import (
 )
 
 MOST_COLUMNS = 4096
+LAST = 4
+"""On so many places of a prompt the output layer is compared with the model's own logits."""
 Forward = Callable[[LoadedModel, PromptBatch, ResponseBatch], Float[Tensor, "row width"]]
 Logits = Callable[[Probe], Float[Tensor, "row column"]]
 Result = tuple[Float[Tensor, "row column"], dict[str, Tensor]]
@@ -46,12 +48,12 @@ def head(probe: Probe) -> Finding:
 
 
 def own_head(probe: Probe) -> tuple[Float[Tensor, "1 t width"], Float[Tensor, "1 t vocab"]]:
-    """Return the hidden states of the first prompt after the final norm, and the model's logits of it."""
+    """Return the last hidden states of the first prompt after the final norm, and the model's logits."""
     model: Any = probe.loaded.model
     alone = probe.loaded.encode(probe.examples[:1], [probe.load_pictures(probe.examples[0])])
     hidden = prompt_hidden(probe.loaded, alone.to(probe.loaded.device))
-    logits: Tensor = model(**own_inputs(probe, 0)).logits
-    return hidden, logits
+    logits: Tensor = model(**own_inputs(probe, 0), **keeping(model, LAST)).logits
+    return hidden[:, -LAST:], logits[:, -LAST:]
 
 
 @torch.no_grad()

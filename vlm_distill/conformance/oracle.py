@@ -84,12 +84,16 @@ def plain_logits(
 ) -> Float[Tensor, "token vocab"]:
     """Return the logits of each response token from one forward over prompt and response."""
     model: Any = loaded.model
-    longer: dict[str, Any] = continued(loaded, inputs, ids)
     # Token j is predicted one position before it.
-    if "logits_to_keep" in inspect.signature(model.forward).parameters:
-        longer["logits_to_keep"] = len(ids) + 1
-    logits: Tensor = model(**longer).logits
+    longer = continued(loaded, inputs, ids)
+    logits: Tensor = model(**longer, **keeping(model, len(ids) + 1)).logits
     return logits[0, -1 - len(ids) : -1]
+
+
+def keeping(model: Any, count: int) -> dict[str, int]:
+    """Return the argument with which a forward gives its last logits alone, where its class has one."""
+    named = inspect.signature(model.forward).parameters
+    return {"logits_to_keep": count} if "logits_to_keep" in named else {}
 
 
 def continued(loaded: LoadedModel, inputs: dict[str, Tensor], ids: Sequence[int]) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from vlm_distill.conformance.findings import Finding, failed, passed
-from vlm_distill.conformance.oracle import continued, own_inputs
+from vlm_distill.conformance.oracle import continued, keeping, own_inputs
 from vlm_distill.conformance.probes import Probe, response_batch
 from vlm_distill.forward import unshared_hidden
 from vlm_distill.models.layers import decoder_of
@@ -51,7 +51,7 @@ def own_positions(probe: Probe, row: int, ids: tuple[int, ...]) -> Int[Tensor, "
 
     inputs = continued(probe.loaded, own_inputs(probe, row), ids)
     with decoder.register_forward_pre_hook(note, with_kwargs=True):
-        model(**inputs)
+        model(**inputs, **keeping(model, 1))
     if not seen or seen[-1] is None:
         return torch.arange(inputs["input_ids"].shape[1], device=probe.loaded.device)
     positions: Tensor = seen[-1]

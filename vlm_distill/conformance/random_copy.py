@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from vlm_distill.adapters.adapter import LoadedModel
-from vlm_distill.conformance.oracle import own_inputs
+from vlm_distill.conformance.oracle import own_inputs, plain_logits
 from vlm_distill.conformance.probes import LARGE, probe_of
 from vlm_distill.conformance.smaller import CUTS, Cut, smaller_config
 
@@ -82,7 +82,6 @@ def _copy(loaded: LoadedModel, cut: Cut) -> LoadedModel:
 
 @torch.no_grad()
 def _forward(copied: LoadedModel) -> None:
-    model: Any = copied.model
-    logits = model(**own_inputs(probe_of(copied), 0)).logits
+    logits = plain_logits(copied, own_inputs(probe_of(copied), 0), [copied.stop_ids[0]])
     if not logits.isfinite().all():
         raise FloatingPointError("not finite")
