@@ -133,7 +133,8 @@ def _remove_checkpoints(folder: Path) -> None:
 
 def _whole(config: TrainConfig, stage: Stage, learned: dict[str, Any]) -> LoadedModel:
     """Return a student in one piece: its start, from where it was loaded, with the weights that learned."""
-    loaded = load_model(stage.student.path, LoadOptions(trust_remote_code=stage.trust_remote_code))
+    options = LoadOptions(trust_remote_code=stage.trust_remote_code)
+    loaded = load_model(stage.student.path, options, adapter=stage.student.adapter)
     student = replace(loaded, tokenizer=stage.student.tokenizer, processor=stage.student.processor)
     # It may stop at its teacher's stop ids as well by now.
     fresh: Any = student.model
