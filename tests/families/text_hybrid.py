@@ -36,6 +36,8 @@ HEADED_SCAN = {
 }
 # A whole prompt is scanned with time steps of at least this much, a single token is not.
 NO_LEAST_STEP = {"time_step_min": 1e-9}
+# Norms of small values amplify rounding.
+STEADY = {"rms_norm_eps": 0.5}
 MAMBA = {"state_size": 4, "time_step_rank": 4, "conv_kernel": 3}
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -61,7 +63,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "layer_types": ["linear_attention", "sliding_attention", "full_attention"],
         "sliding_window": 6,
         "shared_expert_intermediate_size": 8,
-        "rms_norm_eps": 0.01,
+        **STEADY,
     },
     "lfm2": {"layer_types": ["conv", "full_attention"], "block_auto_adjust_ff_dim": False},
     "lfm2_moe": {**EXPERTS, "layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
@@ -162,6 +164,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "use_shared_attention_adapter": True,
         "adapter_rank": 4,
         "use_mem_rope": True,
+        **STEADY,
         **NO_LEAST_STEP,
     },
     "zaya": {

@@ -91,6 +91,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "vocab_size_per_layer_input": 259,
         "hidden_size_per_layer_input": 4,
         "enable_moe_block": True,
+        "rms_norm_eps": 0.1,
         "num_experts": 4,
         "top_k_experts": 2,
         "moe_intermediate_size": 8,
