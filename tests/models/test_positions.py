@@ -37,18 +37,19 @@ def test_a_family_that_counts_no_positions_has_room_for_all(said: int):
     [
         ({"rope_type": "default"}, 100),
         ({"rope_type": "linear", "factor": 4.0}, 400),
-        ({"rope_type": "dynamic", "factor": 2.5}, 250),
+        # Chosen for a batch by its longest row.
+        ({"rope_type": "dynamic", "factor": 2.5}, 100),
         # As Qwen2.5 has it: the base stands in both places.
         ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 100}, 400),
         # As gpt-oss has it: the config counts what YaRN makes of the base.
         ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 25}, 100),
         ({"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 50}, 100),
-        ({"rope_type": "longrope", "factor": 8.0, "original_max_position_embeddings": 50}, 100),
+        ({"rope_type": "longrope", "factor": 8.0, "original_max_position_embeddings": 50}, 50),
         # As Gemma 3 has it: a rope for each kind of layer.
         ({"full_attention": {"rope_type": "linear", "factor": 8.0}}, 100),
     ],
 )
-def test_scaled_ropes_have_the_positions_that_vllm_counts(rope: dict[str, object], positions: int):
+def test_scaled_ropes_have_the_positions_in_which_a_row_does_not_depend_on_others(rope: dict[str, object], positions: int):
     loaded = with_config(tiny_text_model(), max_position_embeddings=100, rope_parameters=rope)
     assert max_positions(loaded) == positions
 

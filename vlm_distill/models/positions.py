@@ -12,7 +12,9 @@ from vlm_distill.adapters.adapter import LoadedModel
 from vlm_distill.batches import PromptBatch
 
 # Whose `factor` lengthens the positions that the config counts; of the others they are counted with it.
-STRETCHED = ("linear", "dynamic", "yarn")
+STRETCHED = ("linear", "yarn")
+# Whose angles are chosen for a whole batch by its longest row: beyond the base rows would change each other.
+CHOSEN_BY_LONGEST = ("longrope", "dynamic")
 
 
 def max_positions(loaded: LoadedModel) -> int | None:
@@ -28,10 +30,12 @@ def max_positions(loaded: LoadedModel) -> int | None:
         return None
     # Families with a rope for each kind of layer have no type here, and count all of their positions.
     rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type") not in STRETCHED:
-        return int(known)
     # YaRN's base may stand beside the product of both (arXiv:2309.00071; vLLM reads it in the same way).
     base = rope.get("original_max_position_embeddings") or known
+    if rope.get("rope_type") in CHOSEN_BY_LONGEST:
+        return int(min(known, base))
+    if rope.get("rope_type") not in STRETCHED:
+        return int(known)
     return int(max(known, base * (rope.get("factor") or 1)))
 
 
