@@ -3,7 +3,7 @@
 The adapter that comes out is what all checks are made with, and what a run uses.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
@@ -14,11 +14,13 @@ from vlm_distill.adapters.head import plain_head
 from vlm_distill.conformance.checks import CHECKS, find
 from vlm_distill.conformance.findings import Finding, compare_values
 from vlm_distill.conformance.logits import own_head
-from vlm_distill.conformance.probes import probe_of
+from vlm_distill.conformance.probes import Probe, probe_of
 
 HeadKind: TypeAlias = Literal["adapter", "plain"]
-SHORT = ((0, 2), (0, 3))
+ONE = ((0, 2), (0, 3))
 """The responses on which it is measured whether they can share their prompt: two of one."""
+TWO = (*ONE, (1, 2))
+"""Those on which padding is measured."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,10 +53,10 @@ def measure(loaded: LoadedModel) -> Facts:
     """Return the facts of a model, which is small or a copy (random_copy.py)."""
     kind = fitting_head(loaded)
     fitted = replace(loaded, adapter=replace(loaded.adapter, head=plain_head)) if kind == "plain" else loaded
-    padded = find(CHECKS["padding"], probe_of(fitted)).outcome == "passed"
+    padded = find(CHECKS["padding"], _short(fitted, TWO)).outcome == "passed"
     if not padded:
         fitted = replace(fitted, adapter=replace(fitted.adapter, supports_left_padding=False))
-    probe = probe_of(fitted, lengths=SHORT)
+    probe = _short(fitted, ONE)
     cache, sequence = (find(CHECKS[name], probe) for name in ("prefix_shared", "one_sequence"))
     lines = {
         "output layer": "measured, as the config says"
@@ -73,6 +75,12 @@ def measure(loaded: LoadedModel) -> Facts:
         left_padding=padded,
         lines=lines,
     )
+
+
+def _short(loaded: LoadedModel, lengths: Sequence[tuple[int, int]]) -> Probe:
+    """Return a probe of the first prompts, those that have responses."""
+    probe = probe_of(loaded, lengths=lengths)
+    return replace(probe, examples=probe.examples[: 1 + max(prompt for prompt, _ in lengths)])
 
 
 @torch.no_grad()

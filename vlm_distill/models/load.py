@@ -71,7 +71,8 @@ def _load_folder(adapter: Adapter, path: str, options: LoadOptions) -> tuple[nn.
     require_dtype(path, options)
     shared = {"trust_remote_code": options.trust_remote_code, "local_files_only": True}
     config = AutoConfig.from_pretrained(path, **shared)
-    _require_as_many_numbers(adapter, config, Path(path), trust_remote_code=options.trust_remote_code)
+    described = meta_model(adapter.model_class, config, trust_remote_code=options.trust_remote_code)
+    require_as_many_numbers(described, Path(path))
     placing = placement_arguments(adapter.model_class, config, options) if is_placed(options) else {}
     processor = adapter.processor_class.from_pretrained(path, **shared)
     # Pickled weights could run code, so safetensors is the only format that is read.
@@ -81,11 +82,11 @@ def _load_folder(adapter: Adapter, path: str, options: LoadOptions) -> tuple[nn.
     return finish_loading(model, report, path=path, options=options), processor
 
 
-def _require_as_many_numbers(adapter: Adapter, config: Any, folder: Path, *, trust_remote_code: bool) -> None:
-    """Refuse a config of far more weights than there are: transformers allocates what it does not find."""
-    if getattr(config, "quantization_config", None) is not None:
+def require_as_many_numbers(model: nn.Module, folder: Path) -> None:
+    """Refuse a config of far more weights than there are: memory is taken for what it describes."""
+    loaded: Any = model
+    if getattr(loaded.config, "quantization_config", None) is not None:
         return  # Several numbers lie in one.
-    model = meta_model(adapter.model_class, config, trust_remote_code=trust_remote_code)
     described = sum(parameter.numel() for parameter in model.parameters())
     stored = sum(_count(file) for file in weight_files(folder))
     if described > 2 * stored:

@@ -8,7 +8,13 @@ from vlm_distill.adapters.adapter import LoadedModel
 from vlm_distill.adapters.catalog import find_adapter
 from vlm_distill.adapters.foreign import blaming
 from vlm_distill.models.gguf import is_gguf
-from vlm_distill.models.load import load_config, load_tokenizer, remedy_for, wrap_model
+from vlm_distill.models.load import (
+    load_config,
+    load_tokenizer,
+    remedy_for,
+    require_as_many_numbers,
+    wrap_model,
+)
 from vlm_distill.models.names import resolve
 from vlm_distill.models.placement import meta_model
 
@@ -27,6 +33,8 @@ def load_skeleton(name: str, *, trust_remote_code: bool = False) -> LoadedModel:
     if is_gguf(path):
         return wrap_model(adapter, model, load_tokenizer(name), path=name, fingerprint=SKELETON)
     with blaming(f"{name}: cannot be read", remedy=remedy):
+        if any(path.glob("*.safetensors")):
+            require_as_many_numbers(model, path)
         processor = adapter.processor_class.from_pretrained(
             path, trust_remote_code=trust_remote_code, local_files_only=True
         )
