@@ -49,7 +49,7 @@ def test_a_family_that_counts_no_positions_has_room_for_all(said: int):
         ({"full_attention": {"rope_type": "linear", "factor": 8.0}}, 100),
     ],
 )
-def test_scaled_ropes_have_the_positions_in_which_a_row_does_not_depend_on_others(rope: dict[str, object], positions: int):
+def test_scaled_ropes_end_where_rows_would_depend_on_others(rope: dict[str, object], positions: int):
     loaded = with_config(tiny_text_model(), max_position_embeddings=100, rope_parameters=rope)
     assert max_positions(loaded) == positions
 
