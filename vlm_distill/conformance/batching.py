@@ -11,7 +11,7 @@ from vlm_distill.conformance.oracle import judged, own_inputs, plain_logits
 from vlm_distill.conformance.probes import Probe, long_example, recoloured, response_batch
 from vlm_distill.forward import unshared_hidden
 
-PLACES = (0, 1, 3)
+PLACES = (0, 3)
 """Where a token of a response is exchanged."""
 MIXTURES = ((2, 0), (1,), (0, 1))
 """Prompts that are encoded together."""

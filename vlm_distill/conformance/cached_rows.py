@@ -4,9 +4,10 @@ import torch
 
 from vlm_distill.conformance.batching import worst
 from vlm_distill.conformance.findings import Finding, compare_values
+from vlm_distill.conformance.logits import separate_hidden
 from vlm_distill.conformance.oracle import judged
 from vlm_distill.conformance.probes import Probe, response_batch
-from vlm_distill.forward import response_hidden, unshared_hidden
+from vlm_distill.forward import response_hidden
 from vlm_distill.losses import Rows
 from vlm_distill.teacher_cache.tiers import TIERS, CacheConfig, tier_of
 
@@ -16,7 +17,7 @@ def cached_rows(probe: Probe) -> Finding:
     """Log-probabilities from every tier of the cache, in nats, are those of a live teacher."""
     loaded, responses = probe.loaded, response_batch(probe, probe.pairs)
     labels = responses.labels
-    live = Rows(hidden=unshared_hidden(loaded, probe.prompts, responses), head=loaded.head)
+    live = Rows(hidden=separate_hidden(probe), head=loaded.head)
     log_probs = live.head.logits(live.hidden).float().log_softmax(dim=1)
     expected = log_probs.gather(1, labels[:, None].to(log_probs.device))[:, 0].to(labels.device)
     # A cache is filled with all responses to a prompt together.

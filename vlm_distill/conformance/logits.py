@@ -101,7 +101,7 @@ def forgetful(probe: Probe) -> Finding:
             do_sample=False,
             pad_token_id=probe.loaded.stop_ids[0],
         )
-        results.append(forward_logits(unshared_hidden)(probe))
+        results.append(forward_logits(unshared_hidden)(probe.few))
     finding = compare_values("a forward after generate for another prompt", *results)
     if torch.equal(*results) or finding.outcome == "failed":
         return finding
@@ -111,7 +111,14 @@ def forgetful(probe: Probe) -> Finding:
 def separate(probe: Probe) -> Float[Tensor, "row column"]:
     """Return the logits of separate forwards, without a graph."""
     with torch.no_grad():
-        return probe.remembered("separate", lambda: forward_logits(unshared_hidden)(probe))
+        return logits_of(probe, separate_hidden(probe))
+
+
+def separate_hidden(probe: Probe) -> Float[Tensor, "row width"]:
+    """Return the hidden states of separate forwards, without a graph."""
+    responses = response_batch(probe, probe.pairs)
+    with torch.no_grad():
+        return probe.remembered("separate", lambda: unshared_hidden(probe.loaded, probe.prompts, responses))
 
 
 def separate_results(probe: Probe) -> Result:

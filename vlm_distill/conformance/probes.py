@@ -60,6 +60,11 @@ class Probe:
         return self.loaded.encode(self.examples, pictures).to(self.loaded.device)
 
     @property
+    def few(self) -> "Probe":
+        """The first two responses, for what concerns each one alone."""
+        return replace(self, pairs=self.pairs[:2])
+
+    @property
     def num_pictures(self) -> tuple[int, ...]:
         return tuple(len(example.images) for example in self.examples)
 

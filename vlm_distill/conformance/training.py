@@ -26,7 +26,7 @@ def checkpointing(probe: Probe) -> Finding:
 
     Both draw the same random numbers where the model drops activations out.
     """
-    student = _changed(probe, lambda loaded: loaded.model.train())
+    student = _changed(probe.few, lambda loaded: loaded.model.train())
     try:
         recomputed = _changed(student, lambda loaded: recompute_activations(loaded.model))
     except AdapterError as error:
@@ -50,7 +50,7 @@ def vision_cache(probe: Probe) -> Finding:
 def lora(probe: Probe) -> Finding:
     """Merged LoRA matrices of the language model give the logits that they gave beside its weights."""
     try:
-        student = _changed(probe, _add_moved_matrices)
+        student = _changed(probe.few, _add_moved_matrices)
     except AdapterError as error:
         return does_not_apply(str(error))
     expected = forward_logits(unshared_hidden)(student)
