@@ -3,7 +3,7 @@
 The adapter that comes out is what all checks are made with, and what a run uses.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
@@ -12,15 +12,15 @@ import torch
 from vlm_distill.adapters.adapter import Adapter, LoadedModel
 from vlm_distill.adapters.head import plain_head
 from vlm_distill.conformance.checks import CHECKS, find
-from vlm_distill.conformance.findings import Finding, compare_values
+from vlm_distill.conformance.findings import Finding, compare_values, does_not_apply
 from vlm_distill.conformance.logits import own_head
 from vlm_distill.conformance.probes import Probe, probe_of
 
 HeadKind: TypeAlias = Literal["adapter", "plain"]
-ONE = ((0, 2), (0, 3))
-"""The responses on which it is measured whether they can share their prompt: two of one."""
-TWO = (*ONE, (1, 2))
-"""Those on which padding is measured."""
+WAYS = {"prefix_shared": "prefix sharing", "one_sequence": "one sequence"}
+"""The checks of the ways in which responses share their prompt, and how these are called."""
+TWO = ((0, 2), (0, 3), (1, 2))
+"""The responses on which padding is measured: to the first two prompts."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,13 +51,22 @@ class Facts:
 
 def measure(loaded: LoadedModel) -> Facts:
     """Return the facts of a model, which is small or a copy (random_copy.py)."""
+    return measured(loaded)[0]
+
+
+def measured(loaded: LoadedModel) -> tuple[Facts, dict[str, Finding]]:
+    """Return the same, and what the checks of the ways to share a prompt have found.
+
+    A way that is not exact is not used, which is no failure of the model.
+    """
     kind = fitting_head(loaded)
     fitted = replace(loaded, adapter=replace(loaded.adapter, head=plain_head)) if kind == "plain" else loaded
-    padded = find(CHECKS["padding"], _short(fitted, TWO)).outcome == "passed"
+    padded = find(CHECKS["padding"], _first_two(fitted)).outcome == "passed"
     if not padded:
         fitted = replace(fitted, adapter=replace(fitted.adapter, supports_left_padding=False))
-    probe = _short(fitted, ONE)
-    cache, sequence = (find(CHECKS[name], probe) for name in ("prefix_shared", "one_sequence"))
+    probe = probe_of(fitted)
+    findings = {name: find(CHECKS[name], probe) for name in WAYS}
+    adapter = loaded.adapter
     lines = {
         "output layer": "measured, as the config says"
         if kind == "adapter"
@@ -65,22 +74,25 @@ def measure(loaded: LoadedModel) -> Facts:
         "padding": "measured, exact on the left"
         if padded
         else "measured, not exact on the left: rows are padded on the right, prompts answered one at a time",
-        "prefix sharing": _said(cache, allowed=loaded.adapter.supports_prefix_sharing),
-        "one sequence": _said(sequence, allowed=loaded.adapter.supports_one_sequence),
+        "prefix sharing": _said(findings["prefix_shared"], allowed=adapter.supports_prefix_sharing),
+        "one sequence": _said(findings["one_sequence"], allowed=adapter.supports_one_sequence),
     }
-    return Facts(
+    facts = Facts(
         head=kind,
-        prefix_sharing=cache.outcome == "passed",
-        one_sequence=sequence.outcome == "passed",
+        prefix_sharing=findings["prefix_shared"].outcome == "passed",
+        one_sequence=findings["one_sequence"].outcome == "passed",
         left_padding=padded,
         lines=lines,
     )
+    failed = [name for name, one in findings.items() if one.outcome == "failed"]
+    inexact = {name: does_not_apply(lines[WAYS[name]]) for name in failed}
+    return facts, {**findings, **inexact}
 
 
-def _short(loaded: LoadedModel, lengths: Sequence[tuple[int, int]]) -> Probe:
-    """Return a probe of the first prompts, those that have responses."""
-    probe = probe_of(loaded, lengths=lengths)
-    return replace(probe, examples=probe.examples[: 1 + max(prompt for prompt, _ in lengths)])
+def _first_two(loaded: LoadedModel) -> Probe:
+    """Return a probe of the first two prompts."""
+    probe = probe_of(loaded, lengths=TWO)
+    return replace(probe, examples=probe.examples[:2])
 
 
 @torch.no_grad()

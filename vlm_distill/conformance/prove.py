@@ -10,7 +10,7 @@ import torch
 from vlm_distill.adapters.adapter import LoadedModel
 from vlm_distill.conformance.checks import CHECKS, Use, find, names_for
 from vlm_distill.conformance.experts import about_experts
-from vlm_distill.conformance.facts import Facts, measure
+from vlm_distill.conformance.facts import Facts, measured
 from vlm_distill.conformance.findings import Finding, failed
 from vlm_distill.conformance.oracle import judged
 from vlm_distill.conformance.probes import Probe, probe_of
@@ -90,9 +90,13 @@ def examined(loaded: LoadedModel, names: Iterable[str], known: Verdict | None = 
             raise
         line = f"no small random copy can be built: {type(error).__name__}: {one_line(error)}"
         return _blank(loaded, findings={name: failed(line) for name in names})
-    facts = measure(copied.loaded) if known is None else known.facts
+    shared: dict[str, Finding] = {}
+    if known is None:
+        facts, shared = measured(copied.loaded)
+    else:
+        facts = known.facts
     probe = probe_of(replace(copied.loaded, adapter=facts.settled(copied.loaded.adapter)))
-    found = {name: find(CHECKS[name], probe) for name in names}
+    found = {name: shared[name] if name in shared else find(CHECKS[name], probe) for name in names}
     if known is not None:
         return replace(known, findings={**known.findings, **found})
     return replace(
