@@ -6,12 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.families import packed_like, qwen_like
+from tests.families.every import load_family
 from tests.families.recent_image_text import molmo2
 from tests.families.seen_both_ways import paligemma
 from tests.prompts import RESPONSES, prompts_of, responses_of
 from tests.tiny import fresh, tiny_llava, tiny_text_model
-from vlm_distill.adapters.catalog import find_adapter
 from vlm_distill.conformance.logits import forward_logits, one_sequence, prefix_shared
 from vlm_distill.conformance.oracle import all_forced_logits
 from vlm_distill.conformance.probes import LENGTHS, probe_of
@@ -22,18 +21,12 @@ from vlm_distill.forward import (
     unshared_hidden,
 )
 from vlm_distill.models.block_mask import takes_block_mask
-from vlm_distill.models.load import wrap_model
 
 
 @pytest.mark.parametrize("function", [unshared_hidden, prefix_shared_hidden, single_forward_hidden])
 def test_responses_without_tokens_have_no_rows(function):
     loaded, pairs = tiny_llava(), [(0, []), (0, []), (1, []), (2, [])]
     assert function(loaded, prompts_of(loaded), responses_of(pairs)).shape == (0, 16)
-
-
-def loaded_family(name):
-    model, processor = {**qwen_like.FAMILIES, **packed_like.FAMILIES}[name]()
-    return wrap_model(find_adapter(name), model, processor, path=name)
 
 
 ONE_TOKEN, REORDERED = ((0, 1), (1, 1), (0, 1)), LENGTHS[::-1]
@@ -61,13 +54,14 @@ def test_a_shared_prefix_gives_the_logits_and_gradients_of_separate_forwards(
 
 # The second are continued by one token only, which goes another way through a recurrent layer.
 @pytest.mark.parametrize("lengths", [LENGTHS, ((0, 2), (0, 2), (1, 1), (2, 2))])
-def test_a_shared_prefix_with_recurrent_states_gives_gradients_of_separate_forwards(lengths):
-    found = prefix_shared(probe_of(loaded_family("qwen3_5"), lengths=lengths))
+@pytest.mark.parametrize("family", ["qwen3_5", "mamba2", "falcon_h1"])
+def test_a_shared_prefix_with_recurrent_states_gives_gradients_of_separate_forwards(family, lengths):
+    found = prefix_shared(probe_of(load_family(family), lengths=lengths))
     assert found.outcome == "passed", found.line
 
 
 def test_a_response_may_hold_marks_of_sounds_and_images_that_it_brings_none_of():
-    loaded = loaded_family("qwen3_omni_moe_thinker")
+    loaded = load_family("qwen3_omni_moe_thinker")
     sound, image = loaded.tokenizer.convert_tokens_to_ids(["<|audio_start|>", "<|vision_start|>"])
     probe = replace(probe_of(loaded), pairs=((0, (70, sound, 71)), (0, (72, image, 73)), (2, (image, 74))))
     # A plain forward of the model itself fails on them.

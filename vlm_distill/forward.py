@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import DynamicCache
 
 from vlm_distill.adapters.adapter import FEATURES, LoadedModel
@@ -19,7 +20,7 @@ from vlm_distill.adapters.body import next_token_extras
 from vlm_distill.batches import PromptBatch, ResponseBatch
 from vlm_distill.models.block_mask import block_mask, takes_block_mask
 from vlm_distill.models.gradient_checkpointing import cache_disabled
-from vlm_distill.models.recurrent_states import keep_states
+from vlm_distill.models.recurrent_states import keep_states, steps_in_place
 
 
 def response_hidden(
@@ -97,7 +98,11 @@ def prefix_shared_hidden(
     if width < 1:
         return first[:, : width + 1][responses.mask]
     prefix.select(index)
-    rest = prefix.extend(responses.input_ids[:, :-1], responses.mask[:, :-1])
+    tokens, valid = responses.input_ids[:, :-1], responses.mask[:, :-1]
+    if width == 1 and steps_in_place(prefix.cache):
+        # Padding behind it sends the token the way of several, which keeps the graph.
+        tokens, valid = tokens.repeat(1, 2), pad(valid, (0, 1))
+    rest = prefix.extend(tokens, valid)[:, :width]
     return torch.cat([first, rest], dim=1)[responses.mask]
 
 

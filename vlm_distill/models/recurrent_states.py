@@ -11,9 +11,17 @@ from torch import Tensor
 
 def keep_states(cache: Any) -> None:
     """Make the recurrent layers of a cache, in place, take a new state instead of copying it into the old."""
-    for layer in cache.layers:
-        if hasattr(layer, "update_recurrent_state"):
-            layer.update_recurrent_state = partial(_assign, layer)
+    for layer in _recurrent(cache):
+        layer.update_recurrent_state = partial(_assign, layer)
+
+
+def steps_in_place(cache: Any) -> bool:
+    """Return whether a single token may overwrite a state, for which some layers have a way of their own."""
+    return bool(_recurrent(cache))
+
+
+def _recurrent(cache: Any) -> list[Any]:
+    return [layer for layer in cache.layers if hasattr(layer, "update_recurrent_state")]
 
 
 def _assign(layer: Any, state: Tensor, state_idx: int = 0, **_: Any) -> Tensor:

@@ -46,7 +46,6 @@ from vlm_distill.training.metrics import THROUGHPUT, append_row, drop_rows_after
 from vlm_distill.training.micro_batches import count_prompt_tokens, cutter, padding_counts, sort_lengths
 from vlm_distill.training.parts import (
     decay_groups,
-    learning_parts,
     moving_statistics,
     prepare_parts,
     training_mode,
@@ -381,11 +380,11 @@ def _accelerator(config: TrainConfig, stage: Stage) -> Accelerator:
                 f"train.trackers: {tracker!r} is not installed here or not a tracker of accelerate; "
                 f"{did_you_mean(tracker, available)}"
             )
-    # Prompts without images skip all that is not language, and a tower has a norm behind the layer that is
-    # read. What no process has used gets no gradient, as in one process.
-    has_unused = learning_parts(stage.student) != {"language"}
+    # Prompts without images skip what reads them, layers of the language model among it, an expert waits for
+    # its tokens, and what only chooses among experts or keys is never reached. What no process has used gets
+    # no gradient, as in one process.
     accelerator = Accelerator(
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=has_unused)],
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         mixed_precision=PRECISIONS[config.precision],
         cpu=on_cpu,
         log_with=list(config.trackers) or None,
