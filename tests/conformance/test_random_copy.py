@@ -16,6 +16,7 @@ from tests.tiny_families import FAMILIES
 from tests.tiny_qwen import tiny_qwen
 from vlm_distill.adapters.adapter import LoadedModel
 from vlm_distill.adapters.catalog import find_adapter
+from vlm_distill.conformance.probes import probe_of
 from vlm_distill.conformance.random_copy import random_copy
 from vlm_distill.conformance.smaller import CUTS, NARROW
 from vlm_distill.models.layers import find_layers
@@ -134,3 +135,10 @@ def test_what_does_not_run_when_it_is_smaller_stays_as_it_is() -> None:
     copied = random_copy(replace(loaded, model=Whole(loaded.model.config)))
     assert copied.said == CUTS[-1].said
     assert num_layers(copied.loaded) == 3
+
+
+def test_a_window_is_shorter_than_the_prompts_that_are_asked() -> None:
+    model = text_model("gemma3_text", num_hidden_layers=6, head_dim=8, sliding_window=512)
+    copied: Any = random_copy(model).loaded
+    assert copied.model.config.sliding_window == 16
+    assert probe_of(copied).prompts.attention_mask.sum(dim=1).max() > 16

@@ -20,6 +20,9 @@ from vlm_distill.models.layers import decoder_of, find_layers
 NARROW = 128
 """The most that a feed-forward part keeps of its inner width."""
 _FEW_EXPERTS = 8
+# Shorter than the prompts that are asked, so that windows count.
+_WINDOW = 16
+_WINDOWS = ("sliding_window", "attention_chunk_size")
 # Under the names that families have for them.
 _COUNTS = ("num_hidden_layers", "depth", "num_layers", "n_layers", "n_layer", "layers")
 _INNER = re.compile(r".*intermediate_size(_mlp)?|ffn_dim|ffn_hidden_size|n_inner|encoder_ffn_dim")
@@ -39,7 +42,7 @@ class Cut:
 
 
 CUTS = (
-    Cut(said="few layers, narrow", layers=True, towers=True, widths=True),
+    Cut(said="few layers, narrow, with short windows", layers=True, towers=True, widths=True),
     Cut(said="few layers", layers=True, towers=True),
     Cut(said="few layers in its language model, the towers whole", layers=True),
     Cut(said="whole"),
@@ -169,6 +172,10 @@ def _narrow(config: Any) -> None:
             setattr(config, name, min(value, NARROW))
         elif _are_places(value):
             setattr(config, name, type(value)(min(one, NARROW) for one in value))
+    for name in _WINDOWS:
+        window = getattr(config, name, None)
+        if isinstance(window, int):
+            setattr(config, name, min(window, _WINDOW))
     chosen = max(1, getattr(config, "num_experts_per_tok", None) or getattr(config, "moe_k", None) or 1)
     groups, chosen_groups = (getattr(config, name, None) or 1 for name in ("n_group", "topk_group"))
     wanted = max(_FEW_EXPERTS, groups * max(2, -(-2 * chosen // chosen_groups)))
