@@ -21,6 +21,8 @@ Pairs = Sequence[tuple[int, Sequence[int]]]
 
 LARGE = 2**24
 """Frozen weights of more numbers are shared by copies; their gradients would fill the memory."""
+LONG, FEW = 512, 4
+"""Prompts of more tokens get so many responses, or the checks of a small model would take minutes."""
 QUESTIONS = ("What color is the shape?", "hi", "Which one is red, the first or the second?")
 # Colour, width and height; of unequal sizes, so that a family that sizes its inputs by them has to.
 PICTURES = (("red", 40, 16), ("yellow", 24, 24), ("blue", 16, 16), ("green", 8, 32))
@@ -73,14 +75,14 @@ def probe_of(loaded: LoadedModel, *, lengths: Sequence[tuple[int, int]] = LENGTH
     """Return the probe of a model; one without a vision component is asked the questions alone.
 
     A family whose processor reads no prompt without a picture, or none with two, is asked others (LAYOUTS).
-    `lengths` are the prompt and the number of tokens of each response.
+    `lengths` are the prompt and the number of tokens of each response; to LONG prompts there are fewer.
     """
     layouts = LAYOUTS if "vision" in loaded.adapter.parts else ((0, 0, 0),)
     asked = [_asked(layout) for layout in layouts]
-    examples, pictures = next((one for one in asked if _are_read(loaded, *one)), asked[0])
-    return Probe(
-        loaded=loaded, examples=examples, pictures=pictures, pairs=tuple(_responses(loaded, lengths))
-    )
+    read = ((*one, _most_tokens(loaded, *one)) for one in asked)
+    examples, pictures, most = next((one for one in read if one[-1]), (*asked[0], 0))
+    some = lengths[:FEW] if most > LONG else lengths
+    return Probe(loaded=loaded, examples=examples, pictures=pictures, pairs=tuple(_responses(loaded, some)))
 
 
 def _asked(layout: Sequence[int]) -> tuple[tuple[Example, ...], dict[str, tuple[Picture.Image, ...]]]:
@@ -96,16 +98,15 @@ def _asked(layout: Sequence[int]) -> tuple[tuple[Example, ...], dict[str, tuple[
     return tuple(examples), {one.id: tuple(some) for one, some in zip(examples, drawn, strict=True)}
 
 
-def _are_read(
+def _most_tokens(
     loaded: LoadedModel, examples: Sequence[Example], pictures: Mapping[str, Sequence[Picture.Image]]
-) -> bool:
+) -> int:
+    """Return the length of the longest prompt, 0 where the processor does not read all of them."""
     try:
-        for example in examples:
-            processed(loaded, example, pictures[example.id])
+        return max(processed(loaded, one, pictures[one.id])["input_ids"].shape[1] for one in examples)
     # Processors raise all kinds of errors for prompts that they do not read.
     except Exception:
-        return False
-    return True
+        return 0
 
 
 def response_batch(probe: Probe, pairs: Pairs, *, wider: int = 0) -> ResponseBatch:
