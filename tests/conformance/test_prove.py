@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 
 from tests.tiny import fresh, tiny_llava, tiny_text_model
 from tests.tiny_families import tiny_bert, tiny_granite, tiny_jamba
+from vlm_distill.adapters.chat import encode_image_text
 from vlm_distill.adapters.head import plain_head
 from vlm_distill.conformance import prove as module
 from vlm_distill.conformance.facts import measure
@@ -92,6 +94,16 @@ def test_a_hook_of_the_same_name_with_other_code_is_another_structure(
         head = import_module("hooks_of_another_package").head
         keys.add(structure_key(replace(loaded, adapter=replace(loaded.adapter, head=head))))
     assert len(keys) == 2
+
+
+def test_a_hook_with_given_arguments_is_known_by_them_in_every_process() -> None:
+    def key(**given: object) -> str:
+        encode = partial(encode_image_text, **given)
+        return structure_key(replace(loaded, adapter=replace(loaded.adapter, encode=encode)))
+
+    loaded = tiny_llava()
+    assert key(with_rows=len) == key(with_rows=len)
+    assert key(with_rows=len) != key(with_rows=dict)
 
 
 def test_a_damaged_verdict_is_a_line_and_made_again(kept: Path) -> None:

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -160,11 +160,14 @@ def _describe(adapter: Adapter) -> list[Any]:
     return [[name, _origin(one) if callable(one) else _json(one)] for name, one in values.items()]
 
 
-def _origin(value: Any) -> list[str | None]:
+def _origin(value: Any) -> list[Any]:
     """Return the name of a class or function, and the hash of the code of its package.
 
     A checkout changes under one version. What is in the key by version already has none.
     """
+    if isinstance(value, partial):
+        given = [*value.args, *(one for pair in sorted(value.keywords.items()) for one in pair)]
+        return [_origin(value.func), [_origin(one) if callable(one) else _json(one) for one in given]]
     module = str(value.__module__)
     package = sys.modules.get(module.partition(".")[0])
     name = f"{module}.{getattr(value, '__qualname__', value)}"
