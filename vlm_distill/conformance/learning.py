@@ -17,7 +17,7 @@ from vlm_distill.training.parts import prepare_parts
 
 def learning(probe: Probe) -> Finding:
     """With a component frozen, a step reaches what the model's own forward reaches of the others, no more."""
-    pictured = max(range(len(probe.examples)), key=lambda row: probe.num_pictures[row])
+    pictured = next((row for row, count in enumerate(probe.num_pictures) if count), 0)
     some = replace(probe, pairs=tuple(pair for pair in probe.pairs if pair[0] == pictured))
     parts = probe.loaded.adapter.parts
     reached = {*with_gradients(some, lambda one: some_columns(one, all_plain_logits(one, one.pairs)))[1]}
