@@ -51,6 +51,10 @@ class Found:
     is_generic: bool = True
     facts: Facts | None = None
 
+    def is_expected(self, refused_by: str | None) -> bool:
+        """Return whether it is right, or refused by the named check among others."""
+        return refused_by in self.failed if refused_by else not self.failed
+
     @property
     def failed(self) -> dict[str, str]:
         return {name: one.line for name, one in self.findings.items() if one.outcome == "failed"}
