@@ -39,8 +39,7 @@ def hidden_states(
     own = _named_by(whole.base_model.__class__)
     # Some bodies take by `**kwargs` what the whole model names.
     named = own | _named_by(whole.__class__)
-    # The name of the cache since transformers 5.24, and the one before.
-    cache_name = "cache" if "cache" in named else "past_key_values"
+    name_of_cache = cache_name(model)
     if cache is not None and _is_recurrent(cache):
         # What was before is in the states, where padding has left nothing.
         attention_mask = attention_mask[:, -tokens.shape[1] :]
@@ -49,7 +48,7 @@ def hidden_states(
         attention_mask=attention_mask,
         position_ids=position_ids,
         use_cache=cache is not None,
-        **{cache_name: cache, "inputs_embeds" if tokens.is_floating_point() else "input_ids": tokens},
+        **{name_of_cache: cache, "inputs_embeds" if tokens.is_floating_point() else "input_ids": tokens},
         **{
             name: value.to(dtype) if value.is_floating_point() else value
             for name, value in extras.items()
@@ -57,7 +56,7 @@ def hidden_states(
             if name in named and len(value)
         },
     )
-    if cache is not None and cache_name not in output:
+    if cache is not None and name_of_cache not in output:
         raise AdapterError(
             f"{type(model).__name__}: it keeps no key-value cache of transformers, so nothing can continue "
             "a prompt; choose another model"
@@ -65,6 +64,13 @@ def hidden_states(
     hidden: Tensor = output.last_hidden_state
     # The last layer may live on another device than the first.
     return hidden.to(tokens.device)
+
+
+def cache_name(model: nn.Module) -> str:
+    """Return how a model calls its cache: so since transformers 5.24, and as before."""
+    whole: Any = model
+    named = _named_by(whole.base_model.__class__) | _named_by(whole.__class__)
+    return "cache" if "cache" in named else "past_key_values"
 
 
 @cache

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from vlm_distill.adapters.adapter import Adapter
-from vlm_distill.adapters.body import dtype_of, hidden_states
+from vlm_distill.adapters.body import cache_name, dtype_of, hidden_states
 
 SEES = "cross_attention_mask"
 """Which tiles each token sees: [prompt, token, picture, tile], for a prompt without pictures none."""
@@ -53,7 +53,7 @@ def cross_attending_states(
         cross_attention_states=features,
         cross_attention_mask=torch.zeros_like(keys, dtype=dtype).masked_fill(~keys, torch.finfo(dtype).min),
         full_text_row_masked_out_mask=(~_sees_nothing(sees)).to(dtype).flatten(2).unsqueeze(1),
-        cache=cache,
+        **{cache_name(model): cache},
         use_cache=cache is not None,
     ).last_hidden_state
     # The last layer may live on another device than the first.
