@@ -49,7 +49,8 @@ class Job:
 
     @property
     def output(self) -> str:
-        return "".join(path.read_text() for path in self.logs)
+        # A process that has just been started has none yet.
+        return "".join(path.read_text() for path in self.logs if path.exists())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

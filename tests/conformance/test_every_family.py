@@ -22,6 +22,8 @@ CHEAP = (
 )
 
 
+# Code of families warns of what it does with random settings.
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_family_is_right_or_found_to_be_wrong_in_the_checks_without_gradients(name: str) -> None:

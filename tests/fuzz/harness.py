@@ -99,6 +99,7 @@ def _environment(work: Path) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
         "HF_HOME": str(work / "hub"),
         "TOKENIZERS_PARALLELISM": "false",
+        "VLM_DISTILL_CACHE": str(work / "verdicts"),
     }
 
 

@@ -55,7 +55,8 @@ def own_positions(probe: Probe, row: int, ids: tuple[int, ...]) -> Int[Tensor, "
     if not seen or seen[-1] is None:
         return torch.arange(inputs["input_ids"].shape[1], device=probe.loaded.device)
     positions: Tensor = seen[-1]
-    return positions[..., 0, :]  # [*axes, 1, t]
+    # [*axes, 1, t]; Qwen3-Omni gives whole numbers as floats.
+    return positions[..., 0, :].long()
 
 
 def _from_zero(positions: Int[Tensor, "*axes t"]) -> Int[Tensor, "*axes t"]:
