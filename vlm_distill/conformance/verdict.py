@@ -6,8 +6,8 @@ set of versions. Weights are looked at once by their fingerprint.
 
 import os
 import sys
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -52,9 +52,17 @@ class Verdict:
 
     @property
     def hash(self) -> str:
-        """What tells this verdict from one with other findings, whatever the model was called."""
-        values = asdict(replace(self, model="", seconds=0.0))
-        return hash_json(values)
+        """What tells this verdict from one with other outcomes, whatever the model was called.
+
+        How far rounding was from the judge's is no part of it.
+        """
+        outcomes = {name: finding.outcome for name, finding in sorted(self.findings.items())}
+        facts = [self.facts.head, self.facts.left_padding, self.facts.prefix_sharing, self.facts.one_sequence]
+        return hash_json([self.model_type, self.adapter, dict(self.packages), facts, outcomes])
+
+    def on(self, names: Iterable[str]) -> "Verdict":
+        """Return the same with the named findings alone: others may have been made for another use."""
+        return replace(self, findings={name: self.findings[name] for name in names})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -41,7 +41,7 @@ def proven(loaded: LoadedModel, uses: tuple[Use, ...], *, role: str, log: Log) -
     """Return the verdict on a model, or refuse it where one of the uses needs more."""
     verdict = verdict_on(loaded, uses=uses, role=role, log=log)
     require(verdict, uses=uses, path=loaded.path)
-    return verdict
+    return verdict.on(names_for(uses))
 
 
 def teacher_uses(config: RunConfig) -> tuple[Use, ...]:
