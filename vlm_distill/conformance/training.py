@@ -19,6 +19,8 @@ from vlm_distill.models.vision_cache import why_not_cached, with_vision_cache
 from vlm_distill.training.bypassed import bypassed_layers
 
 LORA = Lora(rank=4, alpha=8)
+MERGED = 4.0
+"""By how much more than rounding elsewhere merged matrices may differ; another model does by 1e-2."""
 
 
 def checkpointing(probe: Probe) -> Finding:
@@ -55,7 +57,9 @@ def lora(probe: Probe) -> Finding:
         return does_not_apply(str(error))
     expected = forward_logits(unshared_hidden)(student)
     merge_lora(student.loaded)
-    return compare_values("merged matrices", forward_logits(unshared_hidden)(student), expected)
+    found = forward_logits(unshared_hidden)(student)
+    # A merged weight is rounded once more than the two products that it stands for, in every layer.
+    return compare_values("merged matrices", found, expected, slack=MERGED)
 
 
 def _changed(probe: Probe, change: Callable[[LoadedModel], object]) -> Probe:
