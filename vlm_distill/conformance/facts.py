@@ -54,8 +54,8 @@ def measure(loaded: LoadedModel) -> Facts:
     return measured(loaded)[0]
 
 
-def measured(loaded: LoadedModel) -> tuple[Facts, dict[str, Finding]]:
-    """Return the same, and what the checks of the ways to share a prompt have found.
+def measured(loaded: LoadedModel) -> tuple[Facts, dict[str, Finding], Probe]:
+    """Return the same, what the checks of the ways to share a prompt have found, and the probe they used.
 
     A way that is not exact is not used, which is no failure of the model.
     """
@@ -86,7 +86,7 @@ def measured(loaded: LoadedModel) -> tuple[Facts, dict[str, Finding]]:
     )
     failed = [name for name, one in findings.items() if one.outcome == "failed"]
     inexact = {name: does_not_apply(lines[WAYS[name]]) for name in failed}
-    return facts, {**findings, **inexact}
+    return facts, {**findings, **inexact}, probe
 
 
 def _first_two(loaded: LoadedModel) -> Probe:

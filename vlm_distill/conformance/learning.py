@@ -21,8 +21,8 @@ def learning(probe: Probe) -> Finding:
     some = replace(probe, pairs=tuple(pair for pair in probe.pairs if pair[0] == pictured))
     parts = probe.loaded.adapter.parts
     reached = {*with_gradients(some, lambda one: some_columns(one, all_plain_logits(one, one.pairs)))[1]}
-    # A component that is frozen takes nothing but itself away.
-    for frozen in (None, *parts) if len(parts) > 1 else (None,):
+    # A component that is frozen takes nothing but itself away; where there is one, all of it learns.
+    for frozen in parts if len(parts) > 1 else (None,):
         wanted = {name for name in reached if frozen is None or part_of(name, parts) != frozen}
         if not wanted:
             continue  # The rest is reached by no gradient: a tower that gives ids, not features.

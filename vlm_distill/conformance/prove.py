@@ -91,11 +91,15 @@ def examined(loaded: LoadedModel, names: Iterable[str], known: Verdict | None = 
         line = f"no small random copy can be built: {type(error).__name__}: {one_line(error)}"
         return _blank(loaded, findings={name: failed(line) for name in names})
     shared: dict[str, Finding] = {}
+    probe = None
     if known is None:
-        facts, shared = measured(copied.loaded)
+        facts, shared, probe = measured(copied.loaded)
     else:
         facts = known.facts
-    probe = probe_of(replace(copied.loaded, adapter=facts.settled(copied.loaded.adapter)))
+    settled = facts.settled(copied.loaded.adapter)
+    # What it remembers is good for the other checks, unless some way is not used.
+    if probe is None or probe.loaded.adapter != settled:
+        probe = probe_of(replace(copied.loaded, adapter=settled))
     found = {name: shared[name] if name in shared else find(CHECKS[name], probe) for name in names}
     if known is not None:
         return replace(known, findings={**known.findings, **found})
