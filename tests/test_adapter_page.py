@@ -91,7 +91,10 @@ def test_the_page_names_every_check_and_every_hook() -> None:
 
 
 def test_the_tests_of_the_template_pass_where_it_is_installed(packages: Path) -> None:
-    python("-m", "pytest", "-q", str(packages / "llava" / "tests"), paths=(packages / "llava" / "installed",))
+    tests, installed = packages / "llava" / "tests", packages / "llava" / "installed"
+    done = python("-m", "pytest", "-q", str(tests), paths=(installed,))
+    assert re.search(r"\b[1-9]\d* passed", done.stdout)
+    assert "skipped" not in done.stdout
 
 
 def test_the_family_is_distilled_with_its_hook_and_meets_no_broken_neighbour(

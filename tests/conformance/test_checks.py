@@ -28,6 +28,8 @@ from vlm_distill.adapters.llava import insert_features
 from vlm_distill.adapters.positions import own_positions, sequential_positions
 from vlm_distill.batches import Head, PromptBatch
 from vlm_distill.conformance.checks import CHECKS, examine
+from vlm_distill.conformance.facts import measure
+from vlm_distill.errors import StorageError
 from vlm_distill.models.feature_store import FeatureStore, VisionCacheConfig
 from vlm_distill.models.gradient_checkpointing import cache_disabled
 from vlm_distill.models.load import load_model, wrap_model
@@ -261,3 +263,18 @@ def test_what_the_family_raises_is_the_finding() -> None:
     [finding] = examine(replace(loaded, processor=None), ["prompt_ids"]).values()
     assert finding.outcome == "failed"
     assert finding.line.startswith("AdapterError: NoneType: the model has no chat template")
+
+
+@pytest.mark.parametrize(
+    "lack", [MemoryError(), RuntimeError("CUDA out of memory"), StorageError("/tmp: no room")]
+)
+def test_a_lack_of_memory_or_room_is_no_finding_about_a_family(lack: Exception) -> None:
+    def backbone(*_: Any) -> Tensor:
+        raise lack
+
+    loaded = tiny_text_model()
+    short = replace(loaded, adapter=replace(loaded.adapter, backbone=backbone))
+    with pytest.raises(type(lack)):
+        examine(short, ["generated"])
+    with pytest.raises(type(lack)):
+        measure(short)

@@ -211,17 +211,38 @@ def nemotron_h_omni() -> Tiny:
     )
 
 
+APERTUS_SPECIAL = {
+    "image_token": "<|image|>",
+    "audio_token": "<|audio|>",
+    "boi_token": "<|image_start|>",
+    "eoi_token": "<|image_end|>",
+    "image_wrapper_token": "<|image_wrapper|>",
+    "eol_token": "<|eol|>",
+    "boa_token": "<|audio_start|>",
+    "eoa_token": "<|audio_end|>",
+}
+APERTUS_VISION = {
+    "codebook_size": 16,
+    "embed_dim": 8,
+    "latent_channels": 8,
+    "base_channels": 32,
+    "channel_multiplier": [1, 1, 1],
+    "num_res_blocks": 1,
+    "attn_resolutions": [4],
+    "resolution": 16,
+}
+APERTUS_AUDIO = {
+    "model_type": "wavtokenizer_encoder",
+    "num_filters": 4,
+    "upsampling_ratios": [2, 2],
+    "hidden_size": 8,
+    "codebook_size": 4,
+    "codebook_dim": 8,
+    "num_lstm_layers": 1,
+}
+
+
 def apertus1p5() -> Tiny:
-    special = {
-        "image_token": "<|image|>",
-        "audio_token": "<|audio|>",
-        "boi_token": "<|image_start|>",
-        "eoi_token": "<|image_end|>",
-        "image_wrapper_token": "<|image_wrapper|>",
-        "eol_token": "<|eol|>",
-        "boa_token": "<|audio_start|>",
-        "eoa_token": "<|audio_end|>",
-    }
     codes = [f"<|visual token {code}|>" for code in range(16)]
     codes += [f"<|audio token {code}|>" for code in range(4)]
     processor = Apertus1p5Processor(
@@ -229,35 +250,16 @@ def apertus1p5() -> Tiny:
             spatial_factor=4, size={"min_pixels": 64, "max_pixels": 512}
         ),
         feature_extractor=WavTokenizerFeatureExtractor(hop_length=4),
-        tokenizer=byte_tokenizer(*special.values(), *codes, extra_special_tokens=special),
+        tokenizer=byte_tokenizer(*APERTUS_SPECIAL.values(), *codes, extra_special_tokens=APERTUS_SPECIAL),
         chat_template=template("<|image|>"),
     )
     first = processor.tokenizer.convert_tokens_to_ids(codes[0])
-    vision = {
-        "codebook_size": 16,
-        "embed_dim": 8,
-        "latent_channels": 8,
-        "base_channels": 32,
-        "channel_multiplier": [1, 1, 1],
-        "num_res_blocks": 1,
-        "attn_resolutions": [4],
-        "resolution": 16,
-    }
-    audio = {
-        "model_type": "wavtokenizer_encoder",
-        "num_filters": 4,
-        "upsampling_ratios": [2, 2],
-        "hidden_size": 8,
-        "codebook_size": 4,
-        "codebook_dim": 8,
-        "num_lstm_layers": 1,
-    }
     return built(
         "apertus1p5",
         processor,
-        vision=vision,
+        vision=APERTUS_VISION,
         text={},
-        audio_config=audio,
+        audio_config=APERTUS_AUDIO,
         audio_token_id=processor.audio_token_id,
         image_token_offset=first,
         audio_token_offset=first + 16,

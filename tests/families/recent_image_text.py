@@ -241,6 +241,50 @@ def gemma3n() -> Tiny:
     )
 
 
+DOTS_LATENT = {
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "q_lora_rank": 8,
+    "kv_lora_rank": 8,
+    "head_dim": 12,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+}
+DOTS_TEXT = {
+    **DOTS_LATENT,
+    **{f"swa_{name}": value for name, value in DOTS_LATENT.items()},
+    "qk_rope_head_dim": 4,
+    "moe_intermediate_size": 16,
+    "shared_experts_intermediate_size": 16,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "index_topk": 8,
+    "index_head_dim": 8,
+    # So many that no two keys have equal scores of zero.
+    "index_n_heads": 16,
+    "num_hidden_layers": 3,
+    "layer_types": ["indexed_attention", "sliding_attention", "indexed_attention"],
+    "sliding_window": 16,
+}
+DOTS_TOWER = {
+    "moe_intermediate_size": 16,
+    "mlp_layer_types": ["dense", "sparse"],
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "adapter_in_dim": 16,
+    "adapter_out_dim": 16,
+}
+DOTS_SOUND = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "downsample_hidden_size": 4,
+    "adapter_input_size": 16,
+    "adapter_out_dim": 16,
+}
+
+
 def dots3_note() -> Tiny:
     """Keys chosen by an indexer beside windows, latent keys, experts in the tower too; a tower of sound."""
     tokenizer = byte_tokenizer("<|imgpad|>", "<|video_pad|>", "<|audio_comp_pad|>")
@@ -251,54 +295,12 @@ def dots3_note() -> Tiny:
         feature_extractor=Dots3NoteFeatureExtractor(),
         chat_template=template("<|imgpad|>"),
     )
-    latent = {
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-        "q_lora_rank": 8,
-        "kv_lora_rank": 8,
-        "head_dim": 12,
-        "qk_nope_head_dim": 8,
-        "v_head_dim": 8,
-    }
-    text = {
-        **latent,
-        **{f"swa_{name}": value for name, value in latent.items()},
-        "qk_rope_head_dim": 4,
-        "moe_intermediate_size": 16,
-        "shared_experts_intermediate_size": 16,
-        "n_routed_experts": 4,
-        "num_experts_per_tok": 2,
-        "index_topk": 8,
-        "index_head_dim": 8,
-        # So many that no two keys have equal scores of zero.
-        "index_n_heads": 16,
-        "num_hidden_layers": 3,
-        "layer_types": ["indexed_attention", "sliding_attention", "indexed_attention"],
-        "sliding_window": 16,
-    }
-    tower = {
-        "moe_intermediate_size": 16,
-        "mlp_layer_types": ["dense", "sparse"],
-        "num_local_experts": 4,
-        "num_experts_per_tok": 2,
-        "adapter_in_dim": 16,
-        "adapter_out_dim": 16,
-    }
-    sound = {
-        "hidden_size": 16,
-        "intermediate_size": 32,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "downsample_hidden_size": 4,
-        "adapter_input_size": 16,
-        "adapter_out_dim": 16,
-    }
     return built(
         "dots3_note",
         processor,
-        text_config=language(tokenizer, **text),
-        vision_config={**TOWER, **tower},
-        audio_config=sound,
+        text_config=language(tokenizer, **DOTS_TEXT),
+        vision_config={**TOWER, **DOTS_TOWER},
+        audio_config=DOTS_SOUND,
         **{
             f"{kind}_token_id": getattr(processor, f"{kind}_token_id") for kind in ("image", "video", "audio")
         },

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from vlm_distill.errors import AdapterError, UserError, one_line
+from vlm_distill.errors import AdapterError, StorageError, UserError, one_line
 from vlm_distill.faults import lacks_memory
 
 REMEDY = "fetch the model again, or choose another one"
@@ -21,6 +21,14 @@ def blaming(what: str, *, remedy: str = REMEDY) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        if lacks_memory(error):
-            raise
-        raise AdapterError(f"{what}: {type(error).__name__}: {one_line(error)}; {remedy}") from error
+        raise AdapterError(f"{what}: {blame(error)}; {remedy}") from error
+
+
+def blame(error: Exception) -> str:
+    """Return what a stranger's code raised, as a line.
+
+    What is nobody's fault, a lack of memory or of room on a disk, is raised again.
+    """
+    if lacks_memory(error) or isinstance(error, StorageError):
+        raise error
+    return f"{type(error).__name__}: {one_line(error)}"

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from vlm_distill.adapters.adapter import LoadedModel
+from vlm_distill.adapters.foreign import blame
 from vlm_distill.conformance import (
     batching,
     cached_rows,
@@ -24,7 +25,6 @@ from vlm_distill.conformance import (
 )
 from vlm_distill.conformance.findings import Finding, failed
 from vlm_distill.conformance.probes import Probe, probe_of
-from vlm_distill.errors import one_line
 
 Use: TypeAlias = Literal["answers", "caches", "learns", "recomputes", "lora", "vision_cache", "saves"]
 """What a run does with a model: as a teacher or in an evaluation it answers, a student learns."""
@@ -179,7 +179,7 @@ def find(check: Check, probe: Probe) -> Finding:
         return check.run(probe)
     # Whatever a family's code raises is what was found about it.
     except Exception as error:
-        return failed(f"{type(error).__name__}: {one_line(error)}")
+        return failed(blame(error))
 
 
 def names_for(uses: Iterable[Use]) -> list[str]:

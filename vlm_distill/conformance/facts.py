@@ -10,6 +10,7 @@ from typing import Literal, TypeAlias
 import torch
 
 from vlm_distill.adapters.adapter import Adapter, LoadedModel
+from vlm_distill.adapters.foreign import blame
 from vlm_distill.adapters.head import plain_head
 from vlm_distill.conformance.checks import CHECKS, find
 from vlm_distill.conformance.findings import Finding, compare_values, does_not_apply
@@ -103,7 +104,8 @@ def fitting_head(loaded: LoadedModel) -> HeadKind:
         found = compare_values("without scale", plain_head(loaded.model).logits(hidden), expected)
         ours = compare_values("with scale", loaded.head.logits(hidden), expected)
     # Whatever the family's code raises is found again by the checks, and said there.
-    except Exception:
+    except Exception as error:
+        blame(error)
         return "adapter"
     return "plain" if ours.outcome == "failed" and found.outcome == "passed" else "adapter"
 

@@ -11,6 +11,7 @@ import torch
 from PIL import Image as Picture
 
 from vlm_distill.adapters.adapter import LoadedModel
+from vlm_distill.adapters.foreign import blame
 from vlm_distill.batches import PromptBatch, ResponseBatch
 from vlm_distill.conformance.inputs import processed
 from vlm_distill.records import Example, Image, Message, Text
@@ -105,7 +106,8 @@ def _most_tokens(
     try:
         return max(processed(loaded, one, pictures[one.id])["input_ids"].shape[1] for one in examples)
     # Processors raise all kinds of errors for prompts that they do not read.
-    except Exception:
+    except Exception as error:
+        blame(error)
         return 0
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from vlm_distill.adapters.adapter import LoadedModel
+from vlm_distill.adapters.foreign import blame
 from vlm_distill.conformance.checks import CHECKS, Use, find, names_for
 from vlm_distill.conformance.experts import about_experts
 from vlm_distill.conformance.facts import Facts, measured
@@ -24,8 +25,7 @@ from vlm_distill.conformance.verdict import (
     keep_weighed,
     versions,
 )
-from vlm_distill.errors import AdapterError, one_line
-from vlm_distill.faults import lacks_memory
+from vlm_distill.errors import AdapterError
 from vlm_distill.generation.decoding import evaluating
 from vlm_distill.processes import is_main, on_main
 from vlm_distill.progress import Log, silent
@@ -86,9 +86,7 @@ def examined(loaded: LoadedModel, names: Iterable[str], known: Verdict | None = 
         copied = random_copy(loaded)
     # Whatever a family's code raises is what was found about it.
     except Exception as error:
-        if lacks_memory(error):
-            raise
-        line = f"no small random copy can be built: {type(error).__name__}: {one_line(error)}"
+        line = f"no small random copy can be built: {blame(error)}"
         return _blank(loaded, findings={name: failed(line) for name in names})
     shared: dict[str, Finding] = {}
     probe = None
@@ -156,7 +154,7 @@ def _judge(probe: Probe) -> str:
         return judged(probe).line
     # As above; the checks that ask the judge say what it was.
     except Exception as error:
-        return f"transformers, which fails on it: {type(error).__name__}: {one_line(error)}"
+        return f"transformers, which fails on it: {blame(error)}"
 
 
 def _about_prompts(counts: Sequence[int], loaded: LoadedModel) -> dict[str, str]:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from vlm_distill.adapters.adapter import LoadedModel
+from vlm_distill.adapters.foreign import blame
 from vlm_distill.conformance.oracle import own_inputs, plain_logits
 from vlm_distill.conformance.probes import LARGE, probe_of
 from vlm_distill.conformance.smaller import CUTS, Cut, smaller_config
@@ -35,7 +36,8 @@ def random_copy(loaded: LoadedModel) -> RandomCopy:
             copied = _copy(loaded, cut)
             _forward(copied)
         # Whatever the family's code raises says that its parts depend on each other.
-        except Exception:
+        except Exception as error:
+            blame(error)
             continue
         return RandomCopy(loaded=copied, said=cut.said)
     return RandomCopy(loaded=_copy(loaded, CUTS[-1]), said=CUTS[-1].said)

@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vlm_distill.adapters.foreign import blame
 from vlm_distill.conformance.findings import (
     OWN_DIFFERENCE,
     Finding,
@@ -55,6 +56,7 @@ def _plain_without(probe: Probe, name: str) -> Float[Tensor, "row column"] | Non
             inputs = {key: value for key, value in own_inputs(probe, row).items() if key != name}
             rows.append(plain_logits(probe.loaded, inputs, ids))
     # Families raise all kinds of errors for what they need and are not given.
-    except Exception:
+    except Exception as error:
+        blame(error)
         return None
     return some_columns(probe, torch.cat(rows))
