@@ -141,7 +141,8 @@ def test_a_model_that_attends_both_ways_is_refused_in_one_line() -> None:
 
 
 def test_a_recurrent_model_is_used_without_shared_prefixes_which_is_measured() -> None:
-    proven = prove(tiny_jamba(), uses=("answers", "learns"))
+    # A cache is filled with the responses to a prompt together, in the way that was measured.
+    proven = prove(tiny_jamba(), uses=("answers", "learns", "caches"))
     assert not proven.adapter.supports_prefix_sharing
     assert prove(tiny_text_model(), uses=("learns",)).adapter.supports_prefix_sharing
 

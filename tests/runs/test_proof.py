@@ -12,6 +12,7 @@ from tests.whole_runs import config_of
 from vlm_distill.adapters.adapter import LoadedModel
 from vlm_distill.cli import main
 from vlm_distill.config import dump_yaml
+from vlm_distill.conformance.prove import verdict_on
 from vlm_distill.conformance.verdict import CACHE
 from vlm_distill.models.save import save_model
 from vlm_distill.models.skeleton import load_skeleton
@@ -68,6 +69,17 @@ def test_measured_facts_reach_the_models_of_a_run(tmp_path: Path) -> None:
     assert proof.teacher is not None
     assert proof.teacher.facts.prefix_sharing
     assert not proof.student.facts.prefix_sharing
+
+
+def test_checks_made_for_another_use_change_nothing_in_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(CACHE, str(tmp_path / "verdicts"))
+    config = load_run(str(write_text_run(tmp_path, tiny_text_model(), tiny_text_model(seed=1))))
+    student = load_skeleton(str(tmp_path / "student"))
+    before = prove_models(config, None, student, silent).student
+    verdict_on(student, uses=("lora", "recomputes"), role="student")
+    assert prove_models(config, None, student, silent).student.hash == before.hash
 
 
 def test_uses_are_those_that_the_config_has(tmp_path: Path) -> None:
